@@ -1,0 +1,39 @@
+"""Canonical JSON (RFC 8785): one value, one byte string. What is signed or hashed goes through here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import rfc8785
+
+from idiolect.errors import CorruptArtifactError
+
+
+def canonical_json(value: Mapping[str, Any]) -> bytes:
+    """Raises CorruptArtifactError for what JSON can't say exactly: NaN, infinities, integers over 2^53."""
+    try:
+        return rfc8785.dumps(dict(value))
+    except rfc8785.CanonicalizationError as error:
+        raise CorruptArtifactError(f"a value has no canonical JSON form: {error}.") from error
+
+
+def parse_json_object(data: bytes, *, what: str) -> dict[str, Any]:
+    """Strict: UTF-8, one object, no duplicate keys, no NaN. Raises CorruptArtifactError naming `what`."""
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) != len(pairs):
+            raise ValueError("a key appears twice")
+        return dict(pairs)
+
+    def no_constants(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constants)
+    except (ValueError, RecursionError) as error:
+        raise CorruptArtifactError(f"{what} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise CorruptArtifactError(f"{what} is not a JSON object.")
+    return value

@@ -1,0 +1,60 @@
+"""Identifiers: random ones (UUIDv7), digests of content, and pseudonyms of people."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+
+import uuid6
+
+from idiolect.errors import InvalidInputError
+
+# Names become parts of keys, log lines and file names, so they are plain: lower case, no separators that mean something.
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+SUBJECT_ID_MAX_CHARS = 128
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): unique, and sorted by time of creation."""
+    return str(uuid6.uuid7())
+
+
+def check_name(what: str, name: str) -> str:
+    """Return `name` if it can name a tenant or a domain.
+
+    Raises InvalidInputError otherwise; `what` says which of the two the caller meant.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise InvalidInputError(
+            f"{what} {name[:80]!r} is not a valid name.",
+            mend="Use 1 to 64 of a-z, 0-9, '.', '_' and '-', starting and ending with a letter or digit.",
+        )
+    return name
+
+
+def check_subject_id(subject_id: str) -> str:
+    """Return `subject_id` if it can be a tenant's own id of a person: 1..128 printable characters."""
+    if not 1 <= len(subject_id) <= SUBJECT_ID_MAX_CHARS or not subject_id.isprintable():
+        raise InvalidInputError(
+            f"user id {subject_id[:40]!r} is not usable.",
+            mend=f"Send 1 to {SUBJECT_ID_MAX_CHARS} printable characters.",
+        )
+    return subject_id
+
+
+def pseudonym(tenant_key: bytes, subject_id: str) -> str:
+    """The only name under which a person is stored: keyed per tenant, so tenants can't be joined.
+
+    32 hex characters of HMAC-SHA256: collisions need about 2^64 people in one tenant.
+    """
+    return hmac.new(tenant_key, check_subject_id(subject_id).encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def sha256_hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """The identity of a text: sha256 of its UTF-8 bytes, in hex."""
+    return sha256_hex(text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,47 @@
+"""The ledger's words: a run reserves before it touches data, and settles after it published.
+
+Accounts are per (tenant, unit, subject): a user adapter charges the comparison-unit account of one person, a domain
+adapter the subject-unit account of everyone it reads. The two units are never added. A reservation *is* the charge: a crash
+between reserve and settle leaves it. Nothing refunds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from idiolect.privacy.events import GaussianEvent, Unit
+
+RunState = Literal["reserved", "settled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Who may be read in this run. `refused` would have passed the budget and was not charged."""
+
+    run: str
+    rho: float
+    granted: frozenset[str]
+    refused: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRun:
+    id: str
+    tenant: str
+    unit: Unit
+    purpose: str  # "user adapters", "domain support-chat"
+    event: GaussianEvent
+    state: RunState
+    accounts: int
+    reserved_at: datetime
+    settled_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    subject: str  # pseudonym
+    unit: Unit
+    spent_rho: float
+    runs: int

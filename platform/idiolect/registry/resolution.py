@@ -1,0 +1,41 @@
+"""The answer to: what may be served to this person on this surface, now?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from idiolect.consent import SubjectState
+
+POINTER_LIVE = "live"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedVersion:
+    """Names one immutable version: caches are keyed by `weights_sha256` and `generation`, never by a name or slot."""
+
+    id: str
+    release: str
+    weights_sha256: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Read in one transaction, so that its parts belong together."""
+
+    global_digest: str | None
+    domain: ResolvedVersion | None
+    user: ResolvedVersion | None  # None unless consent, generation and pointers all allow it
+    state: SubjectState | None  # None if no user was named
+    domain_known: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSummary:
+    id: str
+    scope: str
+    created_at: str
+    versions: int
+    revoked: bool
+    epsilon: float
+    unit: str

@@ -1,0 +1,65 @@
+"""Adapter weights as bytes: written once, checked in full before anything believes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from idiolect.errors import CorruptArtifactError
+from idiolect.ids import sha256_hex
+from idiolect.registry.manifest import ReleaseTemplate, TensorSpec, Version, manifest_bytes
+from idiolect.registry.signing import Signer
+
+INLINE_MAX_BYTES = 16 << 10
+
+Weights = Mapping[str, NDArray[np.float32]]
+
+
+def dump_weights(tensors: Weights) -> bytes:
+    return safetensors.numpy.save(
+        {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()}
+    )
+
+
+def load_weights(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, NDArray[np.float32]]:
+    """Exactly the declared tensors, finite and within their norm bounds, or CorruptArtifactError naming the tensor."""
+    if len(data) > INLINE_MAX_BYTES:
+        raise CorruptArtifactError(f"weights of {len(data)} bytes are over the limit of {INLINE_MAX_BYTES} bytes.")
+    try:
+        tensors = safetensors.numpy.load(data)
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise CorruptArtifactError(f"weights are not valid safetensors: {error}.") from error
+    if set(tensors) != {spec.name for spec in specs}:
+        raise CorruptArtifactError(
+            f"weights hold the tensors {sorted(tensors)}, declared are {sorted(s.name for s in specs)}."
+        )
+    for spec in specs:
+        _check_tensor(tensors[spec.name], spec)
+    return tensors
+
+
+def _check_tensor(tensor: NDArray[np.float32], spec: TensorSpec) -> None:
+    if tensor.shape != spec.shape or tensor.dtype != np.float32:
+        raise CorruptArtifactError(
+            f"tensor {spec.name!r} is {tensor.dtype} of shape {tensor.shape}, declared is float32 of shape {spec.shape}."
+        )
+    if not np.isfinite(tensor).all():
+        raise CorruptArtifactError(f"tensor {spec.name!r} holds values that are not finite.")
+    norm = float(np.linalg.norm(tensor.astype(np.float64)))
+    if norm > spec.max_norm:
+        raise CorruptArtifactError(
+            f"tensor {spec.name!r} has the norm {norm:.3g}, over its bound of {spec.max_norm:g}."
+        )
+
+
+def verify_version(template: ReleaseTemplate, version: Version, signer: Signer) -> dict[str, NDArray[np.float32]]:
+    """Signature, digest, shapes and values: the only way from a stored row to weights that may be served."""
+    what = f"version {version.id}"
+    signer.verify(version.key_id, version.signature, manifest_bytes(template, version), what=what)
+    if sha256_hex(version.weights) != version.weights_sha256:
+        raise CorruptArtifactError(f"the weights of {what} do not match their digest.", mend="Train again.")
+    return load_weights(version.weights, template.tensors)

@@ -1,0 +1,60 @@
+"""All settings, each an environment variable IDIOLECT_<NAME>."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from idiolect.errors import ConfigurationError
+
+DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="IDIOLECT_", extra="ignore", frozen=True)
+
+    home: Path = Field(Path("~/.idiolect"), description="The one folder that holds all state.")
+    data_dir: Path | None = Field(None, description="Folder of real data sets; the demo then runs on its `polis`.")
+    backbone: str = Field(DEFAULT_BACKBONE, description="Hugging Face id or local folder of the encoder or decoder.")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of the store; a SQLite file under the home folder if not set."
+    )
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8080, ge=1, le=65535, description="Port that the API listens on.")
+    max_documents: int = Field(1000, ge=1, description="Most documents in one request.")
+    max_text_chars: int = Field(20_000, ge=1, description="Longest query or document, in characters.")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body, in bytes.")
+    feature_cache_bytes: int = Field(256 << 20, ge=0, description="Memory for cached text features, in bytes.")
+    user_epsilon: float = Field(
+        2.0, gt=0, le=20, description="Epsilon of one training of a user adapter (unit: comparison)."
+    )
+    user_budget_epsilon: float = Field(
+        8.0, gt=0, le=50, description="Epsilon that all trainings of one user adapter may reach."
+    )
+    domain_epsilon: float = Field(
+        4.0, gt=0, le=20, description="Epsilon of one training of a domain adapter (unit: subject)."
+    )
+    domain_budget_epsilon: float = Field(
+        12.0, gt=0, le=50, description="Epsilon that all domain trainings may reach for a subject."
+    )
+    retrain_after: int = Field(5, ge=1, description="New comparisons of a person before they are trained again.")
+
+    @property
+    def root(self) -> Path:
+        return self.home.expanduser().resolve()
+
+    @property
+    def sql_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.root / 'idiolect.db'}"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings from the environment; `overrides` that are not None win. Raises ConfigurationError naming each bad one."""
+    try:
+        return Settings(**{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "IDIOLECT_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigurationError(f"{name} is not valid: {first['msg']}.", mend="Correct or unset it.") from error

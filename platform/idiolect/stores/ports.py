@@ -1,0 +1,269 @@
+"""What the rest of Idiolect asks of a store. One contract suite (`tests/contracts`) runs against every implementation.
+
+Every method is one transaction: it happens whole or not at all. Reads that decide what is served come from the same
+place that resets write to, so there is nothing to go stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from idiolect.consent import ConsentChange, SubjectState
+from idiolect.privacy.events import GaussianEvent, Unit
+from idiolect.privacy.ledger import Account, LedgerRun, Reservation
+from idiolect.registry.manifest import ReleaseTemplate, Version
+from idiolect.registry.resolution import ReleaseSummary, Resolution
+from idiolect.resets.plan import ResetPlan
+from idiolect.resets.receipt import ResetRecord
+from idiolect.signals.comparison import PreferenceDataset
+from idiolect.signals.data import EvaluationData, PersonalSnapshot, SharedData
+from idiolect.signals.events import DerivedComparison, Inference
+from idiolect.tenancy import ApiKey, Caller, Scope
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+def no_progress(_done: int, _total: int) -> None:
+    """For callers who watch nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    public: bool  # declared public: may train the global model without privacy
+    opt_in: bool  # people with adaptation comparisons have agreed to personalization
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOutcome:
+    """`unchanged`: exactly this content was there already, and nothing was written."""
+
+    unchanged: bool
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    tenant: str
+    name: str
+    digest: str
+    public: bool
+    counts: Mapping[str, int]
+    imported_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOutcome:
+    """`fenced`: people who were reset or opted out since the snapshot; their versions were thrown away."""
+
+    published: int
+    fenced: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    template: ReleaseTemplate
+    version: Version
+    revoked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackSignal:
+    """A signal with the comparisons that the rules derived from it, ready to be stored together."""
+
+    id: str
+    inference: Inference
+    kind: str
+    value: Any  # as the caller sent it
+    occurred_at: datetime
+    comparisons: Sequence[DerivedComparison]
+
+
+class TenantStore(Protocol):
+    def create_tenant(self, tenant: str, now: datetime) -> None:
+        """Idempotent."""
+        ...
+
+    def create_key(self, tenant: str, scopes: Iterable[Scope], secret_hash: bytes, now: datetime) -> ApiKey:
+        """Raises NotFoundError for an unknown tenant."""
+        ...
+
+    def revoke_key(self, key_id: str, now: datetime) -> None: ...
+
+    def authenticate(self, secret_hash: bytes) -> Caller | None:
+        """None for an unknown or revoked key."""
+        ...
+
+
+class SubjectStore(Protocol):
+    def subject(self, tenant: str, subject: str) -> SubjectState:
+        """The state of a person; of an unknown one, the default state with `known=False`."""
+        ...
+
+    def change_subject(
+        self,
+        tenant: str,
+        subject: str,
+        change: ConsentChange,
+        now: datetime,
+        *,
+        if_revision: int | None = None,
+    ) -> SubjectState:
+        """Apply `consent.apply_change`. Raises PreconditionError if `if_revision` is not the current revision.
+
+        Withdrawing consent also erases the person's adapters (see `apply_reset`).
+        """
+        ...
+
+    def subjects(self, tenant: str, *, after: str = "", limit: int = 100) -> Sequence[SubjectState]:
+        """In order of pseudonym, after `after`."""
+        ...
+
+
+class SignalStore(Protocol):
+    def import_dataset(
+        self,
+        tenant: str,
+        dataset: PreferenceDataset,
+        options: ImportOptions,
+        now: datetime,
+        progress: Progress = no_progress,
+    ) -> ImportOutcome:
+        """Store a data set (people already pseudonyms) whole or not at all, replacing an earlier one of that name.
+
+        People with a tombstone are left out, and counted as `people_reset`.
+        """
+        ...
+
+    def datasets(self, tenant: str) -> Sequence[DatasetInfo]: ...
+
+    def record_inference(self, tenant: str, inference: Inference, texts: Sequence[str]) -> None:
+        """Remember what was shown, with the texts of its query and documents."""
+        ...
+
+    def inference(self, tenant: str, inference_id: str) -> Inference | None: ...
+
+    def add_feedback(self, tenant: str, subject: str, signal: FeedbackSignal, now: datetime) -> bool:
+        """Store the signal and its comparisons under the person's current generation, and queue the person for
+        training. False if a signal of this id was there already (then nothing changed).
+
+        Raises ConsentError if the person has not opted in: feedback of someone who did not agree is not kept.
+        """
+        ...
+
+    def shared_data(self, tenant: str, *, domain: str | None = None, public_only: bool = False) -> SharedData:
+        """Everything that global (`public_only`) or domain training may read: people of public data sets, and people
+        who opted in; nobody with a tombstone newer than the data, and no evaluation pairs."""
+        ...
+
+    def personal_snapshot(
+        self, tenant: str, *, subjects: Sequence[str] | None = None, max_comparisons: int = 50
+    ) -> PersonalSnapshot:
+        """Comparisons (the newest `max_comparisons` each) of opted-in people who are not paused; all if `subjects` is None."""
+        ...
+
+    def evaluation_data(self, tenant: str, dataset: str) -> EvaluationData: ...
+
+    def training_queue(self, *, min_new: int) -> Sequence[tuple[str, str]]:
+        """(tenant, subject) of people with at least `min_new` comparisons since their last training."""
+        ...
+
+    def mark_trained(self, tenant: str, subjects: Sequence[str], upto: datetime) -> None:
+        """Comparisons received until `upto` no longer count as new."""
+        ...
+
+
+class LedgerStore(Protocol):
+    def reserve(
+        self,
+        tenant: str,
+        unit: Unit,
+        purpose: str,
+        event: GaussianEvent,
+        subjects: Sequence[str],
+        budget_rho: float,
+        now: datetime,
+    ) -> Reservation:
+        """Charge every account that stays within `budget_rho`; the others are refused and not charged.
+
+        Serialised: two trainers can't both spend the same rest of a budget. The charge is final.
+        """
+        ...
+
+    def settle(self, tenant: str, run: str, now: datetime) -> None:
+        """Idempotent. Raises NotFoundError for an unknown run."""
+        ...
+
+    def account(self, tenant: str, unit: Unit, subject: str) -> Account: ...
+
+    def runs(self, tenant: str, *, limit: int = 100) -> Sequence[LedgerRun]: ...
+
+
+class RegistryStore(Protocol):
+    def set_global(self, digest: str, now: datetime, *, reason: str, actor: str) -> None:
+        """Make `digest` the live global model of the installation."""
+        ...
+
+    def live_global(self) -> str | None: ...
+
+    def publish(
+        self,
+        release: str,
+        template: ReleaseTemplate,
+        versions: Sequence[Version],
+        now: datetime,
+        *,
+        reason: str,
+        actor: str,
+    ) -> PublishOutcome:
+        """Store a release and move every version's live pointer (the old one becomes `previous`), with history.
+
+        Fencing: a user version whose generation is no longer the person's, or whose person is not opted in, is dropped.
+        Publishing the same release again changes nothing.
+        """
+        ...
+
+    def resolve(self, tenant: str, subject: str | None, domain: str | None) -> Resolution:
+        """What may be served. A version of a revoked release, of an older generation or bound to another global model is
+        never returned: the newest other version that fits is, or None."""
+        ...
+
+    def version(self, tenant: str, version_id: str) -> StoredVersion | None: ...
+
+    def versions(
+        self, tenant: str, *, subject: str | None = None, after: str = "", limit: int = 100
+    ) -> Sequence[StoredVersion]:
+        """In order of id, after `after`; of one person if `subject` is given."""
+        ...
+
+    def releases(self, tenant: str, *, limit: int = 100) -> Sequence[ReleaseSummary]:
+        """Newest first."""
+        ...
+
+    def revoke_release(self, tenant: str, release: str, now: datetime, *, reason: str, actor: str) -> None:
+        """One write. Raises NotFoundError for an unknown release; idempotent."""
+        ...
+
+
+class ResetStore(Protocol):
+    def apply_reset(self, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime) -> ResetRecord:
+        """Carry out `plan` in one transaction: once it returns, no resolve anywhere sees the old generation.
+
+        A known `reset_id` returns its record again and changes nothing. `shared_releases` names the domain releases
+        whose ledger run charged this person.
+        """
+        ...
+
+    def reset(self, tenant: str, reset_id: str) -> ResetRecord | None: ...
+
+
+class Store(TenantStore, SubjectStore, SignalStore, LedgerStore, RegistryStore, ResetStore, Protocol):
+    """Everything, behind one connection pool."""
+
+    def check(self) -> None:
+        """Raises UnavailableError if the store can't be read and written now."""
+        ...
+
+    def close(self) -> None: ...
