@@ -10,7 +10,8 @@ import uuid6
 
 from idiolect.errors import InvalidInputError
 
-# Names become parts of keys, log lines and file names, so they are plain: lower case, no separators that mean something.
+# Names become parts of keys, log lines and file names, so they are plain: lower case, no separators that mean
+# something.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 SUBJECT_ID_MAX_CHARS = 128
 

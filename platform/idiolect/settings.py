@@ -51,9 +51,12 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Settings from the environment; `overrides` that are not None win. Raises ConfigurationError naming each bad one."""
+    """Settings from the environment; `overrides` that are not None win. Raises ConfigurationError naming each bad
+    one.
+    """
     try:
-        return Settings(**{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         name = "IDIOLECT_" + "_".join(str(part) for part in first["loc"]).upper()

@@ -51,5 +51,7 @@ def new_secret() -> str:
 
 
 def hash_secret(secret: str) -> bytes:
-    """What is stored of a key. A plain hash is enough: 256 random bits can't be guessed, so there is nothing to slow down."""
+    """What is stored of a key. A plain hash is enough: 256 random bits can't be guessed, so there is nothing to slow
+    down.
+    """
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

@@ -62,7 +62,7 @@ def noise_multiplier_for(epsilon: float, delta: float, steps: int) -> float:
     """
     check_epsilon(epsilon), check_delta(delta)
     single = GaussianEvent(noise_multiplier=1.0, steps=steps)  # checks `steps`
-    mu = brentq(lambda m: gaussian_delta(epsilon, m) - delta, 1e-6, 200.0, xtol=1e-13)
+    mu = float(brentq(lambda m: gaussian_delta(epsilon, m) - delta, 1e-6, 200.0, xtol=1e-13))
     return math.sqrt(single.steps) / mu * (1.0 + 1e-9)
 
 

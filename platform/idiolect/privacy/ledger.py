@@ -1,8 +1,8 @@
 """The ledger's words: a run reserves before it touches data, and settles after it published.
 
 Accounts are per (tenant, unit, subject): a user adapter charges the comparison-unit account of one person, a domain
-adapter the subject-unit account of everyone it reads. The two units are never added. A reservation *is* the charge: a crash
-between reserve and settle leaves it. Nothing refunds.
+adapter the subject-unit account of everyone it reads. The two units are never added. A reservation *is* the charge:
+a crash between reserve and settle leaves it. Nothing refunds.
 """
 
 from __future__ import annotations

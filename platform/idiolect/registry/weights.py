@@ -45,7 +45,7 @@ def load_weights(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, NDArray[
 def _check_tensor(tensor: NDArray[np.float32], spec: TensorSpec) -> None:
     if tensor.shape != spec.shape or tensor.dtype != np.float32:
         raise CorruptArtifactError(
-            f"tensor {spec.name!r} is {tensor.dtype} of shape {tensor.shape}, declared is float32 of shape {spec.shape}."
+            f"tensor {spec.name!r} is {tensor.dtype} {tensor.shape}, declared is float32 of shape {spec.shape}."
         )
     if not np.isfinite(tensor).all():
         raise CorruptArtifactError(f"tensor {spec.name!r} holds values that are not finite.")

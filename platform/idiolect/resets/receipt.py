@@ -14,7 +14,9 @@ from idiolect.resets.plan import ResetScope
 
 @dataclass(frozen=True, slots=True)
 class ResetRecord:
-    """A reset as stored. `erased` counts rows per table; `shared_releases` keep an influence bounded by their epsilon."""
+    """A reset as stored. `erased` counts rows per table; `shared_releases` keep an influence bounded by their
+    epsilon.
+    """
 
     id: str
     tenant: str

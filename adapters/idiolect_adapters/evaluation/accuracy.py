@@ -1,0 +1,46 @@
+"""How often the model orders a person's pairs as the person did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+MIN_PAIRS = 4
+BOOTSTRAP_DRAWS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Mean over people of each person's share of pairs ordered rightly, with a 95% interval over people."""
+
+    value: float
+    low: float
+    high: float
+    people: int
+
+
+def person_accuracies(margin_C: FloatArray, person_C: NDArray[np.int32], *, min_pairs: int = MIN_PAIRS) -> FloatArray:
+    """Per person with at least `min_pairs` pairs: the share with a margin (chosen minus rejected) above 0, ties one
+    half.
+    """
+    right_C = (margin_C > 0) + 0.5 * (margin_C == 0)
+    pairs_P = np.bincount(person_C)
+    enough_P = pairs_P >= min_pairs
+    totals_P = np.bincount(person_C, weights=right_C)
+    shares_P: FloatArray = totals_P[enough_P] / pairs_P[enough_P]
+    return shares_P
+
+
+def bootstrap_mean(values_P: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Accuracy:
+    """Percentile bootstrap over people (Efron 1979). With nobody, all figures are NaN."""
+    people = len(values_P)
+    if people == 0:
+        return Accuracy(float("nan"), float("nan"), float("nan"), 0)
+    rng = np.random.default_rng(seed)
+    means = np.array([values_P[rng.integers(0, people, people)].mean() for _ in range(draws)])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Accuracy(float(values_P.mean()), float(low), float(high), people)

@@ -1,0 +1,223 @@
+"""The global preference model: backbone, reward head, and the two frozen bases that adapters are written in.
+
+    z(x, y) = [ w . f,  A f,  C f ]     f = features(x, y) - mean
+    score   = z[0] + a_d * B_d . z_domain + a_u * B_u . z_user
+
+A user adapter is a LoRA on the head whose A is the shared `user_basis`; a domain adapter the same on `domain_basis`.
+One projection per text serves every person, so a warm score is k multiply-adds. On disk a model is one folder, named
+by its digest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from idiolect.canonical import canonical_json, parse_json_object
+from idiolect.errors import CorruptArtifactError
+from idiolect.ids import sha256_hex
+from idiolect_adapters.backbone import Backbone, check_digest
+from idiolect_adapters.training.descent import Recipe
+from idiolect_adapters.training.tuning import UserRecipes
+
+FORMAT = "idiolect-global/1"
+CARD = "model.json"
+HEAD_FILE = "preference.safetensors"
+PROJECT_ROWS = 64
+
+FloatMatrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What training adds to the backbone. float32, finite."""
+
+    mean_H: NDArray[np.float32]
+    reward_H: NDArray[np.float32]
+    user_basis_K_H: NDArray[np.float32]
+    domain_basis_M_H: NDArray[np.float32]
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        return {
+            "mean": self.mean_H,
+            "reward": self.reward_H,
+            "user_basis": self.user_basis_K_H,
+            "domain_basis": self.domain_basis_M_H,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Recipes:
+    """How adapters on this model are trained: public constants, chosen with it (training/tuning.py)."""
+
+    user: UserRecipes
+    domain: Recipe
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        return {
+            "user_curvature": self.user.by_epsilon[None].curvature_K_K.astype(np.float32),
+            "domain_curvature": self.domain.curvature_K_K.astype(np.float32),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        domain = {"clip_norm": self.domain.clip_norm, "prior": self.domain.prior, "steps": self.domain.steps}
+        return {"user": self.user.to_json(), "domain": domain}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]]) -> Recipes:
+        user = UserRecipes.from_json(data["user"], tensors["user_curvature"].astype(np.float64))
+        return Recipes(user, Recipe(curvature_K_K=tensors["domain_curvature"].astype(np.float64), **data["domain"]))
+
+
+def basis_digest(basis_K_H: NDArray[np.float32]) -> str:
+    """Identity of a basis: what every adapter written in it is bound to."""
+    return sha256_hex(repr(basis_K_H.shape).encode() + np.ascontiguousarray(basis_K_H, dtype="<f4").tobytes())
+
+
+class PreferenceModel:
+    """One immutable global model. `digest` covers every byte of it."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        recipes: Recipes,
+        *,
+        temperature: float,
+        digest: str,
+        card: Mapping[str, Any],
+    ) -> None:
+        self.backbone = backbone
+        self.head = head
+        self.recipes = recipes
+        self.temperature = temperature
+        self.digest = digest
+        self.card = card
+        self.user_rank = len(head.user_basis_K_H)
+        self.domain_rank = len(head.domain_basis_M_H)
+        self.user_basis_digest = basis_digest(head.user_basis_K_H)
+        self.domain_basis_digest = basis_digest(head.domain_basis_M_H)
+
+    def project(
+        self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
+    ) -> FloatMatrix:
+        """[N, 1 + k + m] for N (prompt, text) pairs: the global score, A f and C f. Same pair, same bits."""
+        return project_features(self.backbone.features(pairs, progress), self.head)
+
+
+def project_features(features_N_H: NDArray[np.float32], head: Head) -> FloatMatrix:
+    """Rows are summed one by one in float64, never through BLAS, whose rounding depends on the number of rows."""
+    weights_P_H = np.vstack([head.reward_H[None, :], head.user_basis_K_H, head.domain_basis_M_H]).astype(np.float64)
+    out_N_P = np.empty((len(features_N_H), len(weights_P_H)))
+    for start in range(0, len(features_N_H), PROJECT_ROWS):
+        rows = slice(start, start + PROJECT_ROWS)
+        centred = features_N_H[rows].astype(np.float64) - head.mean_H
+        out_N_P[rows] = (centred[:, None, :] * weights_P_H[None, :, :]).sum(axis=2)
+    return out_N_P
+
+
+def save_model(
+    root: Path, backbone: Backbone, head: Head, recipes: Recipes, *, temperature: float, training: Mapping[str, Any]
+) -> PreferenceModel:
+    """Write the model under `root`/<digest>, whole or not at all, and return it."""
+    root.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
+    try:
+        backbone.save(staging)
+        (staging / HEAD_FILE).write_bytes(safetensors.numpy.save(head.tensors() | recipes.tensors()))
+        files = {path.name: sha256_hex(path.read_bytes()) for path in sorted(staging.iterdir()) if path.is_file()}
+        card = {
+            "format": FORMAT,
+            "files": files,
+            "hidden_size": backbone.hidden_size,
+            "user_rank": len(head.user_basis_K_H),
+            "domain_rank": len(head.domain_basis_M_H),
+            "temperature": temperature,
+            "recipes": recipes.to_json(),
+            "training": dict(training),
+        }
+        data = canonical_json(card)
+        (staging / CARD).write_bytes(data)
+        digest = sha256_hex(data)
+        _sync(staging)
+        target = root / digest
+        if not target.exists():
+            staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return PreferenceModel(backbone, head, recipes, temperature=temperature, digest=digest, card=card)
+
+
+def _sync(folder: Path) -> None:
+    """Bytes first, then the folder: after the rename a power cut can't leave a model with holes."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_staging(root: Path) -> None:
+    """Folders that a killed training left behind."""
+    for leftover in root.glob(".staging-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def load_model(root: Path, digest: str) -> PreferenceModel:
+    """Every byte is checked against `digest` before any of it is used. Raises CorruptArtifactError."""
+    folder = root / digest
+    mend = "Train it again: idiolect train global."
+    try:
+        data = (folder / CARD).read_bytes()
+    except OSError as error:
+        raise CorruptArtifactError(
+            f"global model {digest[:12]} is not in {root}: {error.strerror}.", mend=mend
+        ) from error
+    if sha256_hex(data) != digest:
+        raise CorruptArtifactError(f"{CARD} of global model {digest[:12]} does not match its digest.", mend=mend)
+    card = parse_json_object(data, what=CARD)
+    for name, expected in card["files"].items():
+        check_digest(folder / name, expected)
+    tensors = _load_tensors(folder / HEAD_FILE, card)
+    head = Head(tensors["mean"], tensors["reward"], tensors["user_basis"], tensors["domain_basis"])
+    recipes = Recipes.from_json(card["recipes"], tensors)
+    backbone = Backbone.load(folder)
+    return PreferenceModel(backbone, head, recipes, temperature=float(card["temperature"]), digest=digest, card=card)
+
+
+def _load_tensors(path: Path, card: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    try:
+        tensors = safetensors.numpy.load(path.read_bytes())
+    except SafetensorError as error:
+        raise CorruptArtifactError(f"{path} is not valid safetensors: {error}.") from error
+    hidden, user, domain = int(card["hidden_size"]), int(card["user_rank"]), int(card["domain_rank"])
+    shapes = {
+        "mean": (hidden,),
+        "reward": (hidden,),
+        "user_basis": (user, hidden),
+        "domain_basis": (domain, hidden),
+        "user_curvature": (user, user),
+        "domain_curvature": (domain, domain),
+    }
+    for name, shape in shapes.items():
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != shape or not np.isfinite(tensor).all():
+            raise CorruptArtifactError(f"tensor {name!r} of {path} is missing, misshapen or not finite.")
+    return tensors
+
+
+def read_card(root: Path, digest: str) -> dict[str, Any]:
+    """The description of a model, without loading it."""
+    return dict(json.loads((root / digest / CARD).read_text()))

@@ -1,0 +1,95 @@
+"""From public preference data to a finished global model on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from idiolect.ids import sha256_hex
+from idiolect.signals.data import Comparisons, Ratings, SharedData
+from idiolect_adapters.backbone import Backbone
+from idiolect_adapters.evaluation.calibration import fit_temperature
+from idiolect_adapters.preference import PreferenceModel, Recipes, project_features, save_model
+from idiolect_adapters.training.clip_noise import SecureNoise
+from idiolect_adapters.training.descent import Recipe
+from idiolect_adapters.training.global_model import GlobalOptions, train_global
+from idiolect_adapters.training.pairs import groups, person_pairs
+from idiolect_adapters.training.tuning import choose_user_recipes, split_pairs, typical_curvature
+
+FloatArray = NDArray[np.float64]
+
+TUNING_SHARE, TUNING_MAX_PEOPLE = 0.1, 500
+PAIRS_PER_PERSON = 120
+DOMAIN_PRIOR, DOMAIN_STEPS = 5.0, 6
+
+
+class Stages(Protocol):
+    """Shows long work: `stage(name)` gives a callback for (done, total)."""
+
+    def stage(self, name: str) -> Callable[[int, int], None]: ...
+
+
+def build_global(
+    root: Path,
+    backbone: Backbone,
+    data: SharedData,
+    options: GlobalOptions,
+    described: Mapping[str, Any],
+    stages: Stages,
+) -> PreferenceModel:
+    """Train on 90% of the people, tune the public constants on the others, and save under `root`.
+
+    `backbone` is tuned in place. `described` goes into the model's card: what the data was and that it is public.
+    """
+    tuning_P = _tuning_people(data)
+    head = train_global(backbone, data, ~tuning_P, options, stages.stage("global model"))
+    features_I_H = backbone.features(
+        [(item.prompt, item.text) for item in data.items], stages.stage("reading all texts")
+    )
+    projected_I_P = project_features(features_I_H, head)
+    group_I = groups(data.items)
+    rng = np.random.default_rng(options.seed)
+    ratings, comparisons = _ratings_of(data, tuning_P), data.comparisons.where(tuning_P[data.comparisons.person_C])
+    held_out = person_pairs(ratings, comparisons, group_I, limit=PAIRS_PER_PERSON, rng=rng)
+    tuning = split_pairs(held_out, group_I, rng)
+    rank = options.user_rank
+    user = choose_user_recipes(projected_I_P, rank, tuning, SecureNoise(), stages.stage("private recipes"))
+    margin_C = projected_I_P[held_out.chosen_C, 0] - projected_I_P[held_out.rejected_C, 0]
+    recipes = Recipes(user, _domain_recipe(projected_I_P[:, 1 + rank :], margin_C, held_out))
+    training = {"options": asdict(options), "items": len(data.items), "people": int((~tuning_P).sum())}
+    temperature = fit_temperature(margin_C, held_out.weight_C.astype(np.float64))
+    return save_model(root, backbone, head, recipes, temperature=temperature, training=training | dict(described))
+
+
+def _tuning_people(data: SharedData) -> NDArray[np.bool_]:
+    """A stable tenth of the people (by a hash of their pseudonym), at most TUNING_MAX_PEOPLE."""
+    rank_P = np.array([int(sha256_hex(f"tuning:{person}".encode())[:12], 16) for person in data.people], dtype=np.int64)
+    count = min(TUNING_MAX_PEOPLE, round(TUNING_SHARE * len(rank_P)))
+    mask_P = np.zeros(len(rank_P), dtype=np.bool_)
+    mask_P[np.argsort(rank_P, kind="stable")[:count]] = True
+    return mask_P
+
+
+def _ratings_of(data: SharedData, mask_P: NDArray[np.bool_]) -> Ratings:
+    mask_R = mask_P[data.ratings.person_R]
+    return Ratings(data.ratings.person_R[mask_R], data.ratings.item_R[mask_R], data.ratings.value_R[mask_R])
+
+
+def _domain_recipe(direction_I_M: FloatArray, margin_C: FloatArray, pairs: Comparisons) -> Recipe:
+    """The curvature of one subject is that of one typical pair (a subject's pairs are averaged); the clip norm is
+    the median norm of a subject's averaged gradient."""
+    differences_C_M = direction_I_M[pairs.chosen_C] - direction_I_M[pairs.rejected_C]
+    curvature = typical_curvature(differences_C_M, margin_C)
+    if not len(pairs):
+        return Recipe(1.0, DOMAIN_PRIOR, DOMAIN_STEPS, curvature)
+    people, index_C = np.unique(pairs.person_C, return_inverse=True)
+    sums_S_M = np.zeros((len(people), direction_I_M.shape[1]))
+    np.add.at(sums_S_M, index_C, expit(-margin_C)[:, None] * differences_C_M)
+    norms_S = np.linalg.norm(sums_S_M / np.bincount(index_C)[:, None], axis=1)
+    return Recipe(float(max(np.median(norms_S), 1e-3)), DOMAIN_PRIOR, DOMAIN_STEPS, curvature)

@@ -1,0 +1,69 @@
+"""Domain adapters: one adapter from many people, under differential privacy for one whole subject.
+
+All comparisons of a subject form one contribution: their gradients are averaged over that subject's own comparisons,
+and the average is clipped as one row. So a subject with 10,000 comparisons moves the adapter no more than
+`clip_norm`, like anyone else. How many subjects there are is itself private: the first release is their noisy count,
+and it sets the scale of the curvature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from idiolect_adapters.training.clip_noise import NoiseSource, add_gaussian_noise, clip_rows
+from idiolect_adapters.training.descent import Recipe, noisy_descent
+
+FloatArray = NDArray[np.float64]
+
+# One release for the count, the rest for gradient steps: what the ledger is charged for.
+COUNT_RELEASES = 1
+
+
+def releases(recipe: Recipe) -> int:
+    return recipe.steps + COUNT_RELEASES
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectComparisons:
+    """C comparisons of S subjects: `subject_C` in 0..S-1."""
+
+    subjects: int
+    subject_C: NDArray[np.int64]
+    differences_C_K: FloatArray
+    margins_C: FloatArray
+    weights_C: FloatArray
+
+
+def train_domain(data: SubjectComparisons, recipe: Recipe, noise_multiplier: float, noise: NoiseSource) -> FloatArray:
+    """The adapter B [K]. `recipe.curvature_K_K` is that of one subject.
+
+    The ledger must hold a reservation for `releases(recipe)` releases at `noise_multiplier`, unit subject.
+    """
+    count = _noisy_count(data.subjects, noise_multiplier, noise)
+    scaled = replace(recipe, curvature_K_K=recipe.curvature_K_K * count)
+    size_S = np.maximum(np.bincount(data.subject_C, weights=data.weights_C, minlength=data.subjects), 1e-9)
+    share_C = data.weights_C / size_S[data.subject_C]
+
+    def clipped_sums(adapter_1_K: FloatArray) -> FloatArray:
+        pull_C = share_C * expit(-(data.margins_C + data.differences_C_K @ adapter_1_K[0]))
+        rows_S_K = np.zeros((data.subjects, adapter_1_K.shape[1]))
+        np.add.at(rows_S_K, data.subject_C, pull_C[:, None] * data.differences_C_K)
+        sums_1_K: FloatArray = clip_rows(rows_S_K, recipe.clip_norm).sum(axis=0, keepdims=True)
+        return sums_1_K
+
+    shape = (1, data.differences_C_K.shape[1])
+    adapter_1_K = noisy_descent(clipped_sums, shape, scaled, noise_multiplier, noise)
+    adapter_K: FloatArray = adapter_1_K[0]
+    return adapter_K
+
+
+def _noisy_count(subjects: int, noise_multiplier: float, noise: NoiseSource) -> float:
+    """Sensitivity 1: a subject more or less. At least 1, so that the scale stays usable."""
+    count = np.array([float(subjects)])
+    if noise_multiplier > 0:
+        count = add_gaussian_noise(count, noise_multiplier=noise_multiplier, clip_norm=1.0, noise=noise)
+    return max(1.0, float(count[0]))

@@ -1,0 +1,177 @@
+"""Polis: agree and disagree votes on short statements, in public conversations.
+
+`comments.jsonl.gz` has conv, lang, topic, comment, text, moderated; `votes.jsonl.gz` has conv, user, comment, vote
+(1 agree, -1 disagree, 0 pass), t. A conversation is a domain, its topic the prompt, a statement an item.
+
+The last vote of a person on a statement counts, and a later pass withdraws an earlier vote. Statements of one
+conversation with the same text are one item. With `benchmark_split.json` and `benchmark_new_users.jsonl.gz` in the
+folder, the split is exactly theirs; without them, one of the same kind is made from hashes of the ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from idiolect.errors import InvalidInputError
+from idiolect.signals.comparison import Item, PreferenceDataset, Rating
+from idiolect.signals.importers.building import DomainNames, ItemTable, People, build_dataset, unusable_text
+from idiolect.signals.importers.holdout import Holdout, HoldoutRule, hold_out
+from idiolect.signals.importers.polis_benchmark import BENCHMARK_FILES, has_benchmark, read_benchmark
+from idiolect.signals.importers.reading import DataFiles, Source
+from idiolect.signals.importers.rows import Row, moment
+from idiolect.stores.ports import Progress, no_progress
+
+COMMENTS = "comments.jsonl.gz"
+VOTES = "votes.jsonl.gz"
+ENGLISH = frozenset({"en"})
+SOURCE = "vote"
+_RULE = HoldoutRule(source=SOURCE, new_item_share=0.3, min_known_items=2, min_known_pairs=8)
+_LANGUAGE_TAG = re.compile(r"[A-Za-z0-9-]{1,35}")  # BCP 47
+
+_OTHER_LANGUAGE = -1
+_LEFT_OUT = -2
+
+Votes = Mapping[str, Mapping[int, tuple[float, int | None]]]  # person -> item -> (1 or -1, milliseconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    """`index[conversation][comment]` is an item, or one of the two negative marks."""
+
+    items: list[Item]
+    item_ids: list[str]
+    index: Mapping[str, Mapping[str, int]]
+    moderated_out: frozenset[int]
+
+
+def load_polis(
+    path: Path, progress: Progress = no_progress, *, languages: frozenset[str] | None = ENGLISH
+) -> PreferenceDataset:
+    """Statements in `languages` (None: all) and the votes on them. Raises InvalidInputError."""
+    benchmark = has_benchmark(path)
+    files = DataFiles(path, (COMMENTS, VOTES, *(BENCHMARK_FILES if benchmark else ())), progress)
+    everything = _read_statements(files, languages)
+    if not everything.items:
+        asked = ", ".join(sorted(languages or ())) or "any language"
+        raise InvalidInputError(f"{path / COMMENTS} has no statement in {asked}.", mend="Ask for another language.")
+    all_votes = _read_votes(files, everything)
+    statements, votes = _without_unvoted(files, everything, all_votes)
+    holdout = (
+        read_benchmark(files, statements.index, votes.keys(), SOURCE) if benchmark else _fresh_split(statements, votes)
+    )
+    return build_dataset(
+        "polis",
+        files,
+        statements.items,
+        ratings=_shared_ratings(votes, holdout),
+        holdout=holdout,
+        options=[f"languages {' '.join(sorted(languages)) if languages is not None else 'all'}"],
+    )
+
+
+def _read_statements(files: DataFiles, languages: frozenset[str] | None) -> _Statements:
+    source = files.source(COMMENTS, "statements")
+    names, table, item_ids, moderated = DomainNames(), ItemTable(), list[str](), dict[int, bool]()
+    index: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in source:
+        conversation, comment = row.identifier("conv"), row.identifier("comment")
+        if comment in index[conversation]:
+            source.leave_out("repeated_id")
+            continue
+        item, is_moderated = _statement(row, names[conversation]), row.integer("moderated") < 0
+        mark = _mark(source, item, languages)
+        if mark is None:
+            mark = table.add(item)
+            moderated[mark] = is_moderated and moderated.get(mark, True)
+            if mark == len(item_ids):
+                item_ids.append(f"{conversation}:{comment}")
+        index[conversation][comment] = mark
+    out = frozenset(item for item, is_out in moderated.items() if is_out)
+    return _Statements(table.items, item_ids, index, out)
+
+
+def _statement(row: Row, domain: str) -> Item:
+    language = row.text("lang")
+    if not _LANGUAGE_TAG.fullmatch(language):
+        raise row.wrong(f"lang {language[:40]!r} is not a language tag.", "Use one like en or pt-BR.")
+    return Item(domain, prompt=row.text("topic"), text=row.text("text"), language=language)
+
+
+def _mark(source: Source, item: Item, languages: frozenset[str] | None) -> int | None:
+    """None for a statement that is to be an item."""
+    if languages is not None and item.language not in languages:
+        source.count("in_other_languages")
+        return _OTHER_LANGUAGE
+    reason = unusable_text(item.text) or unusable_text(item.prompt)
+    if reason:
+        source.leave_out(reason)
+        return _LEFT_OUT
+    return None
+
+
+def _read_votes(files: DataFiles, statements: _Statements) -> Votes:
+    source = files.source(VOTES, "votes")
+    people = People()
+    votes: dict[str, dict[int, tuple[float, int | None]]] = defaultdict(dict)
+    for row in source:
+        person, vote, time = people.read(row), _vote(row), row.milliseconds_or_none("t")
+        item = statements.index.get(row.identifier("conv"), {}).get(row.identifier("comment"))
+        if item is None or item == _LEFT_OUT:
+            source.leave_out("unknown_statement" if item is None else "statement_left_out")
+        elif item == _OTHER_LANGUAGE:
+            source.count("in_other_languages")
+        else:
+            if item in votes[person]:
+                source.count("replaced_by_a_later_one")
+            if vote:
+                votes[person][item] = (float(vote), time)
+            else:
+                source.count("pass")
+                votes[person].pop(item, None)
+    return votes
+
+
+def _vote(row: Row) -> int:
+    vote = row.integer("vote")
+    if vote not in (1, 0, -1):
+        raise row.wrong(f"vote {str(vote)[:20]} is unknown.", "It must be 1 (agree), -1 (disagree) or 0 (pass).")
+    return vote
+
+
+def _without_unvoted(files: DataFiles, old: _Statements, votes: Votes) -> tuple[_Statements, Votes]:
+    """Drop statements that were moderated out before anybody voted on them, and number the others again."""
+    voted = {item for given in votes.values() for item in given}
+    kept = [item for item in range(len(old.items)) if item in voted or item not in old.moderated_out]
+    files.counts["statements_moderated_out_unvoted"] = len(old.items) - len(kept)
+    number = {item: position for position, item in enumerate(kept)}
+    statements = _Statements(
+        items=[old.items[item] for item in kept],
+        item_ids=[old.item_ids[item] for item in kept],
+        index={
+            conversation: {comment: item if item < 0 else number.get(item, _LEFT_OUT) for comment, item in ids.items()}
+            for conversation, ids in old.index.items()
+        },
+        moderated_out=frozenset(number[item] for item in old.moderated_out if item in number),
+    )
+    return statements, {
+        person: {number[item]: vote for item, vote in given.items()} for person, given in votes.items() if given
+    }
+
+
+def _fresh_split(statements: _Statements, votes: Votes) -> Holdout:
+    values = {person: {item: value for item, (value, _) in given.items()} for person, given in votes.items()}
+    return hold_out(statements.items, statements.item_ids, values, _RULE)
+
+
+def _shared_ratings(votes: Votes, holdout: Holdout) -> list[Rating]:
+    return [
+        Rating(person, item, value, None if time is None else moment(time))
+        for person, given in votes.items()
+        if person not in holdout.new_people
+        for item, (value, time) in given.items()
+        if item not in holdout.new_items
+    ]

@@ -1,0 +1,145 @@
+"""Transactions: one way to read, one way to write, the same on SQLite and Postgres.
+
+SQLite: WAL, so that readers never wait; BEGIN IMMEDIATE, so that writers are serialised from their first statement;
+synchronous=FULL, so that a reset that was answered survives a power cut; secure_delete, so that erased data does not
+stay in free pages.
+
+Postgres: writers run at READ COMMITTED under the locks of `hold`, in memory and fair, and start again on a deadlock or
+lost race. Readers see one snapshot (REPEATABLE READ). Erased rows are overwritten by (auto)vacuum, not at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any, TypeAlias, TypeVar, cast
+
+from sqlalchemy import Connection, Engine, Row, Table, event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import Insert
+
+from idiolect.stores.sql.failures import DRIVER_ERRORS, is_transient, translated
+
+ATTEMPTS = 8
+CHUNK = 5_000  # rows per statement: far below the bounds of 32,766 (SQLite) and 65,535 (Postgres) parameters
+
+T = TypeVar("T")
+AnyRow: TypeAlias = Row[*tuple[Any, ...]]
+
+
+class Hold(Enum):
+    """What a writer of a tenant keeps others from doing until it ends. On SQLite every writer excludes every other."""
+
+    NOTHING_ERASED = "nothing erased"  # hot path: many at once, but not while someone erases
+    ONE_RUN = "one run"  # imports, reservations, publishes: one at a time, beside the hot path
+    ERASE = "erase"  # resets: alone
+
+
+class Database:
+    """A pool of connections and the rules of using them."""
+
+    def __init__(self, engine: Engine, where: str) -> None:
+        self.engine = engine
+        self.where = where  # for messages: the URL without its password
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        self._reader = engine if self.is_sqlite else _snapshot_reader(engine)
+        self._writer = engine.execution_options(idiolect_write=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One consistent snapshot."""
+        try:
+            with self._reader.begin() as connection:
+                yield connection
+        except DRIVER_ERRORS as error:
+            raise translated(error, self.where) from error
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one transaction; it may run more than once, so all that it changes must be in the database."""
+        for attempt in range(ATTEMPTS):
+            try:
+                with self._writer.begin() as connection:
+                    return work(connection)
+            except DRIVER_ERRORS as error:
+                if attempt + 1 == ATTEMPTS or not is_transient(error):
+                    raise translated(error, self.where) from error
+                time.sleep(random.uniform(0.0, 0.02 * 2**attempt))  # noqa: S311  not a secret: spreads retries
+        raise AssertionError("the last attempt returns or raises")
+
+    def scrub(self) -> None:
+        """After erasing on SQLite: move the write-ahead log, which holds old pages, into the file and empty it.
+
+        Best effort: with readers at work it stays until a later checkpoint.
+        """
+        if not self.is_sqlite:
+            return
+        try:
+            with self.engine.connect() as connection:
+                raw = connection.connection.dbapi_connection
+                assert raw is not None
+                before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
+                raw.execute("PRAGMA busy_timeout=500")
+                try:
+                    raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                finally:
+                    raw.execute(f"PRAGMA busy_timeout={int(before)}")
+        except DRIVER_ERRORS:
+            return  # the erasure itself is committed; only the log keeps old pages a little longer
+
+
+def _snapshot_reader(engine: Engine) -> Engine:
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
+def prepare_sqlite(engine: Engine, busy_timeout_s: float) -> None:
+    @event.listens_for(engine, "connect")
+    def _connect(raw: Any, _record: Any) -> None:
+        raw.isolation_level = None  # transactions are begun below, not guessed by the driver
+        raw.execute(f"PRAGMA busy_timeout={int(busy_timeout_s * 1000)}")
+        raw.execute("PRAGMA foreign_keys=ON")
+        raw.execute("PRAGMA synchronous=FULL")
+        raw.execute("PRAGMA secure_delete=ON").fetchall()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("idiolect_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def prepare_postgres(engine: Engine, lock_timeout_s: float) -> None:
+    @event.listens_for(engine, "connect")
+    def _connect(raw: Any, _record: Any) -> None:
+        raw.execute(f"SET lock_timeout = {int(lock_timeout_s * 1000)}")
+        raw.commit()
+
+
+def hold(connection: Connection, tenant: str, what: Hold) -> None:
+    """Until the transaction ends. Take it first, before any row is locked."""
+    if connection.dialect.name == "sqlite":
+        return
+    if what is not Hold.NOTHING_ERASED:
+        _advisory_lock(connection, "run:" + tenant, shared=False)
+    if what is not Hold.ONE_RUN:
+        _advisory_lock(connection, "erase:" + tenant, shared=what is Hold.NOTHING_ERASED)
+
+
+def _advisory_lock(connection: Connection, name: str, *, shared: bool) -> None:
+    key = int.from_bytes(hashlib.sha256(b"idiolect:" + name.encode()).digest()[:8], signed=True)
+    function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
+    connection.execute(text(f"SELECT {function}(:key)"), {"key": key})
+
+
+def insert(connection: Connection, table: Table) -> Insert:
+    """An INSERT with ON CONFLICT, which SQLite and Postgres spell alike but SQLAlchemy types apart."""
+    if connection.dialect.name == "sqlite":
+        return cast(Insert, sqlite.insert(table))
+    return postgresql.insert(table)
+
+
+def chunks(rows: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

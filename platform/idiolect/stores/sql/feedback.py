@@ -1,0 +1,188 @@
+"""Inferences, and the feedback that refers to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, delete, func, select, update
+
+from idiolect.errors import ConflictError, ConsentError, InvalidInputError, NotFoundError
+from idiolect.signals.events import Inference
+from idiolect.stores.ports import FeedbackSignal
+from idiolect.stores.sql import schema
+from idiolect.stores.sql.engine import Hold, chunks, hold, insert
+from idiolect.stores.sql.inference_rows import digest_bytes, inference_row, load_inference
+from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.people import check_subject, enqueue, load_state, requeue
+from idiolect.stores.sql.texts import known_texts, store_items, store_texts
+from idiolect.stores.sql.times import micros
+
+# Of one person's feedback the newest comparisons are kept; imported ones are bounded by their file.
+MAX_FEEDBACK_COMPARISONS = 2_000
+
+_RESET_AT = select(schema.tombstones.c.at).where(
+    schema.tombstones.c.tenant == bindparam("tenant"), schema.tombstones.c.subject == bindparam("subject")
+)
+
+
+class Feedback(Part):
+    def record_inference(self, tenant: str, inference: Inference, texts: Sequence[str]) -> None:
+        """Idempotent by id. Raises InvalidInputError if it refers to a text that is neither given nor stored.
+
+        One that was shown before its person's last reset, and is recorded after it, is dropped.
+        """
+        row = inference_row(tenant, inference)
+        self._database.write(lambda connection: _record(connection, tenant, inference, row, texts))
+
+    def inference(self, tenant: str, inference_id: str) -> Inference | None:
+        with self._database.reading() as connection:
+            return load_inference(connection, tenant, inference_id)
+
+    def add_feedback(self, tenant: str, subject: str, signal: FeedbackSignal, now: datetime) -> bool:
+        """Raises NotFoundError if the inference is not one of this tenant, or was another person's.
+
+        The inference is read from the store again: what the caller holds may be older than a reset.
+        """
+        check_subject(subject)
+        return self._database.write(lambda connection: _add(connection, tenant, subject, signal, now))
+
+    def training_queue(self, *, min_new: int) -> Sequence[tuple[str, str]]:
+        queue, people = schema.training_queue.c, schema.subjects.c
+        query = (
+            select(queue.tenant, queue.subject)
+            .join(schema.subjects, and_(people.tenant == queue.tenant, people.subject == queue.subject))
+            .where(queue.new_comparisons >= min_new, people.opted_in, ~people.paused)
+            .order_by(queue.tenant, queue.subject)
+        )
+        with self._database.reading() as connection:
+            return [(tenant, subject) for tenant, subject in connection.execute(query)]
+
+    def mark_trained(self, tenant: str, subjects: Sequence[str], upto: datetime) -> None:
+        """`upto` is the time of the snapshot, not of the publish: what came in between is still new."""
+        at, people = micros(upto), sorted(set(subjects))
+        self._database.write(lambda connection: _mark_trained(connection, tenant, people, at))
+
+
+def _record(
+    connection: Connection, tenant: str, inference: Inference, row: dict[str, Any], texts: Sequence[str]
+) -> None:
+    hold(connection, tenant, Hold.NOTHING_ERASED)
+    if inference.subject is not None:
+        reset_at = connection.scalar(_RESET_AT, {"tenant": tenant, "subject": inference.subject})
+        if reset_at is not None and row["created_at"] < reset_at:
+            return
+    statement = insert(connection, schema.inferences).values(row).on_conflict_do_nothing()
+    if connection.execute(statement).rowcount == 0:
+        _check_same(load_inference(connection, tenant, inference.id), inference)
+        return
+    store_texts(connection, tenant, texts)
+    used = {row["query"], *map(digest_bytes, inference.documents)}
+    missing = used - known_texts(connection, tenant, used)
+    if missing:
+        raise InvalidInputError(
+            f"the inference {inference.id[:80]} shows {len(missing)} texts that were not sent along.",
+            mend="Send the query and every document.",
+        )
+    links = [{"tenant": tenant, "digest": digest, "inference": inference.id} for digest in sorted(used)]
+    connection.execute(schema.inference_texts.insert(), links)
+
+
+def _check_same(stored: Inference | None, sent: Inference) -> None:
+    if stored != sent:
+        raise ConflictError(f"the inference {sent.id[:80]!r} exists with other content.", mend="Use a new id.")
+
+
+def _add(connection: Connection, tenant: str, subject: str, signal: FeedbackSignal, now: datetime) -> bool:
+    hold(connection, tenant, Hold.NOTHING_ERASED)
+    state = load_state(connection, tenant, subject, lock=True)
+    if not state.opted_in:
+        raise ConsentError("the person has not opted in, so feedback is not kept.", mend="Opt in first.")
+    if _is_stored(connection, tenant, signal.id):
+        return False
+    inference = _shown(connection, tenant, subject, signal.inference.id)
+    rows = _comparison_rows(connection, tenant, inference, signal, micros(now))
+    person = {"tenant": tenant, "subject": subject, "generation": state.generation}
+    connection.execute(schema.signals.insert(), _signal_row(tenant, subject, signal, micros(now)))
+    if rows:
+        connection.execute(schema.comparisons.insert(), [row | person for row in rows])
+        _drop_oldest(connection, tenant, subject)
+        enqueue(connection, tenant, subject, len(rows))
+    return True
+
+
+def _is_stored(connection: Connection, tenant: str, signal_id: str) -> bool:
+    table = schema.signals.c
+    return connection.scalar(select(table.id).where(table.tenant == tenant, table.id == signal_id)) is not None
+
+
+def _shown(connection: Connection, tenant: str, subject: str, inference_id: str) -> Inference:
+    inference = load_inference(connection, tenant, inference_id)
+    if inference is None or inference.subject not in (None, subject):
+        raise NotFoundError(
+            f"there is no inference {inference_id[:80]!r} of this person.",
+            mend="Send the id of the ranking's response.",
+        )
+    return inference
+
+
+def _signal_row(tenant: str, subject: str, signal: FeedbackSignal, received_at: int) -> dict[str, Any]:
+    return {
+        "tenant": tenant,
+        "id": signal.id,
+        "subject": subject,
+        "inference": signal.inference.id,
+        "kind": signal.kind,
+        "value": json.dumps(signal.value),
+        "occurred_at": micros(signal.occurred_at),
+        "received_at": received_at,
+    }
+
+
+def _comparison_rows(
+    connection: Connection, tenant: str, inference: Inference, signal: FeedbackSignal, received_at: int
+) -> list[dict[str, Any]]:
+    """`occurred_at` is the caller's word, so it is never later than now: else it would stay the newest for ever."""
+    used = sorted({index for comparison in signal.comparisons for index in (comparison.chosen, comparison.rejected)})
+    if used and not 0 <= used[0] <= used[-1] < len(inference.documents):
+        raise InvalidInputError(
+            f"the signal {signal.id[:80]!r} names a document that was not shown.",
+            mend=f"Use indices from 0 to {len(inference.documents) - 1}.",
+        )
+    shown = [(inference.domain or "", inference.query, inference.documents[index], "en") for index in used]
+    items = dict(zip(used, store_items(connection, tenant, shown), strict=True))
+    return [
+        {
+            "dataset": None,
+            "chosen": items[comparison.chosen],
+            "rejected": items[comparison.rejected],
+            "weight": comparison.weight,
+            "source": signal.kind,
+            "shared": True,
+            "occurred_at": min(micros(signal.occurred_at), received_at),
+            "received_at": received_at,
+        }
+        for comparison in signal.comparisons
+    ]
+
+
+def _drop_oldest(connection: Connection, tenant: str, subject: str) -> None:
+    table = schema.comparisons.c
+    mine = (table.tenant == tenant, table.subject == subject, table.dataset.is_(None))
+    surplus = (connection.scalar(select(func.count()).where(*mine)) or 0) - MAX_FEEDBACK_COMPARISONS
+    if surplus > 0:
+        oldest = select(table.id).where(*mine).order_by(table.id).limit(surplus)
+        connection.execute(delete(schema.comparisons).where(table.id.in_(oldest)))
+
+
+def _mark_trained(connection: Connection, tenant: str, subjects: Sequence[str], upto: int) -> None:
+    hold(connection, tenant, Hold.ONE_RUN)
+    people = schema.subjects.c
+    for chunk in chunks(subjects):
+        mine = and_(people.tenant == tenant, people.subject.in_(chunk))
+        connection.execute(select(people.subject).where(mine).order_by(people.subject).with_for_update()).all()
+        later = people.trained_until.is_(None) | (people.trained_until < upto)
+        connection.execute(update(schema.subjects).where(mine, later).values(trained_until=upto))
+        requeue(connection, tenant, chunk)

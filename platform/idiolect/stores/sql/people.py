@@ -1,0 +1,136 @@
+"""Rows of people: their state, their tombstone, their place in the training queue."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import Connection, and_, bindparam, delete, func, literal, or_, select, update
+
+from idiolect.consent import SubjectState
+from idiolect.errors import InvalidInputError
+from idiolect.stores.sql import schema
+from idiolect.stores.sql.engine import AnyRow, chunks, insert
+from idiolect.stores.sql.times import micros, moment
+
+_S = schema.subjects.c
+STATE_COLUMNS = (
+    _S.subject,
+    _S.opted_in,
+    _S.paused,
+    _S.strength,
+    _S.generation,
+    _S.revision,
+    _S.policy_version,
+    _S.updated_at,
+)
+_STATE = select(*STATE_COLUMNS).where(_S.tenant == bindparam("tenant"), _S.subject == bindparam("subject"))
+_STATE_LOCKED = _STATE.with_for_update()
+
+
+def check_subject(subject: str) -> str:
+    """An empty pseudonym would name the domains' adapters, which belong to nobody in particular."""
+    if not subject:
+        raise InvalidInputError("the user is empty.", mend="Name the person.")
+    return subject
+
+
+def state_of(row: AnyRow) -> SubjectState:
+    return SubjectState(
+        subject=row.subject,
+        known=True,
+        opted_in=row.opted_in,
+        paused=row.paused,
+        strength=row.strength,
+        generation=row.generation,
+        revision=row.revision,
+        policy_version=row.policy_version,
+        updated_at=moment(row.updated_at),
+    )
+
+
+def load_state(connection: Connection, tenant: str, subject: str, *, lock: bool = False) -> SubjectState:
+    """`lock` keeps the row as it is until the transaction ends (Postgres; a SQLite writer is alone anyway)."""
+    statement = _STATE_LOCKED if lock else _STATE
+    row = connection.execute(statement, {"tenant": tenant, "subject": subject}).one_or_none()
+    return SubjectState(subject) if row is None else state_of(row)
+
+
+def save_state(connection: Connection, tenant: str, before: SubjectState, after: SubjectState) -> None:
+    assert after.updated_at is not None
+    values = {
+        "opted_in": after.opted_in,
+        "paused": after.paused,
+        "strength": after.strength,
+        "generation": after.generation,
+        "revision": after.revision,
+        "policy_version": after.policy_version,
+        "updated_at": micros(after.updated_at),
+    }
+    if before.known:
+        mine = and_(_S.tenant == tenant, _S.subject == after.subject)
+        connection.execute(update(schema.subjects).where(mine).values(values))
+    else:
+        connection.execute(insert(connection, schema.subjects).values(tenant=tenant, subject=after.subject, **values))
+
+
+def fence(connection: Connection, tenant: str, state: SubjectState, at: datetime) -> None:
+    """Write the tombstone of `state.generation`, and carry what is kept over to it.
+
+    Kept comparisons may still train the person's own adapter, but no shared model. They do not queue the person: after
+    a reset nothing is learned before the person gives new feedback, or someone asks for a training.
+    """
+    rows = schema.comparisons
+    mine = and_(rows.c.tenant == tenant, rows.c.subject == state.subject)
+    upto = connection.scalar(select(func.coalesce(func.max(rows.c.id), 0)).where(mine))
+    statement = insert(connection, schema.tombstones).values(
+        tenant=tenant, subject=state.subject, generation=state.generation, at=micros(at), upto=upto
+    )
+    new = statement.excluded
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["tenant", "subject"], set_={"generation": new.generation, "at": new.at, "upto": new.upto}
+        )
+    )
+    connection.execute(update(rows).where(mine).values(generation=state.generation))
+    person = and_(_S.tenant == tenant, _S.subject == state.subject)
+    connection.execute(update(schema.subjects).where(person).values(trained_until=micros(at)))
+    requeue(connection, tenant, [state.subject])
+
+
+def tombstoned(connection: Connection, tenant: str, subjects: Collection[str]) -> set[str]:
+    table = schema.tombstones.c
+    found: set[str] = set()
+    for chunk in chunks(sorted(subjects)):
+        found.update(connection.scalars(select(table.subject).where(table.tenant == tenant, table.subject.in_(chunk))))
+    return found
+
+
+def requeue(connection: Connection, tenant: str, subjects: Collection[str]) -> None:
+    """Count again what each of `subjects` gave since their last training. Only opted-in people are ever queued."""
+    queue, rows = schema.training_queue, schema.comparisons.c
+    for chunk in chunks(sorted(subjects)):
+        connection.execute(delete(queue).where(queue.c.tenant == tenant, queue.c.subject.in_(chunk)))
+        counted = (
+            select(literal(tenant), rows.subject, func.count())
+            .join(schema.subjects, and_(_S.tenant == rows.tenant, _S.subject == rows.subject))
+            .where(
+                rows.tenant == tenant,
+                rows.subject.in_(chunk),
+                rows.generation == _S.generation,
+                or_(_S.trained_until.is_(None), rows.received_at > _S.trained_until),
+                _S.opted_in,
+            )
+            .group_by(rows.subject)
+        )
+        columns = ["tenant", "subject", "new_comparisons"]
+        connection.execute(insert(connection, queue).from_select(columns, counted))
+
+
+def enqueue(connection: Connection, tenant: str, subject: str, new_comparisons: int) -> None:
+    queue = schema.training_queue
+    statement = insert(connection, queue).values(tenant=tenant, subject=subject, new_comparisons=new_comparisons)
+    total = queue.c.new_comparisons + statement.excluded.new_comparisons
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["tenant", "subject"], set_={"new_comparisons": total})
+    )

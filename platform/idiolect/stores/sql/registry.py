@@ -1,0 +1,124 @@
+"""Releases, versions and the live global model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+
+from idiolect.errors import NotFoundError
+from idiolect.registry.manifest import ReleaseTemplate, Version
+from idiolect.registry.resolution import ReleaseSummary
+from idiolect.stores.ports import PublishOutcome, StoredVersion
+from idiolect.stores.sql import schema
+from idiolect.stores.sql.engine import AnyRow
+from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.publishing import Publication, check_publication, content_digest, publish
+from idiolect.stores.sql.times import micros
+
+_G, _V, _R = schema.global_pointer.c, schema.versions.c, schema.releases.c
+_LIVE_GLOBAL = select(_G.digest).order_by(_G.id.desc()).limit(1)
+_STORED = select(schema.versions, _R.template, _R.revoked_at).join(
+    schema.releases, (_R.tenant == _V.tenant) & (_R.id == _V.release)
+)
+
+
+class Registry(Part):
+    def set_global(self, digest: str, now: datetime, *, reason: str, actor: str) -> None:
+        """Naming the live one again changes nothing, and writes no history."""
+        row = {"digest": digest, "at": micros(now), "reason": reason, "actor": actor}
+        self._database.write(lambda connection: _set_global(connection, row))
+
+    def live_global(self) -> str | None:
+        with self._database.reading() as connection:
+            return connection.scalar(_LIVE_GLOBAL)
+
+    def publish(
+        self,
+        release: str,
+        template: ReleaseTemplate,
+        versions: Sequence[Version],
+        now: datetime,
+        *,
+        reason: str,
+        actor: str,
+    ) -> PublishOutcome:
+        publication = Publication(release, template, versions, micros(now), reason, actor)
+        check_publication(publication)
+        content = content_digest(publication)
+        return self._database.write(lambda connection: publish(connection, publication, content))
+
+    def version(self, tenant: str, version_id: str) -> StoredVersion | None:
+        with self._database.reading() as connection:
+            row = connection.execute(_STORED.where(_V.tenant == tenant, _V.id == version_id)).one_or_none()
+        return None if row is None else _stored_of(row, {})
+
+    def versions(
+        self, tenant: str, *, subject: str | None = None, after: str = "", limit: int = 100
+    ) -> Sequence[StoredVersion]:
+        query = _STORED.where(_V.tenant == tenant, _V.id > after).order_by(_V.id).limit(limit)
+        if subject is not None:
+            query = query.where(_V.subject == subject)
+        with self._database.reading() as connection:
+            rows = connection.execute(query).all()
+        templates: dict[str, ReleaseTemplate] = {}
+        return [_stored_of(row, templates) for row in rows]
+
+    def releases(self, tenant: str, *, limit: int = 100) -> Sequence[ReleaseSummary]:
+        query = select(_R.id, _R.scope, _R.template, _R.versions, _R.revoked_at).where(_R.tenant == tenant)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(_R.published_at.desc(), _R.id.desc()).limit(limit)).all()
+        return [_summary_of(row) for row in rows]
+
+    def revoke_release(self, tenant: str, release: str, now: datetime, *, reason: str, actor: str) -> None:
+        values = {"revoked_at": micros(now), "revoke_reason": reason, "revoke_actor": actor}
+        self._database.write(lambda connection: _revoke(connection, tenant, release, values))
+
+
+def _set_global(connection: Connection, row: dict[str, Any]) -> None:
+    if connection.scalar(_LIVE_GLOBAL) != row["digest"]:
+        connection.execute(schema.global_pointer.insert(), row)
+
+
+def _revoke(connection: Connection, tenant: str, release: str, values: dict[str, Any]) -> None:
+    mine = (_R.tenant == tenant, _R.id == release)
+    if connection.scalar(select(_R.id).where(*mine)) is None:
+        raise NotFoundError(f"the release {release[:80]!r} does not exist.", mend="List the tenant's releases.")
+    connection.execute(update(schema.releases).where(*mine, _R.revoked_at.is_(None)).values(values))
+
+
+def _stored_of(row: AnyRow, templates: dict[str, ReleaseTemplate]) -> StoredVersion:
+    """`templates` holds those read before: a page of versions mostly comes from one release."""
+    if row.release not in templates:
+        templates[row.release] = ReleaseTemplate.from_json(json.loads(row.template))
+    version = Version(
+        id=row.id,
+        release=row.release,
+        subject=row.subject,
+        domain=row.domain,
+        generation=row.generation,
+        parent=row.parent,
+        weights=row.weights,
+        weights_sha256=row.weights_sha256.hex(),
+        evaluation={} if row.evaluation is None else json.loads(row.evaluation),
+        key_id=row.key_id,
+        signature=row.signature,
+    )
+    return StoredVersion(templates[row.release], version, row.revoked_at is not None)
+
+
+def _summary_of(row: AnyRow) -> ReleaseSummary:
+    template = json.loads(row.template)
+    privacy = template["privacy"]
+    return ReleaseSummary(
+        id=row.id,
+        scope=row.scope,
+        created_at=template["created_at"],
+        versions=row.versions,
+        revoked=row.revoked_at is not None,
+        epsilon=privacy["epsilon"],
+        unit=privacy["unit"],
+    )

@@ -1,0 +1,120 @@
+"""Resets: one transaction from the raised generation to the stored record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from idiolect.consent import SubjectState
+from idiolect.errors import ConflictError
+from idiolect.resets.plan import ResetPlan
+from idiolect.resets.receipt import ResetRecord
+from idiolect.stores.sql import schema
+from idiolect.stores.sql.engine import Hold, hold
+from idiolect.stores.sql.erasure import erase
+from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.people import check_subject, fence, load_state, save_state
+from idiolect.stores.sql.times import micros
+
+
+class Resets(Part):
+    def apply_reset(self, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime) -> ResetRecord:
+        check_subject(subject)
+        record = self._database.write(lambda connection: _apply(connection, tenant, subject, reset_id, plan, now))
+        self._database.scrub()
+        return record
+
+    def reset(self, tenant: str, reset_id: str) -> ResetRecord | None:
+        with self._database.reading() as connection:
+            return _load(connection, tenant, reset_id)
+
+
+def _apply(
+    connection: Connection, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime
+) -> ResetRecord:
+    hold(connection, tenant, Hold.ERASE)
+    earlier = _load(connection, tenant, reset_id)
+    if earlier is not None:
+        return _same(earlier, subject, plan)
+    before = load_state(connection, tenant, subject, lock=True)
+    after = state_after(before, plan, now)
+    save_state(connection, tenant, before, after)
+    erased = erase(connection, tenant, subject, plan, now, reason=f"reset {reset_id}", actor="subject")
+    fence(connection, tenant, after, now)
+    record = ResetRecord(
+        id=reset_id,
+        tenant=tenant,
+        subject=subject,
+        scope=plan.scope,
+        generation=after.generation,
+        steps=plan.steps,
+        erased=erased,
+        shared_releases=_shared_releases(connection, tenant, subject),
+        completed_at=now,
+    )
+    _save(connection, record)
+    return record
+
+
+def state_after(state: SubjectState, plan: ResetPlan, now: datetime) -> SubjectState:
+    """The generation always rises. Without consent the settings go back to what they were before the first one."""
+    raised = replace(state, known=True, generation=state.generation + 1, revision=state.revision + 1, updated_at=now)
+    if not plan.withdraw_consent:
+        return raised
+    return replace(raised, opted_in=False, paused=False, strength=1.0, policy_version=None)
+
+
+def _same(record: ResetRecord, subject: str, plan: ResetPlan) -> ResetRecord:
+    if (record.subject, record.scope) != (subject, plan.scope):
+        raise ConflictError(f"the reset {record.id[:80]!r} was another one.", mend="Use a new id for each reset.")
+    return record
+
+
+def _shared_releases(connection: Connection, tenant: str, subject: str) -> tuple[str, ...]:
+    """Domain releases, also revoked ones, whose run charged this person: they keep a bounded influence."""
+    charges, releases = schema.ledger_charges.c, schema.releases.c
+    query = (
+        select(releases.id)
+        .select_from(schema.ledger_charges)
+        .join(schema.releases, (releases.tenant == charges.tenant) & (releases.run == charges.run))
+        .where(charges.tenant == tenant, charges.subject == subject, releases.scope == "domain")
+        .order_by(releases.published_at, releases.id)
+    )
+    return tuple(connection.scalars(query))
+
+
+def _save(connection: Connection, record: ResetRecord) -> None:
+    row = {
+        "tenant": record.tenant,
+        "id": record.id,
+        "subject": record.subject,
+        "record": json.dumps(record.to_json()),
+        "completed_at": micros(record.completed_at),
+    }
+    connection.execute(schema.resets.insert(), row)
+
+
+def _load(connection: Connection, tenant: str, reset_id: str) -> ResetRecord | None:
+    table = schema.resets.c
+    record = connection.scalar(select(table.record).where(table.tenant == tenant, table.id == reset_id))
+    return None if record is None else _record_of(tenant, json.loads(record))
+
+
+def _record_of(tenant: str, data: Mapping[str, Any]) -> ResetRecord:
+    return ResetRecord(
+        id=data["id"],
+        tenant=tenant,
+        subject=data["subject"],
+        scope=data["scope"],
+        generation=data["generation"],
+        steps=tuple(step["step"] for step in data["steps"]),
+        erased=data["erased"],
+        shared_releases=tuple(data["shared_releases"]),
+        completed_at=datetime.fromisoformat(data["completed_at"]),
+        state=data["state"],
+    )

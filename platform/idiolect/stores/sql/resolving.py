@@ -1,0 +1,120 @@
+"""The hot read: what may be served to this person on this surface, now? Two point look-ups, three after a revocation.
+
+1. Where things stand: the live global model, the person's row, whether the domain is known.
+2. The live versions of domain and person, with whether their release is revoked and which global model it is bound to.
+3. Only for an owner whose live version does not fit: the newest that does.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BindParameter, Connection, and_, bindparam, exists, literal, or_, select
+
+from idiolect.consent import SubjectState
+from idiolect.registry.resolution import POINTER_LIVE, Resolution, ResolvedVersion
+from idiolect.stores.sql import schema
+from idiolect.stores.sql.engine import AnyRow
+from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.people import STATE_COLUMNS, state_of
+
+_TENANT: BindParameter[str] = bindparam("tenant")
+_SUBJECT: BindParameter[str] = bindparam("subject")
+_DOMAIN: BindParameter[str] = bindparam("domain")
+_G, _S, _I = schema.global_pointer.c, schema.subjects.c, schema.items.c
+_P, _V, _R = schema.pointers.c, schema.versions.c, schema.releases.c
+
+_ONE = select(literal(1).label("one")).subquery("one")
+_STANDING = (
+    select(
+        select(_G.digest).order_by(_G.id.desc()).limit(1).scalar_subquery().label("global_digest"),
+        or_(
+            exists().where(_I.tenant == _TENANT, _I.domain == _DOMAIN),
+            exists().where(_V.tenant == _TENANT, _V.subject == "", _V.domain == _DOMAIN),
+        ).label("domain_known"),
+        *STATE_COLUMNS,
+    )
+    .select_from(_ONE)
+    .outerjoin(schema.subjects, and_(_S.tenant == _TENANT, _S.subject == _SUBJECT))
+)
+
+_VERSION = (_V.id, _V.release, _V.weights_sha256, _V.generation, _V.subject)
+_BOUND = and_(_R.tenant == _V.tenant, _R.id == _V.release)
+
+# An owner is (subject, "") or ("", domain); no row has both empty.
+_LIVE = (
+    select(*_VERSION, _R.revoked_at, _R.global_digest)
+    .select_from(schema.pointers)
+    .join(schema.versions, and_(_V.tenant == _P.tenant, _V.id == _P.version))
+    .join(schema.releases, _BOUND)
+    .where(
+        _P.tenant == _TENANT,
+        _P.name == POINTER_LIVE,
+        or_(and_(_P.subject == _SUBJECT, _P.domain == ""), and_(_P.subject == "", _P.domain == _DOMAIN)),
+    )
+)
+
+_NEWEST = (
+    select(*_VERSION)
+    .select_from(schema.versions)
+    .join(schema.releases, _BOUND)
+    .where(
+        _V.tenant == _TENANT,
+        _V.subject == _SUBJECT,
+        _V.domain == _DOMAIN,
+        _R.revoked_at.is_(None),
+        _R.global_digest == bindparam("global_digest"),
+        or_(_V.subject == "", _V.generation == bindparam("generation")),
+    )
+    .order_by(_V.seq.desc())
+    .limit(1)
+)
+
+
+class Resolving(Part):
+    def resolve(self, tenant: str, subject: str | None, domain: str | None) -> Resolution:
+        with self._database.reading() as connection:
+            return _resolve(connection, tenant, subject or None, domain or None)
+
+
+def _resolve(connection: Connection, tenant: str, subject: str | None, domain: str | None) -> Resolution:
+    names = {"tenant": tenant, "subject": subject, "domain": domain}
+    standing = connection.execute(_STANDING, names).one()
+    state = _state(standing, subject)
+    served = state is not None and state.refusal() is None
+    digest = standing.global_digest
+    user = found_domain = None
+    if digest is not None and (served or domain is not None):
+        live = {row.subject: row for row in connection.execute(_LIVE, names | {"subject": subject if served else None})}
+        if domain is not None:
+            found_domain = _fitting(connection, live.get(""), tenant, "", domain, digest, 0)
+        if served:
+            assert subject is not None
+            assert state is not None
+            user = _fitting(connection, live.get(subject), tenant, subject, "", digest, state.generation)
+    return Resolution(digest, found_domain, user, state, bool(standing.domain_known))
+
+
+def _state(standing: AnyRow, subject: str | None) -> SubjectState | None:
+    if subject is None:
+        return None
+    return SubjectState(subject) if standing.subject is None else state_of(standing)
+
+
+def _fitting(
+    connection: Connection,
+    live: AnyRow | None,
+    tenant: str,
+    subject: str,
+    domain: str,
+    digest: str,
+    generation: int,
+) -> ResolvedVersion | None:
+    if live is None:
+        return None  # without a live pointer nothing was ever published for this owner, or it was erased
+    fits = live.revoked_at is None and live.global_digest == digest and (not subject or live.generation == generation)
+    owner = {"tenant": tenant, "subject": subject, "domain": domain}
+    row = (
+        live
+        if fits
+        else connection.execute(_NEWEST, owner | {"global_digest": digest, "generation": generation}).one_or_none()
+    )
+    return None if row is None else ResolvedVersion(row.id, row.release, row.weights_sha256.hex(), row.generation)

@@ -1,0 +1,382 @@
+"""The tables. Every key starts with the tenant, so that no look-up can cross tenants.
+
+Times are whole microseconds since 1970 in UTC (`times.py`): exact, sortable, and the same in every database. Digests of
+texts are 32 raw bytes. Texts are stored as bytes, because neither NUL nor a lone surrogate fits Postgres' TEXT.
+
+`comparisons.id` is a logical clock: it never repeats, and `tombstones.upto` points into it. An item is referred to by
+`dataset_items` (for everything imported) or by a comparison without a data set (feedback); that makes "nothing refers
+to it any more" two indexed look-ups.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+# SQLite numbers rows itself only for a column that is exactly INTEGER.
+_ROW_ID = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+    }
+)
+
+
+def _key(*names: str) -> list[Column[str]]:
+    return [Column(name, Text, primary_key=True) for name in names]
+
+
+def _row_id() -> Column[int]:
+    return Column("id", _ROW_ID, primary_key=True, autoincrement=True)
+
+
+def _text(name: str, *, nullable: bool = False) -> Column[str]:
+    return Column(name, Text, nullable=nullable)
+
+
+def _whole(name: str, *, nullable: bool = False) -> Column[int]:
+    return Column(name, BigInteger, nullable=nullable)
+
+
+def _number(name: str) -> Column[float]:
+    return Column(name, Double, nullable=False)
+
+
+def _flag(name: str) -> Column[bool]:
+    return Column(name, Boolean, nullable=False)
+
+
+def _bytes(name: str, *, nullable: bool = False) -> Column[bytes]:
+    return Column(name, LargeBinary, nullable=nullable)
+
+
+tenants = Table("tenants", metadata, *_key("name"), _whole("created_at"))
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    *_key("id"),
+    Column("tenant", Text, ForeignKey("tenants.name"), nullable=False),
+    _text("scopes"),  # JSON list
+    Column("secret_hash", LargeBinary, nullable=False, unique=True),
+    _whole("created_at"),
+    _whole("revoked_at", nullable=True),
+)
+
+# --- people -----------------------------------------------------------------------------------------------------------
+
+subjects = Table(
+    "subjects",
+    metadata,
+    *_key("tenant", "subject"),
+    _flag("opted_in"),
+    _flag("paused"),
+    _number("strength"),
+    _whole("generation"),
+    _whole("revision"),
+    _text("policy_version", nullable=True),
+    _whole("updated_at"),
+    _whole("trained_until", nullable=True),
+    sqlite_with_rowid=False,
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    *_key("tenant", "subject"),
+    _whole("generation"),  # everything older is fenced
+    _whole("at"),
+    _whole("upto"),  # comparisons with an id up to this are never shared again
+    sqlite_with_rowid=False,
+)
+
+training_queue = Table(
+    "training_queue",
+    metadata,
+    *_key("tenant", "subject"),
+    _whole("new_comparisons"),
+    sqlite_with_rowid=False,
+)
+
+resets = Table(
+    "resets",
+    metadata,
+    *_key("tenant", "id"),
+    _text("subject"),
+    _text("record"),  # JSON, without the text of anything
+    _whole("completed_at"),
+)
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+texts = Table(
+    "texts",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    _bytes("body"),  # UTF-8, lone surrogates passed through
+)
+
+items = Table(
+    "items",
+    metadata,
+    _row_id(),
+    _text("tenant"),
+    _bytes("key"),  # sha256 of domain, prompt and text: see texts.item_key
+    _text("domain"),
+    _bytes("prompt"),
+    _bytes("text"),
+    _text("language"),
+    UniqueConstraint("tenant", "key"),
+    Index("items_by_prompt", "tenant", "prompt"),
+    Index("items_by_text", "tenant", "text"),
+    Index("items_by_domain", "tenant", "domain"),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    _row_id(),
+    _text("tenant"),
+    _text("name"),
+    _text("digest"),
+    _flag("public"),
+    _flag("opt_in"),
+    _text("counts"),  # JSON
+    _whole("imported_at"),
+    UniqueConstraint("tenant", "name"),
+    sqlite_autoincrement=True,
+)
+
+dataset_items = Table(
+    "dataset_items",
+    metadata,
+    Column("dataset", _ROW_ID, primary_key=True, autoincrement=False),
+    Column("item", _ROW_ID, primary_key=True, autoincrement=False),
+    Index("dataset_items_by_item", "item"),
+    sqlite_with_rowid=False,
+)
+
+ratings = Table(
+    "ratings",
+    metadata,
+    _row_id(),
+    _text("tenant"),
+    _whole("dataset"),
+    _text("subject"),
+    _whole("item"),
+    _number("value"),
+    _whole("occurred_at", nullable=True),
+    Index("ratings_by_subject", "tenant", "subject"),
+    Index("ratings_by_dataset", "tenant", "dataset"),
+)
+
+comparisons = Table(
+    "comparisons",
+    metadata,
+    _row_id(),
+    _text("tenant"),
+    _whole("dataset", nullable=True),  # None: feedback
+    _text("subject"),
+    _whole("generation"),
+    _whole("chosen"),
+    _whole("rejected"),
+    _number("weight"),
+    _text("source"),
+    _flag("shared"),  # may train shared models; False for what trains only the person's own adapter
+    _whole("occurred_at", nullable=True),
+    _whole("received_at"),
+    Index("comparisons_by_subject", "tenant", "subject", "received_at"),
+    Index("comparisons_by_dataset", "tenant", "dataset"),
+    sqlite_autoincrement=True,
+)
+for _side in ("chosen", "rejected"):
+    Index(
+        f"comparisons_by_{_side}",
+        comparisons.c[_side],
+        sqlite_where=comparisons.c.dataset.is_(None),
+        postgresql_where=comparisons.c.dataset.is_(None),
+    )
+
+# Held out: no query that training runs names this table.
+evaluation_pairs = Table(
+    "evaluation_pairs",
+    metadata,
+    _row_id(),
+    _text("tenant"),
+    _whole("dataset"),
+    _text("part"),
+    _text("subject"),
+    _whole("chosen"),
+    _whole("rejected"),
+    _number("weight"),
+    Index("evaluation_pairs_by_subject", "tenant", "subject"),
+    Index("evaluation_pairs_by_dataset", "tenant", "dataset"),
+)
+
+inferences = Table(
+    "inferences",
+    metadata,
+    *_key("tenant", "id"),
+    _text("subject", nullable=True),
+    _text("domain", nullable=True),
+    _bytes("query"),
+    _bytes("documents"),  # digests, 32 bytes each, in the order of the request
+    _text("shown"),  # JSON list
+    _whole("created_at"),
+    Index("inferences_by_subject", "tenant", "subject"),
+)
+
+# Only to answer "does any inference still need this text?".
+inference_texts = Table(
+    "inference_texts",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    Column("inference", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+signals = Table(
+    "signals",
+    metadata,
+    *_key("tenant", "id"),
+    _text("subject"),
+    _text("inference"),
+    _text("kind"),
+    _text("value"),  # JSON, as the caller sent it
+    _whole("occurred_at"),
+    _whole("received_at"),
+    Index("signals_by_subject", "tenant", "subject"),
+)
+
+# --- ledger -----------------------------------------------------------------------------------------------------------
+
+ledger_runs = Table(
+    "ledger_runs",
+    metadata,
+    *_key("tenant", "id"),
+    _text("unit"),
+    _text("purpose"),
+    _number("noise_multiplier"),
+    _whole("steps"),
+    _whole("accounts"),
+    _whole("reserved_at"),
+    _whole("settled_at", nullable=True),
+    Index("ledger_runs_by_time", "tenant", "reserved_at", "id"),
+)
+
+ledger_accounts = Table(
+    "ledger_accounts",
+    metadata,
+    *_key("tenant", "unit", "subject"),
+    _number("spent_rho"),
+    _whole("runs"),
+    sqlite_with_rowid=False,
+)
+
+ledger_charges = Table(
+    "ledger_charges",
+    metadata,
+    *_key("tenant", "subject", "run"),
+    sqlite_with_rowid=False,
+)
+
+# --- registry ---------------------------------------------------------------------------------------------------------
+
+global_pointer = Table(
+    "global_pointer",
+    metadata,
+    _row_id(),
+    _text("digest"),
+    _whole("at"),
+    _text("reason"),
+    _text("actor"),
+    sqlite_autoincrement=True,
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    *_key("tenant", "id"),
+    _text("scope"),
+    _text("global_digest"),
+    _text("run"),
+    _text("template"),  # JSON
+    _bytes("content"),  # sha256 of everything that was published: see publishing.content_digest
+    _whole("versions"),
+    _text("fenced"),  # JSON list
+    _whole("published_at"),
+    _text("reason"),
+    _text("actor"),
+    _whole("revoked_at", nullable=True),
+    _text("revoke_reason", nullable=True),
+    _text("revoke_actor", nullable=True),
+    Index("releases_by_time", "tenant", "published_at", "id"),
+    Index("releases_by_run", "tenant", "run"),
+)
+
+# `subject` is empty for a domain's adapter, `domain` for a person's: the two name the owner.
+versions = Table(
+    "versions",
+    metadata,
+    Column("seq", _ROW_ID, primary_key=True, autoincrement=True),  # the order of publishing
+    _text("tenant"),
+    _text("id"),
+    _text("release"),
+    _text("subject"),
+    _text("domain"),
+    _whole("generation"),
+    _text("parent", nullable=True),
+    _bytes("weights"),
+    _bytes("weights_sha256"),
+    _text("evaluation", nullable=True),  # JSON
+    _text("key_id"),
+    _bytes("signature"),
+    UniqueConstraint("tenant", "id"),
+    ForeignKeyConstraint(["tenant", "release"], ["releases.tenant", "releases.id"]),
+    Index("versions_by_owner", "tenant", "subject", "domain", "seq"),
+    sqlite_autoincrement=True,
+)
+
+pointers = Table(
+    "pointers",
+    metadata,
+    *_key("tenant", "subject", "domain", "name"),  # name: live | previous
+    _text("version"),
+    _whole("revision"),
+    sqlite_with_rowid=False,
+)
+
+# Append-only. `version` is None where the pointer was erased by a reset.
+pointer_history = Table(
+    "pointer_history",
+    metadata,
+    _row_id(),
+    _text("tenant"),
+    _text("subject"),
+    _text("domain"),
+    _text("name"),
+    _text("old_version", nullable=True),
+    _text("version", nullable=True),
+    _whole("at"),
+    _text("reason"),
+    _text("actor"),
+    Index("pointer_history_by_owner", "tenant", "subject", "domain"),
+)

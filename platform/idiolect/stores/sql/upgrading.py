@@ -1,0 +1,67 @@
+"""Bringing a database to the newest schema, once, whoever starts first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, text
+
+from idiolect.errors import ConfigurationError
+from idiolect.stores.sql import schema
+from idiolect.stores.sql.engine import Database
+
+# A name of our own: the database may be shared with another program that uses Alembic.
+VERSION_TABLE = "idiolect_version"
+_LOCK = 0x1D10_1EC7  # any number, the same in every process
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def upgrade(database: Database) -> None:
+    """In one transaction. Raises ConfigurationError for a database of a newer Idiolect, or of another program."""
+    script = ScriptDirectory.from_config(alembic_config())
+    head = script.get_current_head()
+    known = {revision.revision for revision in script.walk_revisions()}
+    with database.reading() as connection:
+        if _revision(connection) == head:
+            return
+    database.write(lambda connection: _upgrade(connection, known, database.where))
+
+
+def _upgrade(connection: Connection, known: set[str], where: str) -> None:
+    if connection.dialect.name != "sqlite":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    revision = _revision(connection)
+    if revision is not None and revision not in known:
+        raise ConfigurationError(
+            f"the database {where} was written by a newer Idiolect (schema {revision}).",
+            mend="Install that version, or use another database.",
+        )
+    if revision is None:
+        _check_free(connection, where)
+    command.upgrade(alembic_config(connection), "head")
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    query = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608  a constant
+    return cast("str | None", connection.scalar(query))
+
+
+def _check_free(connection: Connection, where: str) -> None:
+    taken = sorted(set(inspect(connection).get_table_names()) & set(schema.metadata.tables))
+    if taken:
+        raise ConfigurationError(
+            f"the database {where} belongs to another program: it has a table {taken[0]!r}.",
+            mend="Use an empty database.",
+        )

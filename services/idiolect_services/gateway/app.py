@@ -1,0 +1,91 @@
+"""The FastAPI application, built from services; nothing happens at import."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from idiolect.errors import IdiolectError
+from idiolect_services.gateway.bodies import fields_error
+from idiolect_services.gateway.context import Gateway, GatewayServices
+from idiolect_services.gateway.edge import Edge
+from idiolect_services.gateway.openapi import Documented
+from idiolect_services.gateway.problems import not_found, problem, problem_from
+from idiolect_services.gateway.routes.controls import ControlRoutes
+from idiolect_services.gateway.routes.feedback import FeedbackRoutes
+from idiolect_services.gateway.routes.health import HealthRoutes
+from idiolect_services.gateway.routes.ranking import RankingRoutes
+from idiolect_services.gateway.routes.registry import RegistryRoutes
+
+_ABOUT = "Ranks candidates for one person: a global preference model, and a small private adapter for each who opts in."
+
+
+def create_app(services: GatewayServices) -> FastAPI:
+    """The whole API. The app owns its threads: run its lifespan, or close `app.state.gateway.lanes`.
+
+    Paths hold user ids: run the server without an access log.
+    """
+    gateway = Gateway.over(services)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        gateway.lanes.close()
+
+    app = FastAPI(
+        title="Idiolect",
+        version=version("idiolect"),
+        description=_ABOUT,
+        lifespan=lifespan,
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.gateway = gateway
+    documented = Documented()
+    for routes in (RankingRoutes, FeedbackRoutes, ControlRoutes, RegistryRoutes, HealthRoutes):
+        app.include_router(routes(gateway).router(documented))
+    documented.install(app)
+    for kind, handler in _handlers(gateway).items():
+        app.add_exception_handler(kind, handler)
+    app.add_middleware(Edge)
+    return app
+
+
+Handler = Callable[[Request, Any], Awaitable[Response]]
+
+
+def _handlers(gateway: Gateway) -> dict[type[Exception], Handler]:
+    async def on_idiolect_error(request: Request, error: IdiolectError) -> Response:
+        return problem_from(error, request)
+
+    async def on_bad_parameters(request: Request, error: RequestValidationError) -> Response:
+        found = error.errors()
+        return problem_from(fields_error(found, len(found)), request)
+
+    async def on_routing_error(request: Request, error: HTTPException) -> Response:
+        """404 and 405. Without a valid key every address under /v1 answers alike."""
+        if request.url.path.startswith("/v1/"):
+            try:
+                await gateway.authenticator.caller(request.headers.get("authorization"))
+            except IdiolectError as refused:
+                return problem_from(refused, request)
+        if error.status_code != 405:
+            return not_found(request)
+        response = problem(request, 405, "method_not_allowed", "this method is not offered here.", "See /openapi.json.")
+        response.headers["Allow"] = (error.headers or {}).get("Allow", "")
+        return response
+
+    return {
+        IdiolectError: on_idiolect_error,
+        RequestValidationError: on_bad_parameters,
+        HTTPException: on_routing_error,
+    }

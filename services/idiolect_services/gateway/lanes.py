@@ -1,0 +1,60 @@
+"""Bounded thread pools: what blocks (the store, the model) runs here, and a full lane says so at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from idiolect.errors import UnavailableError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Lane:
+    """`threads` workers and at most `depth` calls waiting or running. Call it from one event loop only."""
+
+    def __init__(self, name: str, *, threads: int, depth: int) -> None:
+        self.name = name
+        self._depth = depth
+        self._inside = 0
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"idiolect-{name}")
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Raises UnavailableError (code `overloaded`) at once if the lane is full."""
+        if self._inside >= self._depth:
+            raise UnavailableError(
+                f"the {self.name} lane is full.",
+                mend="Try again after a moment, with fewer at once.",
+                code="overloaded",
+            )
+        self._inside += 1
+        try:
+            future = asyncio.wrap_future(self._pool.submit(call, *args, **kwargs))
+        except BaseException:
+            self._inside -= 1
+            raise
+        future.add_done_callback(self._leave)
+        return await future
+
+    def _leave(self, _future: asyncio.Future[T]) -> None:
+        self._inside -= 1
+
+    def close(self) -> None:
+        """Drop what waits, and wait for what runs."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Lanes:
+    """Three lanes, so that a flood of cold texts can't hold up warm requests, nor either of them a reset."""
+
+    def __init__(self) -> None:
+        self.serving = Lane("serving", threads=4, depth=256)
+        self.compute = Lane("compute", threads=1, depth=64)
+        self.control = Lane("control", threads=2, depth=64)
+
+    def close(self) -> None:
+        for lane in (self.serving, self.compute, self.control):
+            lane.close()

@@ -1,0 +1,135 @@
+"""POST /v1/feedback: one signal, or a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from idiolect.errors import ConsentError, IdiolectError, InvalidInputError, NotFoundError
+from idiolect.ids import new_id
+from idiolect.signals.events import Signal, comparisons_from
+from idiolect.stores.ports import FeedbackSignal
+from idiolect.tenancy import Scope
+from idiolect_services.gateway.bodies import FieldsError, read_object, validated
+from idiolect_services.gateway.context import Gateway
+from idiolect_services.gateway.openapi import Documented
+from idiolect_services.gateway.problems import refusal_of
+from idiolect_services.gateway.schemas.feedback import (
+    MAX_SIGNALS,
+    BatchOutcome,
+    SignalBatch,
+    SignalOutcome,
+    SignalRequest,
+)
+from idiolect_services.scorer import STORE_TROUBLE
+
+CLOCK_SKEW = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A signal that has passed every check and may be stored."""
+
+    subject: str
+    signal: FeedbackSignal
+
+
+class FeedbackRoutes:
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._services = gateway.services
+
+    def router(self, documented: Documented) -> APIRouter:
+        router = APIRouter(tags=["feedback"])
+        described = documented.route(
+            Scope.FEEDBACK,
+            (SignalOutcome, BatchOutcome),
+            body=(SignalRequest, SignalBatch),
+            status=202,
+            problems=(409,),
+        )
+        router.add_api_route("/v1/feedback", self.feedback, methods=["POST"], **described)
+        return router
+
+    async def feedback(self, request: Request) -> Response:
+        caller = await self._gateway.authorise(request, Scope.FEEDBACK)
+        body = await read_object(request, self._services.settings.max_body_bytes)
+        run = self._gateway.lanes.serving.run
+        if "signals" in body:
+            batch = validated(SignalBatch, body, signals=MAX_SIGNALS)
+            outcomes = await run(self._store_batch, caller.tenant, batch.signals)
+            self._wake(caller.tenant, zip(batch.signals, outcomes, strict=True))
+            return _accepted(_summary(outcomes))
+        signal = validated(SignalRequest, body)
+        outcome = await run(self._store_one, caller.tenant, signal)
+        self._wake(caller.tenant, [(signal, outcome)])
+        return _accepted(outcome)
+
+    def _store_one(self, tenant: str, signal: SignalRequest) -> dict[str, Any]:
+        return self._store(tenant, self._check(tenant, signal, prefix=""))
+
+    def _store_batch(self, tenant: str, signals: Sequence[SignalRequest]) -> list[dict[str, Any]]:
+        """Check everything, then change anything: a signal that can never be stored refuses the batch."""
+        checked = [self._check(tenant, signal, prefix=f"signals.{index}.") for index, signal in enumerate(signals)]
+        outcomes = []
+        for accepted in checked:
+            try:
+                outcomes.append(self._store(tenant, accepted))
+            except (ConsentError, NotFoundError, *STORE_TROUBLE) as error:
+                outcomes.append({"id": accepted.signal.id, "status": "refused", **refusal_of(error)})
+        return outcomes
+
+    def _store(self, tenant: str, accepted: Accepted) -> dict[str, Any]:
+        now = self._services.clock.now()
+        new = self._services.store.add_feedback(tenant, accepted.subject, accepted.signal, now)
+        return {"id": accepted.signal.id, "status": "accepted" if new else "duplicate"}
+
+    def _check(self, tenant: str, signal: SignalRequest, prefix: str) -> Accepted:
+        """Raises FieldsError. An inference of another tenant or person is one that does not exist."""
+        subject = self._services.pseudonym(tenant, signal.user)
+        inference = self._services.store.inference(tenant, signal.inference_id)
+        if inference is None or inference.subject not in (None, subject):
+            raise _field_error(f"{prefix}inference_id", "no such inference of this person")
+        if signal.domain not in (None, inference.domain):
+            raise _field_error(f"{prefix}domain", "is not the domain of this inference")
+        now = self._services.clock.now()
+        occurred_at = signal.occurred_at or now
+        if occurred_at > now + CLOCK_SKEW:
+            raise _field_error(f"{prefix}occurred_at", "lies in the future")
+        signal_id = signal.id or new_id()
+        event = Signal(signal_id, inference, signal.kind, signal.value, occurred_at)
+        try:
+            comparisons = comparisons_from(event)
+        except InvalidInputError as error:
+            raise _field_error(f"{prefix}value", error.message) from error
+        return Accepted(
+            subject, FeedbackSignal(signal_id, inference, signal.kind, signal.value, occurred_at, comparisons)
+        )
+
+    def _wake(self, tenant: str, stored: Iterable[tuple[SignalRequest, dict[str, Any]]]) -> None:
+        users = {signal.user for signal, outcome in stored if outcome["status"] == "accepted"}
+        for user in users:
+            self._services.on_feedback(tenant, self._services.pseudonym(tenant, user))
+
+
+def _field_error(field: str, text: str) -> IdiolectError:
+    return FieldsError([{"field": field, "problem": text}], 1)
+
+
+def _summary(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    counts = {
+        status: sum(outcome["status"] == status for outcome in outcomes)
+        for status in ("accepted", "duplicate", "refused")
+    }
+    return {"results": outcomes, **counts}
+
+
+def _accepted(body: dict[str, Any]) -> Response:
+    return Response(to_json(body), 202, media_type="application/json")
