@@ -28,6 +28,7 @@ from idiolect.canonical import canonical_json, parse_json_object
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
 from idiolect_adapters.backbone import Backbone, check_digest
+from idiolect_adapters.surface import surface_features
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.tuning import UserRecipes
 
@@ -41,19 +42,19 @@ FloatMatrix = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What training adds to the backbone. float32, finite."""
+    """What training adds to the backbone. float32, finite. F = hidden size + number of surface features."""
 
-    mean_H: NDArray[np.float32]
-    reward_H: NDArray[np.float32]
-    user_basis_K_H: NDArray[np.float32]
-    domain_basis_M_H: NDArray[np.float32]
+    mean_F: NDArray[np.float32]
+    reward_F: NDArray[np.float32]
+    user_basis_K_F: NDArray[np.float32]
+    domain_basis_M_F: NDArray[np.float32]
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         return {
-            "mean": self.mean_H,
-            "reward": self.reward_H,
-            "user_basis": self.user_basis_K_H,
-            "domain_basis": self.domain_basis_M_H,
+            "mean": self.mean_F,
+            "reward": self.reward_F,
+            "user_basis": self.user_basis_K_F,
+            "domain_basis": self.domain_basis_M_F,
         }
 
 
@@ -80,9 +81,9 @@ class Recipes:
         return Recipes(user, Recipe(curvature_K_K=tensors["domain_curvature"].astype(np.float64), **data["domain"]))
 
 
-def basis_digest(basis_K_H: NDArray[np.float32]) -> str:
+def basis_digest(basis_K_F: NDArray[np.float32]) -> str:
     """Identity of a basis: what every adapter written in it is bound to."""
-    return sha256_hex(repr(basis_K_H.shape).encode() + np.ascontiguousarray(basis_K_H, dtype="<f4").tobytes())
+    return sha256_hex(repr(basis_K_F.shape).encode() + np.ascontiguousarray(basis_K_F, dtype="<f4").tobytes())
 
 
 class PreferenceModel:
@@ -104,26 +105,34 @@ class PreferenceModel:
         self.temperature = temperature
         self.digest = digest
         self.card = card
-        self.user_rank = len(head.user_basis_K_H)
-        self.domain_rank = len(head.domain_basis_M_H)
-        self.user_basis_digest = basis_digest(head.user_basis_K_H)
-        self.domain_basis_digest = basis_digest(head.domain_basis_M_H)
+        self.user_rank = len(head.user_basis_K_F)
+        self.domain_rank = len(head.domain_basis_M_F)
+        self.user_basis_digest = basis_digest(head.user_basis_K_F)
+        self.domain_basis_digest = basis_digest(head.domain_basis_M_F)
 
     def project(
         self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
     ) -> FloatMatrix:
         """[N, 1 + k + m] for N (prompt, text) pairs: the global score, A f and C f. Same pair, same bits."""
-        return project_features(self.backbone.features(pairs, progress), self.head)
+        return project_features(text_features(self.backbone, pairs, progress), self.head)
 
 
-def project_features(features_N_H: NDArray[np.float32], head: Head) -> FloatMatrix:
+def text_features(
+    backbone: Backbone, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
+) -> NDArray[np.float32]:
+    """[N, F]: the backbone's features of each (prompt, text) beside what can be counted in the text."""
+    pooled_N_H = backbone.features(pairs, progress)
+    return np.concatenate([pooled_N_H, surface_features([text for _, text in pairs])], axis=1)
+
+
+def project_features(features_N_F: NDArray[np.float32], head: Head) -> FloatMatrix:
     """Rows are summed one by one in float64, never through BLAS, whose rounding depends on the number of rows."""
-    weights_P_H = np.vstack([head.reward_H[None, :], head.user_basis_K_H, head.domain_basis_M_H]).astype(np.float64)
-    out_N_P = np.empty((len(features_N_H), len(weights_P_H)))
-    for start in range(0, len(features_N_H), PROJECT_ROWS):
+    weights_P_F = np.vstack([head.reward_F[None, :], head.user_basis_K_F, head.domain_basis_M_F]).astype(np.float64)
+    out_N_P = np.empty((len(features_N_F), len(weights_P_F)))
+    for start in range(0, len(features_N_F), PROJECT_ROWS):
         rows = slice(start, start + PROJECT_ROWS)
-        centred = features_N_H[rows].astype(np.float64) - head.mean_H
-        out_N_P[rows] = (centred[:, None, :] * weights_P_H[None, :, :]).sum(axis=2)
+        centred = features_N_F[rows].astype(np.float64) - head.mean_F
+        out_N_P[rows] = (centred[:, None, :] * weights_P_F[None, :, :]).sum(axis=2)
     return out_N_P
 
 
@@ -140,9 +149,9 @@ def save_model(
         card = {
             "format": FORMAT,
             "files": files,
-            "hidden_size": backbone.hidden_size,
-            "user_rank": len(head.user_basis_K_H),
-            "domain_rank": len(head.domain_basis_M_H),
+            "features": len(head.mean_F),
+            "user_rank": len(head.user_basis_K_F),
+            "domain_rank": len(head.domain_basis_M_F),
             "temperature": temperature,
             "recipes": recipes.to_json(),
             "training": dict(training),
@@ -202,12 +211,12 @@ def _load_tensors(path: Path, card: Mapping[str, Any]) -> dict[str, NDArray[np.f
         tensors = safetensors.numpy.load(path.read_bytes())
     except SafetensorError as error:
         raise CorruptArtifactError(f"{path} is not valid safetensors: {error}.") from error
-    hidden, user, domain = int(card["hidden_size"]), int(card["user_rank"]), int(card["domain_rank"])
+    features, user, domain = int(card["features"]), int(card["user_rank"]), int(card["domain_rank"])
     shapes = {
-        "mean": (hidden,),
-        "reward": (hidden,),
-        "user_basis": (user, hidden),
-        "domain_basis": (domain, hidden),
+        "mean": (features,),
+        "reward": (features,),
+        "user_basis": (user, features),
+        "domain_basis": (domain, features),
         "user_curvature": (user, user),
         "domain_curvature": (domain, domain),
     }

@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     domain_budget_epsilon: float = Field(
         12.0, gt=0, le=50, description="Epsilon that all domain trainings may reach for a subject."
     )
-    retrain_after: int = Field(5, ge=1, description="New comparisons of a person before they are trained again.")
+    retrain_after: int = Field(3, ge=1, description="New comparisons of a person before they are trained again.")
 
     @property
     def root(self) -> Path:

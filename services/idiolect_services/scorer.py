@@ -31,7 +31,8 @@ Reason = Literal[
     "zero_strength",
     "no_global_model",  # the installation has no live global model: this server's own ranks alone
     "model_changed",  # the installation's live global model is not the one that this server has loaded
-    "store_unavailable",  # nothing about the person could be confirmed
+    "store_unavailable",  # nothing about the person could be read
+    "unconfirmed",  # the person was reset again and again while this was computed
 ]
 
 # A store that is gone, busy, damaged or wrongly set: whatever it is, it confirms nothing.
@@ -120,6 +121,13 @@ class Scorer:
         store can't be reached. In every other mode an unreachable store or a bad adapter only takes away its part."""
         stack = self._stack(request)
         return self._finish(request, stack, self.compute_features(request) if features_NW is None else features_NW)
+
+    def score_without_person(self, request: ScoreRequest, features_NW: Features | None) -> ScoreResult:
+        """For a person whose generation won't stand still: claims nothing about them, so it can't be outdated."""
+        stack = self._stack(replace(request, subject=None, mode="auto"))
+        unconfirmed = replace(stack, personalization=replace(stack.personalization, reason="unconfirmed"))
+        held = _required_holds(request, unconfirmed)
+        return self._finish(request, held, self.compute_features(request) if features_NW is None else features_NW)
 
     def _stack(self, request: ScoreRequest) -> Stack:
         try:
@@ -223,7 +231,7 @@ def _required_holds(request: ScoreRequest, stack: Stack) -> Stack:
     reason = stack.personalization.reason
     if request.mode != "required" or stack.personalization.applied:
         return stack
-    if reason == "store_unavailable":
+    if reason in ("store_unavailable", "unconfirmed"):
         raise UnavailableError(
             "personalization was required and could not be confirmed.", mend="Try again.", code="unconfirmed"
         )

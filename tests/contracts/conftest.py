@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from idiolect.stores.sql import SqlStore, open_store, schema
 from postgres_server import PostgresServer
+
+from idiolect.stores.sql import SqlStore, open_store, schema
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,12 @@ def _empty(url: str) -> None:
         connection.execute(f"TRUNCATE {tables} RESTART IDENTITY".encode())
 
 
+@pytest.fixture
+def postgres_url(postgres_database: str) -> Iterator[str]:
+    yield postgres_database
+    _empty(postgres_database)
+
+
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "ready.db"
@@ -47,9 +54,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "idiolect.db")
         yield f"sqlite:///{tmp_path / 'idiolect.db'}"
         return
-    url = request.getfixturevalue("postgres_database")
-    yield url
-    _empty(url)
+    yield request.getfixturevalue("postgres_url")
 
 
 @pytest.fixture

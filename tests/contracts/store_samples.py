@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+
 from idiolect.consent import ConsentChange
 from idiolect.ids import text_digest
 from idiolect.privacy.budget import PrivacyStatement

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from store_samples import OPTED_IN, TENANT, at, dataset, give_feedback, opt_in, pairs, shown, signal
+
 from idiolect.consent import ConsentChange
 from idiolect.errors import ConflictError, ConsentError, InvalidInputError, NotFoundError
 from idiolect.ids import text_digest
@@ -12,7 +14,6 @@ from idiolect.resets.plan import plan_reset
 from idiolect.signals.comparison import Item
 from idiolect.stores.ports import Store
 from idiolect.stores.sql.feedback import MAX_FEEDBACK_COMPARISONS
-from store_samples import OPTED_IN, TENANT, at, dataset, give_feedback, opt_in, pairs, shown, signal
 
 
 def test_an_inference_comes_back_as_it_was_recorded(store: Store) -> None:
@@ -22,7 +23,9 @@ def test_an_inference_comes_back_as_it_was_recorded(store: Store) -> None:
 
 
 def test_an_inference_without_a_person_or_a_domain_comes_back_so(store: Store) -> None:
-    assert store.inference(TENANT, shown(store, subject=None, domain=None).id) == shown(store, subject=None, domain=None)
+    assert store.inference(TENANT, shown(store, subject=None, domain=None).id) == shown(
+        store, subject=None, domain=None
+    )
 
 
 def test_recording_again_is_harmless_but_another_content_is_a_conflict(store: Store) -> None:

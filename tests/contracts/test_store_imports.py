@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_samples import OPTED_IN, PUBLIC, TENANT, at, dataset, items, opt_in, pairs, rating
+
 from idiolect.consent import POLICY_VERSION, ConsentChange
-from idiolect.errors import IdiolectError, InvalidInputError
+from idiolect.errors import InvalidInputError
 from idiolect.resets.plan import plan_reset
 from idiolect.signals.comparison import Comparison, Item
 from idiolect.stores.ports import ImportOptions, Store
-from store_samples import OPTED_IN, PUBLIC, TENANT, at, dataset, items, opt_in, pairs, rating
 
 
 def weights(store: Store, person: str) -> list[float]:
@@ -212,10 +214,6 @@ def test_every_text_comes_back_as_it_went_in(store: Store, prompt: str, text: st
 
 @pytest.mark.parametrize("name", ["nul\0", "surrogate\ud800"])
 def test_a_name_that_a_database_can_not_hold_is_refused_or_stored_but_never_a_crash(store: Store, name: str) -> None:
-    try:
+    with suppress(InvalidInputError):
         store.import_dataset(TENANT, dataset(name), OPTED_IN, at(0))
-    except IdiolectError as error:
-        assert isinstance(error, InvalidInputError)
-        assert store.datasets(TENANT) == []
-    else:
-        assert store.datasets(TENANT)[0].name == name
+    assert [info.name for info in store.datasets(TENANT)] in ([], [name])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from store_samples import GLOBAL, TENANT, at, give_feedback, opt_in, publish_user
+
 from idiolect.consent import POLICY_VERSION, ConsentChange, SubjectState
 from idiolect.errors import ConflictError, InvalidInputError, NotFoundError, PreconditionError
 from idiolect.stores.ports import Store
 from idiolect.tenancy import Caller, Scope
-from store_samples import GLOBAL, TENANT, at, give_feedback, opt_in, publish_user
 
 SCOPES = frozenset({Scope.INFER, Scope.ADMIN})
 

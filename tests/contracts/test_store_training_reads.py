@@ -6,13 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from idiolect.consent import ConsentChange
-from idiolect.errors import InvalidInputError, NotFoundError
-from idiolect.resets.plan import plan_reset
-from idiolect.signals.comparison import Comparison, Rating
-from idiolect.signals.data import SharedData
-from idiolect.stores.ports import ImportOptions, Store
-from idiolect.stores.sql import SqlStore
 from sqlalchemy import event
 from store_samples import (
     OPTED_IN,
@@ -27,6 +20,14 @@ from store_samples import (
     publish_user,
     rating,
 )
+
+from idiolect.consent import ConsentChange
+from idiolect.errors import InvalidInputError, NotFoundError
+from idiolect.resets.plan import plan_reset
+from idiolect.signals.comparison import Comparison, Rating
+from idiolect.signals.data import SharedData
+from idiolect.stores.ports import ImportOptions, Store
+from idiolect.stores.sql import SqlStore
 
 
 def readable(data: SharedData) -> tuple[list[tuple[str, str, float]], list[tuple[str, str, str, float]]]:
@@ -105,9 +106,7 @@ def test_feedback_is_shared_with_domains_but_is_not_public(store: Store) -> None
 
 def test_a_domain_reads_only_its_own(store: Store) -> None:
     both = items(2, "chat") + items(2, "code")
-    data = dataset(
-        items=both, ratings=(rating("ann", 0), rating("bob", 2)), comparisons=(Comparison("cleo", 2, 3),)
-    )
+    data = dataset(items=both, ratings=(rating("ann", 0), rating("bob", 2)), comparisons=(Comparison("cleo", 2, 3),))
     store.import_dataset(TENANT, data, PUBLIC, at(0))
     assert store.shared_data(TENANT, domain="chat").people == ("ann",)
     assert store.shared_data(TENANT, domain="code").people == ("bob", "cleo")

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -222,7 +222,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
 
 
 @contextmanager
-def world_at(root: Path, **settings: Any) -> Any:
+def world_at(root: Path, **settings: Any) -> Iterator[World]:
     world = World(root, Settings(home=root, **settings))
     try:
         yield world

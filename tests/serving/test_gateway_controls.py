@@ -218,7 +218,7 @@ def test_health_and_readiness_need_no_key(world: World) -> None:
 def test_the_openapi_description_covers_every_route_and_resolves(world: World) -> None:
     document = world.api().get("/openapi.json").json()
     text = json.dumps(document)
-    for name in set(part.split('"')[0] for part in text.split("#/components/schemas/")[1:]):
+    for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert name in document["components"]["schemas"]
     operations = [
         (method, path, operation) for path, item in document["paths"].items() for method, operation in item.items()

@@ -15,7 +15,7 @@ from idiolect.ids import sha256_hex
 from idiolect.signals.data import Comparisons, Ratings, SharedData
 from idiolect_adapters.backbone import Backbone
 from idiolect_adapters.evaluation.calibration import fit_temperature
-from idiolect_adapters.preference import PreferenceModel, Recipes, project_features, save_model
+from idiolect_adapters.preference import PreferenceModel, Recipes, project_features, save_model, text_features
 from idiolect_adapters.training.clip_noise import SecureNoise
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.global_model import GlobalOptions, train_global
@@ -49,10 +49,8 @@ def build_global(
     """
     tuning_P = _tuning_people(data)
     head = train_global(backbone, data, ~tuning_P, options, stages.stage("global model"))
-    features_I_H = backbone.features(
-        [(item.prompt, item.text) for item in data.items], stages.stage("reading all texts")
-    )
-    projected_I_P = project_features(features_I_H, head)
+    texts = [(item.prompt, item.text) for item in data.items]
+    projected_I_P = project_features(text_features(backbone, texts, stages.stage("reading all texts")), head)
     group_I = groups(data.items)
     rng = np.random.default_rng(options.seed)
     ratings, comparisons = _ratings_of(data, tuning_P), data.comparisons.where(tuning_P[data.comparisons.person_C])

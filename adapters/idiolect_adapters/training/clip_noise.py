@@ -2,7 +2,8 @@
 
 Noise comes from the operating system's CSPRNG, stretched by AES-128 in counter mode, and is hardened against
 floating-point attacks by summing four Gaussians (Holohan & Braghin 2021, "Secure Random Sampling in Differential
-Privacy", section 4; Opacus' secure mode does the same). A key is used for one call and forgotten; there is no seed to store, set or steal.
+Privacy", section 4; Opacus' secure mode does the same). A key is used for one call and forgotten; there is no seed
+to store, set or steal.
 """
 
 from __future__ import annotations

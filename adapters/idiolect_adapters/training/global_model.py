@@ -22,7 +22,8 @@ from idiolect.errors import InvalidInputError
 from idiolect.signals.data import SharedData
 from idiolect_adapters.backbone import Backbone, Tokens
 from idiolect_adapters.basis import principal_directions, whiten
-from idiolect_adapters.preference import Head
+from idiolect_adapters.preference import Head, text_features
+from idiolect_adapters.surface import surface_features
 from idiolect_adapters.training.pairs import Pairs, PairSource
 
 Progress = Callable[[int, int], None]
@@ -37,7 +38,7 @@ class GlobalOptions:
     epochs: int = 4
     user_rank: int = 12
     domain_rank: int = 16
-    items_per_step: int = 24
+    items_per_step: int = 16
     encoder_rate: float = 1e-4
     head_rate: float = 1e-3
     people_rate: float = 0.05
@@ -50,16 +51,16 @@ class GlobalOptions:
 class _Latent(torch.nn.Module):
     """What is learned beside the encoder: reward head, basis, and one vector per public person."""
 
-    def __init__(self, home_P: NDArray[np.int64], rank: int, features_N_H: NDArray[np.float32], seed: int) -> None:
+    def __init__(self, home_P: NDArray[np.int64], rank: int, features_N_F: NDArray[np.float32], seed: int) -> None:
         """`home_P`: the domain in which each person said most."""
         super().__init__()
         self.home_P = torch.from_numpy(home_P)
         self.home_size_D_1 = torch.bincount(self.home_P).clamp(min=1)[:, None]
         generator = torch.Generator().manual_seed(seed)
-        self.mean_H = torch.nn.Buffer(torch.from_numpy(features_N_H.mean(axis=0)))
-        self.reward_H = torch.nn.Parameter(torch.zeros(features_N_H.shape[1]))
-        directions = principal_directions(features_N_H - features_N_H.mean(axis=0), rank)
-        self.basis_K_H = torch.nn.Parameter(torch.from_numpy(directions))
+        self.mean_F = torch.nn.Buffer(torch.from_numpy(features_N_F.mean(axis=0)))
+        self.reward_F = torch.nn.Parameter(torch.zeros(features_N_F.shape[1]))
+        directions = principal_directions(features_N_F - features_N_F.mean(axis=0), rank)
+        self.basis_K_F = torch.nn.Parameter(torch.from_numpy(directions))
         # Not zero: at P = 0 the basis would get no gradient.
         self.people_P_K = torch.nn.Parameter(0.1 * torch.randn(len(home_P), rank, generator=generator))
 
@@ -69,13 +70,13 @@ class _Latent(torch.nn.Module):
         means_D_K = sums_D_K.index_add(0, self.home_P, self.people_P_K) / self.home_size_D_1
         return self.people_P_K - means_D_K[self.home_P]
 
-    def loss(self, features_I_H: torch.Tensor, pairs: Pairs, share_P: torch.Tensor, prior: float) -> torch.Tensor:
+    def loss(self, features_I_F: torch.Tensor, pairs: Pairs, share_P: torch.Tensor, prior: float) -> torch.Tensor:
         """Mean weighted Bradley-Terry loss, plus the prior's share that belongs to these pairs."""
-        centred_I_H = features_I_H - self.mean_H
+        centred_I_F = features_I_F - self.mean_F
         chosen, rejected = torch.from_numpy(pairs.chosen_B), torch.from_numpy(pairs.rejected_B)
         weight_B = torch.from_numpy(pairs.weight_B)
-        reward_I = centred_I_H @ self.reward_H
-        taste_I_K = centred_I_H @ self.basis_K_H.T
+        reward_I = centred_I_F @ self.reward_F
+        taste_I_K = centred_I_F @ self.basis_K_F.T
         person_B = torch.from_numpy(pairs.person_B)
         personal_B = (self.centred_people()[person_B] * (taste_I_K[chosen] - taste_I_K[rejected])).sum(1)
         data = (weight_B * softplus(-(reward_I[chosen] - reward_I[rejected] + personal_B))).sum()
@@ -104,9 +105,10 @@ def train_global(
             mend="Import a data set first: idiolect import --help.",
         )
     tokens = backbone.tokenize([(item.prompt, item.text) for item in data.items])
-    start_I_H = backbone.features([(data.items[i].prompt, data.items[i].text) for i in items])
-    latent = _Latent(_home_domains(data), options.user_rank, start_I_H, options.seed)
-    pairs_P = _fit(backbone, latent, source, tokens, options, progress)
+    start_I_F = text_features(backbone, [(data.items[i].prompt, data.items[i].text) for i in items])
+    latent = _Latent(_home_domains(data), options.user_rank, start_I_F, options.seed)
+    surface_I_S = torch.from_numpy(surface_features([item.text for item in data.items]))
+    pairs_P = _fit(backbone, latent, source, tokens, surface_I_S, options, progress)
     return _finish(backbone, latent, data, items, pairs_P, options)
 
 
@@ -115,6 +117,7 @@ def _fit(
     latent: _Latent,
     source: PairSource,
     tokens: Tokens,
+    surface_I_S: torch.Tensor,
     options: GlobalOptions,
     progress: Progress | None,
 ) -> NDArray[np.float64]:
@@ -122,18 +125,18 @@ def _fit(
     rng = np.random.default_rng(options.seed)
     torch.manual_seed(options.seed)  # dropout
     plan = [chunk for _ in range(options.epochs) for chunk in source.chunks(options.items_per_step, rng)]
-    steps_per_epoch = len(plan) / options.epochs
     optimizer = _optimizer(backbone, latent, options)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(plan), options.warmup_share))
-    share_P = torch.full((len(latent.people_P_K),), 1.0 / steps_per_epoch)
+    share_P = _prior_shares(source.judgments_P, len(plan) / options.epochs)
     pairs_P = np.zeros(len(latent.people_P_K))
     backbone.encoder.train()
     for step, items in enumerate(plan):
         pairs = source.among(items, rng)
         if len(pairs):
             np.add.at(pairs_P, pairs.person_B, 1.0 / options.epochs)
-            features_I_H = backbone.pooled([tokens.ids[item] for item in items])
-            loss = latent.loss(features_I_H, pairs, share_P, options.prior)
+            pooled_I_H = backbone.pooled([tokens.ids[item] for item in items])
+            features_I_F = torch.cat([pooled_I_H, surface_I_S[items].to(pooled_I_H.device)], dim=1)
+            loss = latent.loss(features_I_F, pairs, share_P, options.prior)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(backbone.encoder.parameters(), 1.0)
@@ -145,14 +148,26 @@ def _fit(
     return pairs_P
 
 
+def _prior_shares(judgments_P: NDArray[np.int64], steps: float) -> torch.Tensor:
+    """The part of a person's prior that one step carries: one over the number of steps of an epoch in which they
+    are expected to appear, so that the whole prior counts once an epoch."""
+    expected_P = steps * (1.0 - (1.0 - 1.0 / max(steps, 1.0 + 1e-9)) ** judgments_P)
+    return torch.from_numpy(1.0 / np.maximum(expected_P, 1.0)).float()
+
+
 def _optimizer(backbone: Backbone, latent: _Latent, options: GlobalOptions) -> torch.optim.Optimizer:
+    """The token embeddings stay as they are: few of them occur in any data set, and their dense gradient costs more time
+    than all layers together."""
+    backbone.encoder.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
+    tuned = [parameter for parameter in backbone.encoder.parameters() if parameter.requires_grad]
     decay = options.weight_decay
     return torch.optim.AdamW(
         [
-            {"params": list(backbone.encoder.parameters()), "lr": options.encoder_rate, "weight_decay": decay},
-            {"params": [latent.reward_H, latent.basis_K_H], "lr": options.head_rate, "weight_decay": decay},
+            {"params": tuned, "lr": options.encoder_rate, "weight_decay": decay},
+            {"params": [latent.reward_F, latent.basis_K_F], "lr": options.head_rate, "weight_decay": decay},
             {"params": [latent.people_P_K], "lr": options.people_rate, "weight_decay": 0.0},
-        ]
+        ],
+        fused=True,
     )
 
 
@@ -180,16 +195,16 @@ def _finish(
     pairs_P: NDArray[np.float64],
     options: GlobalOptions,
 ) -> Head:
-    features_I_H = backbone.features([(data.items[i].prompt, data.items[i].text) for i in items])
-    mean_H = features_I_H.mean(axis=0)
+    features_I_F = text_features(backbone, [(data.items[i].prompt, data.items[i].text) for i in items])
+    mean_F = features_I_F.mean(axis=0)
     weights_P_K = latent.centred_people().detach().double().numpy()
     active_P = pairs_P >= min(MIN_ACTIVE_PAIRS, float(pairs_P.max()))
-    basis_K_H = latent.basis_K_H.detach().double().numpy()
-    whitened_K_H, mean_K = whiten(basis_K_H, weights_P_K[active_P])
-    reward_H = latent.reward_H.detach().double().numpy() + mean_K @ basis_K_H
+    basis_K_F = latent.basis_K_F.detach().double().numpy()
+    whitened_K_F, mean_K = whiten(basis_K_F, weights_P_K[active_P])
+    reward_F = latent.reward_F.detach().double().numpy() + mean_K @ basis_K_F
     return Head(
-        mean_H=mean_H.astype(np.float32),
-        reward_H=reward_H.astype(np.float32),
-        user_basis_K_H=whitened_K_H.astype(np.float32),
-        domain_basis_M_H=principal_directions(features_I_H - mean_H, options.domain_rank),
+        mean_F=mean_F.astype(np.float32),
+        reward_F=reward_F.astype(np.float32),
+        user_basis_K_F=whitened_K_F.astype(np.float32),
+        domain_basis_M_F=principal_directions(features_I_F - mean_F, options.domain_rank),
     )

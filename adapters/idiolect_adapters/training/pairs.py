@@ -54,6 +54,9 @@ class PairSource:
         self._chosen_start_I = np.searchsorted(
             self._comparisons.chosen_C[self._by_chosen], np.arange(len(data.items) + 1)
         )
+        self.judgments_P = np.bincount(self._rating_person_R, minlength=len(keep_P)) + np.bincount(
+            self._comparisons.person_C, minlength=len(keep_P)
+        )
         self._position_I = np.full(len(data.items), -1, dtype=np.int64)
 
     def used_items(self) -> IntArray:

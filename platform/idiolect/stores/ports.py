@@ -158,6 +158,18 @@ class SignalStore(Protocol):
         who opted in; nobody with a tombstone newer than the data, and no evaluation pairs."""
         ...
 
+    def domains(self, tenant: str) -> Sequence[str]:
+        """Every domain that the tenant has items in, in order of name."""
+        ...
+
+    def contributors(self, tenant: str, domain: str) -> Sequence[str]:
+        """The people whose data a training of this domain would read: whom to charge before reading any of it."""
+        ...
+
+    def trainable(self, tenant: str) -> Sequence[str]:
+        """People whom `personal_snapshot` would find: opted in, not paused, with comparisons of this generation."""
+        ...
+
     def personal_snapshot(
         self, tenant: str, *, subjects: Sequence[str] | None = None, max_comparisons: int = 50
     ) -> PersonalSnapshot:

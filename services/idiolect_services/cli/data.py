@@ -1,0 +1,53 @@
+"""idiolect import"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from idiolect.settings import Settings
+from idiolect.stores.ports import ImportOptions
+from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, console, settings_for
+from idiolect_services.datasets import import_dataset, read_dataset
+from idiolect_services.wiring import open_installation
+
+
+class Format(StrEnum):
+    POLIS = "polis"
+    UKPCONVARG = "ukpconvarg"
+    COAUTHOR = "coauthor"
+    RATINGS = "ratings"
+    SAMPLE = "sample"
+
+
+def import_data(
+    kind: Annotated[Format, typer.Argument(metavar="FORMAT", help="polis, ukpconvarg, coauthor, ratings or sample.")],
+    path: Annotated[Path, typer.Argument(help="The data set's folder.")],
+    public: Annotated[
+        bool, typer.Option(help="Declare the data public: only then may it train the global model.")
+    ] = False,
+    opt_in: Annotated[
+        bool, typer.Option(help="The new people of the data set have agreed to a personal adapter each.")
+    ] = False,
+    tenant: Tenant = DEFAULT_TENANT,
+    home: Home = None,
+) -> None:
+    """Import a data set of preferences.
+
+    Example: idiolect import polis data/polis --public --opt-in
+    """
+    run_import(settings_for(home), tenant, kind.value, path, ImportOptions(public=public, opt_in=opt_in))
+
+
+def run_import(settings: Settings, tenant: str, kind: str, path: Path, options: ImportOptions) -> None:
+    with bars() as shown:
+        dataset = read_dataset(kind, path, shown.stage(f"reading {kind}"))
+        with open_installation(settings) as installation:
+            outcome = import_dataset(installation, tenant, dataset, options, shown.stage("storing"))
+    state = "was there already" if outcome.unchanged else "imported"
+    console.print(
+        f"{dataset.name} {state}: " + ", ".join(f"{count:,} {name}" for name, count in outcome.counts.items())
+    )

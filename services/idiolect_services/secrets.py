@@ -1,0 +1,53 @@
+"""The installation's own secrets: files under <home>/secrets, readable by their owner alone, made on first use."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from pathlib import Path
+
+from idiolect.errors import ConfigurationError
+
+SECRET_BYTES = 32
+
+
+def load_or_create(path: Path) -> bytes:
+    """32 random bytes that stay the same from the first call on, also when two processes start at once."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _create(path)
+        secret = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the secret {path} can't be read or written: {error.strerror}.",
+            mend="Check the home folder's permissions.",
+        ) from error
+    if len(secret) != SECRET_BYTES:
+        raise ConfigurationError(
+            f"the secret {path} is damaged: {len(secret)} bytes instead of {SECRET_BYTES}.",
+            mend="Restore it from a backup; without it, signatures and pseudonyms of this home are lost.",
+        )
+    return secret
+
+
+def _create(path: Path) -> None:
+    """Written aside and linked into place: a crash leaves nothing half, and the first of two processes wins."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(os.urandom(SECRET_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(staging, path)
+    except FileExistsError:
+        pass
+    finally:
+        staging.unlink()
+
+
+def tenant_key(master: bytes, tenant: str) -> bytes:
+    """The key of a tenant's pseudonyms, derived from the installation's master key (HMAC-SHA256 as a KDF)."""
+    return hmac.new(master, b"idiolect/pseudonym/" + tenant.encode(), hashlib.sha256).digest()

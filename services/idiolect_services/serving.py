@@ -1,0 +1,131 @@
+"""The server: the gateway over one installation, and the thread that retrains people after their feedback."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from idiolect.errors import BudgetExceededError, ConfigurationError, IdiolectError, NotFoundError
+from idiolect.settings import Settings
+from idiolect_adapters.preference import PreferenceModel
+from idiolect_adapters.runtime.bank import AdapterBank
+from idiolect_adapters.runtime.features import FeatureCache
+from idiolect_services.gateway.app import create_app
+from idiolect_services.gateway.context import GatewayServices
+from idiolect_services.scorer import Scorer
+from idiolect_services.trainer import Trainer
+from idiolect_services.wiring import Installation
+
+log = logging.getLogger("idiolect.serving")
+
+# Feedback wakes the trainer at once; this often it looks by itself, for what a crash or another process left queued.
+POLL_SECONDS = 30.0
+
+
+class RetrainingLoop:
+    """One thread that trains whoever has enough new comparisons. The queue is in the store, so a crash loses nobody."""
+
+    def __init__(self, installation: Installation, trainer: Trainer) -> None:
+        self._installation = installation
+        self._trainer = trainer
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="retraining", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """A training that runs is finished first: its charge is spent either way."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join()
+
+    def wake(self, _tenant: str, _subject: str) -> None:
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                self.train_queued()
+            except IdiolectError as error:
+                log.warning("retraining is put off: %s", error)
+            except Exception:
+                log.exception("retraining failed; it is tried again in %.0f s", POLL_SECONDS)
+            self._wake.wait(POLL_SECONDS)
+
+    def train_queued(self) -> None:
+        """Train everyone who is queued now, one release per tenant."""
+        waiting: dict[str, list[str]] = defaultdict(list)
+        for tenant, subject in self._installation.store.training_queue(
+            min_new=self._installation.settings.retrain_after
+        ):
+            waiting[tenant].append(subject)
+        for tenant, subjects in waiting.items():
+            started = self._installation.clock.now()
+            try:
+                report = self._trainer.train_users(tenant, subjects)
+                log.info("retrained %d people (%d over their budget)", report.published, report.refused)
+            except (BudgetExceededError, NotFoundError) as error:
+                log.info("nobody retrained: %s", error)
+            # Whoever was refused keeps the adapter that is live; only new feedback queues them again.
+            self._installation.store.mark_trained(tenant, subjects, started)
+
+
+def create_server_app(installation: Installation, model: PreferenceModel | None = None) -> FastAPI:
+    """The API over the live global model, with its retraining thread tied to the app's lifespan."""
+    model = model or installation.load_live_model()
+    features = FeatureCache(model, max_bytes=installation.settings.feature_cache_bytes)
+    store, signer = installation.store, installation.signer
+    loop = RetrainingLoop(installation, Trainer(installation, model, features))
+    app = create_app(
+        GatewayServices(
+            store=store,
+            scorer=Scorer(store, features, AdapterBank(model, store.version, signer)),
+            settings=installation.settings,
+            signer=signer,
+            clock=installation.clock,
+            pseudonym=installation.pseudonym,
+            on_feedback=loop.wake,
+        )
+    )
+    gateway_lifespan = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(running: FastAPI) -> AsyncIterator[None]:
+        async with gateway_lifespan(running):
+            loop.start()
+            yield
+            loop.stop()
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket, taken before anything slow, so that a port in use is said at once."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"{settings.host}:{settings.port} can't be listened on: {error.strerror}.",
+            mend="Stop what uses that port, or set IDIOLECT_PORT to another one.",
+        ) from error
+    return listener
+
+
+def server_for(app: FastAPI) -> uvicorn.Server:
+    """No access log: paths hold user ids."""
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=75))

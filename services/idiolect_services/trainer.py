@@ -1,0 +1,271 @@
+"""Runs trainings: reserve in the ledger, read, train, sign, publish, settle. Always in this order.
+
+A crash anywhere leaves the charge and nothing else: a release is published whole or not at all, and a person who was
+reset while it was computed is fenced off at publish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version as package_version
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idiolect.errors import BudgetExceededError, NotFoundError
+from idiolect.ids import new_id, sha256_hex
+from idiolect.privacy.accountant import filter_epsilon
+from idiolect.privacy.budget import DEFAULT_DELTA, Budget, plan_run, statement_for
+from idiolect.privacy.events import GaussianEvent, Unit
+from idiolect.privacy.ledger import Reservation
+from idiolect.registry.manifest import AdapterScope, ReleaseTemplate, TensorSpec, Version, manifest_bytes
+from idiolect.registry.weights import dump_weights
+from idiolect.signals.comparison import Item
+from idiolect.signals.data import Comparisons, PersonalSnapshot, SharedData
+from idiolect_adapters.preference import PreferenceModel
+from idiolect_adapters.runtime.features import FeatureCache, digested
+from idiolect_adapters.training.clip_noise import NoiseSource, SecureNoise
+from idiolect_adapters.training.descent import Recipe
+from idiolect_adapters.training.domain import SubjectComparisons, releases, train_domain
+from idiolect_adapters.training.pairs import groups, person_pairs
+from idiolect_adapters.training.user import PEOPLE_AT_ONCE, pad_comparisons, train_users
+from idiolect_services.stacks import DomainStack
+from idiolect_services.wiring import Installation
+
+FloatArray = NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+HEAD_B = "head.lora_B.weight"
+MAX_COMPARISONS = 50  # of a person in one training; the curvature of the recipes is that of so many
+PAIRS_PER_SUBJECT = 60  # of one subject in a domain training; they are averaged, so more would only cost time
+PROJECT_AT_ONCE = 64
+ACTOR = "trainer"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """`refused`: over their privacy budget. `fenced`: reset or opted out while the training ran."""
+
+    release: str
+    published: int
+    refused: int
+    fenced: int
+    epsilon: float
+
+
+def _nothing(_done: int, _total: int) -> None:
+    """No progress is shown."""
+
+
+class Trainer:
+    """Trains adapters of one tenant on one global model. Thread-safe; the ledger serialises what must not overlap."""
+
+    def __init__(
+        self,
+        installation: Installation,
+        model: PreferenceModel,
+        features: FeatureCache,
+        noise: NoiseSource | None = None,
+    ) -> None:
+        """`noise` is for tests; a process that serves uses the operating system's randomness."""
+        self._installation = installation
+        self._store = installation.store
+        self._settings = installation.settings
+        self._model = model
+        self._features = features
+        self._noise = noise or SecureNoise()
+
+    def train_domain(self, tenant: str, domain: str, progress: Progress = _nothing) -> TrainingReport:
+        """Raises NotFoundError if nobody has said anything there, BudgetExceededError if nobody may be read."""
+        people = self._store.contributors(tenant, domain)
+        if not people:
+            raise NotFoundError(
+                f"domain {domain!r} has no feedback to learn from.", mend="Import data or wait for some."
+            )
+        recipe = self._model.recipes.domain
+        epsilon = self._settings.domain_epsilon
+        event = plan_run(epsilon, DEFAULT_DELTA, releases(recipe))
+        budget = Budget("subject", self._settings.domain_budget_epsilon)
+        reservation = self._reserve(tenant, "subject", f"domain {domain}", event, people, budget)
+        data = self._store.shared_data(tenant, domain=domain)
+        adapter_M = self._domain_adapter(tenant, data, reservation, recipe, event, progress)
+        template = self._template(tenant, "domain", recipe, event, reservation.run, f"all feedback in {domain}")
+        parent = self._store.resolve(tenant, None, domain).domain
+        version = self._version("", domain, 0, parent.id if parent else None, adapter_M)
+        return self._publish(template, [version], reservation, f"training of domain {domain}")
+
+    def train_users(
+        self, tenant: str, subjects: Sequence[str] | None = None, progress: Progress = _nothing
+    ) -> TrainingReport:
+        """Train and publish the adapters of `subjects`, or of everyone who opted in and has comparisons, as one
+        release.
+
+        Raises NotFoundError if there is nobody to train, BudgetExceededError if nobody may be read.
+        """
+        trainable = self._store.trainable(tenant)
+        people = trainable if subjects is None else sorted(set(subjects) & set(trainable))
+        if not people:
+            raise NotFoundError(
+                "nobody to train: no one has opted in and given feedback.", mend="Collect feedback first."
+            )
+        started = self._installation.clock.now()
+        epsilon = self._settings.user_epsilon
+        recipe = self._model.recipes.user.at(epsilon)
+        event = plan_run(epsilon, DEFAULT_DELTA, recipe.steps)
+        budget = Budget("comparison", self._settings.user_budget_epsilon)
+        reservation = self._reserve(tenant, "comparison", "user adapters", event, people, budget)
+        snapshot = self._store.personal_snapshot(
+            tenant, subjects=sorted(reservation.granted), max_comparisons=MAX_COMPARISONS
+        )
+        adapters_P_K = self._user_adapters(tenant, snapshot, recipe, event, progress)
+        template = self._template(
+            tenant, "user", recipe, event, reservation.run, f"the newest {MAX_COMPARISONS} comparisons of each person"
+        )
+        versions = [
+            self._version(person, "", snapshot.generation_P[p], snapshot.parent_P[p], adapters_P_K[p])
+            for p, person in enumerate(snapshot.people)
+        ]
+        report = self._publish(template, versions, reservation, "training of user adapters")
+        self._store.mark_trained(tenant, people, started)
+        return report
+
+    def _reserve(
+        self, tenant: str, unit: Unit, purpose: str, event: GaussianEvent, people: Sequence[str], budget: Budget
+    ) -> Reservation:
+        now = self._installation.clock.now()
+        reservation = self._store.reserve(tenant, unit, purpose, event, people, budget.rho, now)
+        if reservation.granted:
+            return reservation
+        spent = self._store.account(tenant, unit, people[0]).spent_rho
+        raise BudgetExceededError(
+            f"training {purpose} would cost epsilon {filter_epsilon(spent + event.rho, budget.delta):.2f} in all, over the "
+            f"budget of {budget.epsilon:g} (spent: {filter_epsilon(spent, budget.delta):.2f}, delta {budget.delta:g}, "
+            f"unit: {unit}).",
+            mend="The adapters that are live stay. Raise the budget setting only with the consent of those it protects.",
+        )
+
+    def _domain_adapter(
+        self,
+        tenant: str,
+        data: SharedData,
+        reservation: Reservation,
+        recipe: Recipe,
+        event: GaussianEvent,
+        progress: Progress,
+    ) -> FloatArray:
+        """[M]. People who were refused, or came since the reservation, are left out."""
+        pairs = person_pairs(
+            data.ratings, data.comparisons, groups(data.items), limit=PAIRS_PER_SUBJECT, rng=np.random.default_rng()
+        )
+        granted_P = np.array([person in reservation.granted for person in data.people], dtype=np.bool_)
+        pairs = pairs.where(granted_P[pairs.person_C])
+        features_I_P = self._project(tenant, data.items, progress)
+        directions_I_M = features_I_P[:, 1 + self._model.user_rank :]
+        subject_P = np.cumsum(granted_P) - 1
+        comparisons = SubjectComparisons(
+            subjects=int(granted_P.sum()),
+            subject_C=subject_P[pairs.person_C],
+            differences_C_K=directions_I_M[pairs.chosen_C] - directions_I_M[pairs.rejected_C],
+            margins_C=_margins(features_I_P[:, 0], pairs),
+            weights_C=pairs.weight_C.astype(np.float64),
+        )
+        return train_domain(comparisons, recipe, event.noise_multiplier, self._noise)
+
+    def _user_adapters(
+        self, tenant: str, snapshot: PersonalSnapshot, recipe: Recipe, event: GaussianEvent, progress: Progress
+    ) -> FloatArray:
+        """[P, K], on top of the domain adapters that are live now."""
+        features_I_P = self._project(tenant, snapshot.items, progress)
+        stack = DomainStack(self._installation, self._model, tenant)
+        margin_C = _margins(features_I_P[:, 0] + stack.deltas(snapshot.items, features_I_P), snapshot.comparisons)
+        taste_I_K = features_I_P[:, 1 : 1 + self._model.user_rank]
+        people = np.arange(len(snapshot.people))
+        slabs = [people[start : start + PEOPLE_AT_ONCE] for start in range(0, len(people), PEOPLE_AT_ONCE)]
+        trained = [
+            train_users(
+                pad_comparisons(snapshot.comparisons, slab, taste_I_K, margin_C, limit=MAX_COMPARISONS),
+                recipe,
+                event.noise_multiplier,
+                self._noise,
+            )
+            for slab in slabs
+        ]
+        return np.concatenate(trained) if trained else np.zeros((0, self._model.user_rank))
+
+    def _project(self, tenant: str, items: Sequence[Item], progress: Progress) -> FloatArray:
+        """[I, 1 + k + m], from the cache that the server uses too."""
+        parts = [np.zeros((0, self._features.width))]
+        for start in range(0, len(items), PROJECT_AT_ONCE):
+            some = items[start : start + PROJECT_AT_ONCE]
+            parts.append(self._features.project(tenant, [(digested(i.prompt), digested(i.text)) for i in some]))
+            progress(min(start + PROJECT_AT_ONCE, len(items)), len(items))
+        return np.concatenate(parts)
+
+    def _template(
+        self, tenant: str, scope: AdapterScope, recipe: Recipe, event: GaussianEvent, run: str, window: str
+    ) -> ReleaseTemplate:
+        model = self._model
+        user = scope == "user"
+        rank = model.user_rank if user else model.domain_rank
+        return ReleaseTemplate(
+            tenant=tenant,
+            scope=scope,
+            global_digest=model.digest,
+            basis_digest=model.user_basis_digest if user else model.domain_basis_digest,
+            kind="head_lora",
+            rank=rank,
+            alpha=float(rank),  # alpha / rank = 1
+            targets=("head",),
+            tensors=(TensorSpec(HEAD_B, (1, rank)),),
+            privacy=statement_for("comparison" if user else "subject", event, recipe.clip_norm, DEFAULT_DELTA),
+            data_window=window,
+            producer=f"idiolect {package_version('idiolect')}",
+            run=run,
+            created_at=self._installation.clock.now(),
+        )
+
+    @staticmethod
+    def _version(
+        subject: str,
+        domain: str,
+        generation: int,
+        parent: str | None,
+        adapter_K: FloatArray,
+    ) -> Version:
+        """Not signed yet: its release has no id so far."""
+        weights = dump_weights({HEAD_B: adapter_K[None, :].astype(np.float32)})
+        return Version(
+            id=new_id(),
+            release="",
+            subject=subject,
+            domain=domain,
+            generation=generation,
+            parent=parent,
+            weights=weights,
+            weights_sha256=sha256_hex(weights),
+        )
+
+    def _publish(
+        self, template: ReleaseTemplate, versions: Sequence[Version], reservation: Reservation, reason: str
+    ) -> TrainingReport:
+        release, now = new_id(), self._installation.clock.now()
+        signed = [self._signed(template, replace(version, release=release)) for version in versions]
+        outcome = self._store.publish(release, template, signed, now, reason=reason, actor=ACTOR)
+        self._store.settle(template.tenant, reservation.run, self._installation.clock.now())
+        return TrainingReport(
+            release=release,
+            published=outcome.published,
+            refused=len(reservation.refused),
+            fenced=len(outcome.fenced),
+            epsilon=template.privacy.epsilon,
+        )
+
+    def _signed(self, template: ReleaseTemplate, version: Version) -> Version:
+        signer = self._installation.signer
+        version = replace(version, key_id=signer.key_id)
+        return replace(version, signature=signer.sign(manifest_bytes(template, version)))
+
+
+def _margins(score_I: FloatArray, comparisons: Comparisons) -> FloatArray:
+    return score_I[comparisons.chosen_C] - score_I[comparisons.rejected_C]

@@ -1,0 +1,76 @@
+"""The only place that builds real objects. Everything is made inside `open_installation`, nothing at import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idiolect.clock import Clock, SystemClock
+from idiolect.errors import ConfigurationError, NotFoundError
+from idiolect.ids import pseudonym
+from idiolect.registry.signing import Signer
+from idiolect.settings import Settings
+from idiolect.stores.ports import Store
+from idiolect.stores.sql import open_store
+from idiolect_services.secrets import load_or_create, tenant_key
+
+if TYPE_CHECKING:  # importing torch takes seconds, and most commands never need it
+    from idiolect_adapters.preference import PreferenceModel
+
+
+@dataclass(frozen=True)
+class Installation:
+    """One home folder, opened: its store, secrets and clock."""
+
+    settings: Settings
+    store: Store
+    signer: Signer
+    clock: Clock
+    master_key: bytes
+
+    @property
+    def root(self) -> Path:
+        return self.settings.root
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    def pseudonym(self, tenant: str, user: str) -> str:
+        return pseudonym(_tenant_key(self.master_key, tenant), user)
+
+    def load_live_model(self) -> PreferenceModel:
+        """The live global model, every byte verified. Raises NotFoundError if none was trained yet."""
+        from idiolect_adapters.preference import load_model
+
+        digest = self.store.live_global()
+        if digest is None:
+            raise NotFoundError("there is no global model yet.", mend="Train one: idiolect train global.")
+        return load_model(self.models, digest)
+
+
+_tenant_key = lru_cache(maxsize=1024)(tenant_key)
+
+
+@contextmanager
+def open_installation(settings: Settings, clock: Clock | None = None) -> Iterator[Installation]:
+    """Open (and on first use create) the home folder and its store."""
+    root = settings.root
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the home folder {root} can't be made: {error.strerror}.", mend="Set IDIOLECT_HOME to a folder of yours."
+        ) from error
+    secrets = root / "secrets"
+    master = load_or_create(secrets / "master.key")
+    signer = Signer(load_or_create(secrets / "signing.key"))
+    store = open_store(settings.sql_url)
+    try:
+        yield Installation(settings, store, signer, clock or SystemClock(), master)
+    finally:
+        store.close()

@@ -1,0 +1,52 @@
+"""What only a Postgres server can do wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+from postgres_server import PostgresServer
+from store_samples import TENANT, at, opt_in
+
+from idiolect.errors import ConfigurationError, UnavailableError
+from idiolect.resets.plan import plan_reset
+from idiolect.stores.sql import open_store
+
+
+def test_a_server_that_is_not_there_is_unavailable_and_its_password_stays_secret(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        open_store(f"postgresql://user:secret@/idiolect?host={tmp_path}")
+    assert caught.value.mend
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_does_not_exist_is_named(postgres: PostgresServer) -> None:
+    with pytest.raises(ConfigurationError, match=r"/missing .*does not exist"):
+        open_store(postgres.url("missing"))
+
+
+def test_a_user_that_is_refused_is_named(postgres: PostgresServer) -> None:
+    with pytest.raises(ConfigurationError, match="nobody_known"):
+        open_store(postgres.url("postgres").replace("postgres@", "nobody_known@"))
+
+
+def test_a_server_that_closes_its_connections_is_found_again(postgres: PostgresServer, postgres_url: str) -> None:
+    store = open_store(postgres_url)
+    opt_in(store, "ann")
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'idiolect'")
+    assert store.subject(TENANT, "ann").opted_in
+    store.apply_reset(TENANT, "ann", "x1", plan_reset("all"), at(1))
+    store.close()
+
+
+def test_a_writer_that_waits_too_long_says_so(postgres_url: str) -> None:
+    store = open_store(postgres_url, lock_timeout_s=0.2)
+    opt_in(store, "ann")
+    with psycopg.connect(postgres_url) as other:
+        other.execute("SELECT * FROM subjects FOR UPDATE")
+        with pytest.raises(UnavailableError, match="locked"):
+            opt_in(store, "ann")
+    opt_in(store, "ann")
+    store.close()
