@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,7 @@ class Backbone:
         self.hidden_size = int(config.hidden_size)
         self.causal = any(getattr(module, "is_causal", False) for module in encoder.modules())
         self.max_tokens = min(MAX_TOKENS, int(getattr(config, "max_position_embeddings", MAX_TOKENS)))
+        self._tokenizing = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
         self._takes_pairs = tokenizer.sep_token_id is not None and not self.causal
 
     @staticmethod
@@ -154,7 +156,8 @@ class Backbone:
         """Token ids of (prompt, text) pairs, cut to `max_tokens` from the end of the longer of the two."""
         # One by one: what a pair becomes must not depend on the other pairs. (The tokenizer is fast; the encoder is
         # not.)
-        return Tokens(tuple(self._tokenize_one(prompt, text) for prompt, text in pairs))
+        with self._tokenizing:
+            return Tokens(tuple(self._tokenize_one(prompt, text) for prompt, text in pairs))
 
     def _tokenize_one(self, prompt: str, text: str) -> tuple[int, ...]:
         limit: dict[str, Any] = {"truncation": True, "max_length": self.max_tokens}

@@ -138,11 +138,11 @@ class Trainer:
         if reservation.granted:
             return reservation
         spent = self._store.account(tenant, unit, people[0]).spent_rho
+        before, after = (filter_epsilon(rho, budget.delta) for rho in (spent, spent + event.rho))
         raise BudgetExceededError(
-            f"training {purpose} would cost epsilon {filter_epsilon(spent + event.rho, budget.delta):.2f} in all, over the "
-            f"budget of {budget.epsilon:g} (spent: {filter_epsilon(spent, budget.delta):.2f}, delta {budget.delta:g}, "
-            f"unit: {unit}).",
-            mend="The adapters that are live stay. Raise the budget setting only with the consent of those it protects.",
+            f"training {purpose} would raise epsilon from {before:.2f} to {after:.2f}, over the budget of "
+            f"{budget.epsilon:g} (delta {budget.delta:g}, unit {unit}).",
+            mend="The adapters that are live stay. Raise the budget setting only with consent of those it protects.",
         )
 
     def _domain_adapter(

@@ -72,8 +72,11 @@ class PostgresServer:
         try:
             subprocess.run([binaries / "initdb", "--version"], check=True, capture_output=True, **self._as_user)
         except (OSError, subprocess.SubprocessError):
-            shutil.copytree(binaries.parent, self._home / "copy")
-            return self._home / "copy" / "bin"
+            package, copy = binaries.parents[1], self._home / "copy"
+            for folder in (package, package.with_name(f"{package.name}.libs")):  # a wheel keeps its libraries beside it
+                if folder.exists():
+                    shutil.copytree(folder, copy / folder.name)
+            return copy / package.name / binaries.relative_to(package)
         return binaries
 
     def _start_from(self, binaries: Path) -> subprocess.Popen[bytes]:

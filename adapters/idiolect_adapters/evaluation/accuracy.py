@@ -37,10 +37,19 @@ def person_accuracies(margin_C: FloatArray, person_C: NDArray[np.int32], *, min_
 
 def bootstrap_mean(values_P: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Accuracy:
     """Percentile bootstrap over people (Efron 1979). With nobody, all figures are NaN."""
-    people = len(values_P)
+    return bootstrap_noisy_mean(values_P[None, :], seed=seed, draws=draws)
+
+
+def bootstrap_noisy_mean(values_N_P: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Accuracy:
+    """The same for N repetitions of a noisy training: `value` is their median, and every bootstrap draw takes people
+    and one of the repetitions at random, so the interval covers both the choice of people and the noise.
+    """
+    repetitions, people = values_N_P.shape
     if people == 0:
         return Accuracy(float("nan"), float("nan"), float("nan"), 0)
     rng = np.random.default_rng(seed)
-    means = np.array([values_P[rng.integers(0, people, people)].mean() for _ in range(draws)])
+    means = np.array(
+        [values_N_P[rng.integers(repetitions), rng.integers(0, people, people)].mean() for _ in range(draws)]
+    )
     low, high = np.quantile(means, [0.025, 0.975])
-    return Accuracy(float(values_P.mean()), float(low), float(high), people)
+    return Accuracy(float(np.median(values_N_P.mean(axis=1))), float(low), float(high), people)

@@ -156,7 +156,7 @@ def _prior_shares(judgments_P: NDArray[np.int64], steps: float) -> torch.Tensor:
 
 
 def _optimizer(backbone: Backbone, latent: _Latent, options: GlobalOptions) -> torch.optim.Optimizer:
-    """The token embeddings stay as they are: few of them occur in any data set, and their dense gradient costs more time
+    """The token embeddings stay as they are: few occur in any data set, and their dense gradient costs more time
     than all layers together."""
     backbone.encoder.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
     tuned = [parameter for parameter in backbone.encoder.parameters() if parameter.requires_grad]

@@ -27,12 +27,12 @@ from idiolect_adapters.training.user import pad_comparisons, train_users
 FloatArray = NDArray[np.float64]
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
-CLIP_QUANTILES = (0.5, 0.9)
-PRIORS = (0.5, 1.0, 2.0, 4.0, 8.0)
+CLIP_QUANTILES = (0.25, 0.5, 0.9)
+PRIORS = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 STEPS = (2, 5)
 STEPS_WITHOUT_NOISE = 20
 TYPICAL_COMPARISONS = 50  # public: the curvature is that of so many comparisons
-ADAPTATION_SIZES = (10, 30)
+ADAPTATION_SIZES = (5, 10, 30)
 NOISE_DRAWS = 2
 
 

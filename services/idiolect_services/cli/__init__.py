@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from idiolect_services.cli import bench, data, demo, doctor, keys, registry, serve, train, user
+from idiolect_services.cli.bench import bench
 from idiolect_services.cli.common import run_app
+from idiolect_services.cli.data import import_data
+from idiolect_services.cli.demo import demo
+from idiolect_services.cli.doctor import doctor
+from idiolect_services.cli.keys import app as keys_app
+from idiolect_services.cli.registry import app as registry_app
+from idiolect_services.cli.serve import serve
+from idiolect_services.cli.train import app as train_app
+from idiolect_services.cli.user import app as user_app
 
 app = typer.Typer(
     name="idiolect",
@@ -14,15 +22,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command(name="demo")(demo.demo)
-app.command(name="import")(data.import_data)
-app.add_typer(train.app, name="train")
-app.command(name="serve")(serve.serve)
-app.add_typer(registry.app, name="registry")
-app.add_typer(user.app, name="user")
-app.add_typer(keys.app, name="keys")
-app.command(name="bench")(bench.bench)
-app.command(name="doctor")(doctor.doctor)
+app.command(name="demo")(demo)
+app.command(name="import")(import_data)
+app.add_typer(train_app, name="train")
+app.command(name="serve")(serve)
+app.add_typer(registry_app, name="registry")
+app.add_typer(user_app, name="user")
+app.add_typer(keys_app, name="keys")
+app.command(name="bench")(bench)
+app.command(name="doctor")(doctor)
 
 
 def main() -> None:

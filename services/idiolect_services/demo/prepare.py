@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from idiolect.errors import BudgetExceededError
-from idiolect.signals.comparison import PreferenceDataset
 from idiolect.stores.ports import ImportOptions
 from idiolect_adapters.preference import PreferenceModel, load_model, read_card
 from idiolect_adapters.runtime.features import FeatureCache

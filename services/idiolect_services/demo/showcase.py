@@ -103,7 +103,7 @@ def _most_different(
     people: Sequence[str], scores_P_I: FloatArray, texts: Sequence[str], domain: str, query: str
 ) -> _Found | None:
     ranks_P_I = scores_P_I.argsort(axis=1).argsort(axis=1).astype(np.float64)
-    correlation_P_P = np.corrcoef(ranks_P_I)
+    correlation_P_P: FloatArray = np.asarray(np.corrcoef(ranks_P_I))
     first, second = np.unravel_index(int(np.argmin(correlation_P_P)), correlation_P_P.shape)
     # Of many documents show those on which the two are furthest apart, in both directions.
     gap_I = scores_P_I[first] - scores_P_I[second]

@@ -14,7 +14,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -74,22 +74,29 @@ class Database:
     def scrub(self) -> None:
         """After erasing on SQLite: move the write-ahead log, which holds old pages, into the file and empty it.
 
-        Best effort: with readers at work it stays until a later checkpoint.
+        Best effort, since the erasure itself is committed: with readers at work the log stays until a later checkpoint.
         """
         if not self.is_sqlite:
             return
-        try:
-            with self.engine.connect() as connection:
-                raw = connection.connection.dbapi_connection
-                assert raw is not None
-                before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
-                raw.execute("PRAGMA busy_timeout=500")
-                try:
-                    raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                finally:
-                    raw.execute(f"PRAGMA busy_timeout={int(before)}")
-        except DRIVER_ERRORS:
-            return  # the erasure itself is committed; only the log keeps old pages a little longer
+        with suppress(*DRIVER_ERRORS), self.engine.connect() as connection:
+            raw = connection.connection.dbapi_connection
+            assert raw is not None
+            before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
+            raw.execute("PRAGMA busy_timeout=500")
+            try:
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                raw.execute(f"PRAGMA busy_timeout={int(before)}")
+
+    def learn_sizes(self) -> None:
+        """After a large import on Postgres: its planner guesses from old sizes, and a wrong guess is 60 times slower.
+
+        Best effort: the server does the same by itself, minutes later. SQLite's plans follow the indices alone.
+        """
+        if self.is_sqlite:
+            return
+        with suppress(*DRIVER_ERRORS), self.engine.begin() as connection:
+            connection.execute(text("ANALYZE"))
 
 
 def _snapshot_reader(engine: Engine) -> Engine:

@@ -50,6 +50,8 @@ class Imports(Part):
         )
         if replaced:
             self._database.scrub()
+        if not outcome.unchanged:
+            self._database.learn_sizes()
         return outcome
 
     def datasets(self, tenant: str) -> Sequence[DatasetInfo]:

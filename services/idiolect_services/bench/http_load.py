@@ -1,0 +1,116 @@
+"""One window of load, from a process of its own: a fixed request over a few keep-alive connections, as fast as it goes.
+
+    python -m idiolect_services.bench.http_load PORT SECONDS CONNECTIONS < request
+
+Writes one JSON object. An answer counts only if its status is 200 and its body holds PROOF; the first connection that
+sees another one ends the window. Only the standard library, and no HTTP client: on two cores the generator must
+cost less than what it measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+
+PROOF = b'"applied":true'
+OK = b"HTTP/1.1 200 "
+MAX_ANSWERS = 1_000_000
+GRACE_SECONDS = 10.0
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
+
+@dataclass
+class Window:
+    """`finished` gets the first thing that went wrong, or None at the end of the time."""
+
+    request: bytes
+    ends: float
+    finished: asyncio.Future[str | None]
+    open: int = 0
+    latencies: list[float] = field(default_factory=list)
+
+    def fail(self, why: str) -> None:
+        if not self.finished.done():
+            self.finished.set_result(why)
+
+    def answered(self, latency: float) -> bool:
+        """Whether to send the next request."""
+        self.latencies.append(latency)
+        return time.perf_counter() < self.ends and len(self.latencies) < MAX_ANSWERS and not self.finished.done()
+
+    def left(self) -> None:
+        self.open -= 1
+        if self.open == 0 and not self.finished.done():
+            self.finished.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """Sends one request at a time."""
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+        self._sent = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._window.open += 1
+        self._send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._window.fail(f"the server closed a connection: {exc}")
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        size = answer_size(self._received)
+        if size is None or len(self._received) < size:
+            return
+        answer, self._received = self._received, b""
+        if len(answer) > size or not answer.startswith(OK) or PROOF not in answer:
+            self._window.fail(f"an answer is not the expected one: {answer[:300]!r}")
+        elif self._window.answered(time.perf_counter() - self._sent):
+            self._send()
+        else:
+            self._window.left()
+
+    def _send(self) -> None:
+        assert self._transport is not None
+        self._sent = time.perf_counter()
+        self._transport.write(self._window.request)
+
+
+def answer_size(received: bytes) -> int | None:
+    """Of head and body together; None until the head is complete."""
+    head = received.find(b"\r\n\r\n")
+    if head < 0:
+        return None
+    length = _LENGTH.search(received, 0, head + 2)
+    return head + 4 + (int(length.group(1)) if length else 0)
+
+
+async def run_window(port: int, seconds: float, connections: int, request: bytes) -> dict[str, object]:
+    loop = asyncio.get_running_loop()
+    began = time.perf_counter()
+    window = Window(request, began + seconds, loop.create_future())
+    transports = [
+        (await loop.create_connection(lambda: Connection(window), "127.0.0.1", port))[0] for _ in range(connections)
+    ]
+    try:
+        problem = await asyncio.wait_for(window.finished, seconds + GRACE_SECONDS)
+    except TimeoutError:
+        problem = f"no answer came for {GRACE_SECONDS:.0f} s"
+    took = time.perf_counter() - began
+    for transport in transports:
+        transport.abort()
+    return {"problem": problem, "seconds": took, "latencies": sorted(window.latencies)}
+
+
+if __name__ == "__main__":
+    outcome = asyncio.run(run_window(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.stdin.buffer.read()))
+    json.dump(outcome, sys.stdout)

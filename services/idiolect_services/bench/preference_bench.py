@@ -1,0 +1,121 @@
+"""The preference benchmark: the Polis protocol, or the same on the sample where there is no real data.
+
+The shared models train on everyone but the new people and on all but the new items. For each new person: adapt to the
+first n pairs, then predict both test parts. Accuracy is averaged over a person's pairs and then over people with at
+least four pairs in the part; the interval is a bootstrap over people (and noise draws). All hyper-parameters come
+from training people (training/tuning.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from idiolect.settings import Settings
+from idiolect.signals.comparison import PreferenceDataset
+from idiolect_adapters.backbone import find_backbone
+from idiolect_adapters.evaluation.splits import new_people, shared_data
+from idiolect_adapters.evaluation.stacks import StackEvaluation, StackScore, stacks_of
+from idiolect_adapters.training.clip_noise import NoiseSource, SecureNoise
+from idiolect_adapters.training.global_model import GlobalOptions
+from idiolect_services.bench.form import Measured
+from idiolect_services.bench.trained import trained_model
+from idiolect_services.datasets import read_dataset, sample_folder
+from idiolect_services.training_runs import Stages
+
+PARTS = ("test_known", "test_new")
+ACCURACY, ERROR = "accuracy", "calibration error"
+END_TO_END = "end_to_end"
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """A data set, how the metrics on it are named, and to how many pairs its people adapt."""
+
+    kind: str
+    folder: Path
+    sizes: tuple[int, ...]
+
+    def metrics(self) -> list[str]:
+        names = []
+        for part in PARTS:
+            for stack in stacks_of(part, self.sizes):
+                name = f"{self.kind}_{part}_{stack.name}"
+                names += [name] if stack.kind == "item_mean" else [name, f"{name}_ece"]
+        return [*names, f"{self.kind}_{END_TO_END}"]
+
+
+def polis(data_dir: Path) -> Protocol:
+    return Protocol("polis", data_dir / "polis", (5, 10, 30, 50))
+
+
+def sample() -> Protocol:
+    """Its people have 30 adaptation pairs each."""
+    return Protocol("sample", sample_folder(), (5, 10, 30))
+
+
+def all_metrics() -> list[str]:
+    return [*polis(Path()).metrics(), *sample().metrics()]
+
+
+def measure(settings: Settings, epochs: int, stages: Stages) -> Iterator[Measured]:
+    protocol = sample() if settings.data_dir is None else polis(settings.data_dir)
+    started = time.monotonic()
+    dataset = read_dataset(protocol.kind, protocol.folder, stages.stage(f"reading {protocol.kind}"))
+    reading = time.monotonic() - started
+    yield from measure_dataset(
+        dataset,
+        protocol,
+        backbone=find_backbone(settings.backbone),
+        models=settings.root / "bench" / "models",
+        options=GlobalOptions(epochs=epochs),
+        noise=SecureNoise(),
+        stages=stages,
+        seconds=reading,
+    )
+
+
+def measure_dataset(
+    dataset: PreferenceDataset,
+    protocol: Protocol,
+    *,
+    backbone: Path,
+    models: Path,
+    options: GlobalOptions,
+    noise: NoiseSource,
+    stages: Stages,
+    seconds: float = 0.0,
+) -> Iterator[Measured]:
+    """`seconds` were spent on reading; the last figure adds the training of the global model (as it was measured when
+    it was trained) and everything after it.
+    """
+    data, new = shared_data(dataset), new_people(dataset)
+    trained = trained_model(models, backbone, data, dataset.digest, options, stages)
+    started = time.monotonic()
+    texts = [(item.prompt, item.text) for item in data.items]
+    projected_I_P = trained.model.project(texts, stages.stage("reading all texts again"))
+    evaluation = StackEvaluation(trained.model, projected_I_P, data, new, noise)
+    scores = list(evaluation.evaluate(protocol.sizes, stages.stage("stacks")))
+    seconds += trained.seconds + time.monotonic() - started
+    for score in scores:
+        yield from measured(protocol.kind, score, scores)
+    yield Measured(f"{protocol.kind}_{END_TO_END}", "s", seconds)
+
+
+def measured(kind: str, score: StackScore, scores: Sequence[StackScore]) -> Iterator[Measured]:
+    """Accuracy beside that of the baseline of its part, then the calibration error."""
+    name = f"{kind}_{score.part}_{score.stack.name}"
+    accuracy, peer = score.accuracy, baseline(score, scores)
+    beside = {} if peer is None else {"peer": peer.stack.name, "peer_value": peer.accuracy.value}
+    yield Measured(name, ACCURACY, accuracy.value, accuracy.low, accuracy.high, **beside)
+    if score.calibration is not None:
+        error = score.calibration
+        yield Measured(f"{name}_ece", ERROR, error.value, error.low, error.high)
+
+
+def baseline(score: StackScore, scores: Sequence[StackScore]) -> StackScore | None:
+    """The item mean where items have one, the global Bradley-Terry model elsewhere; none for the baseline itself."""
+    first = next(other for other in scores if other.part == score.part)
+    return None if first.stack == score.stack else first
