@@ -145,7 +145,7 @@ def save_model(
     try:
         backbone.save(staging)
         (staging / HEAD_FILE).write_bytes(safetensors.numpy.save(head.tensors() | recipes.tensors()))
-        files = {path.name: sha256_hex(path.read_bytes()) for path in sorted(staging.iterdir()) if path.is_file()}
+        files = {name: sha256_hex((staging / name).read_bytes()) for name in _files(staging)}
         card = {
             "format": FORMAT,
             "files": files,
@@ -163,6 +163,7 @@ def save_model(
         target = root / digest
         if not target.exists():
             staging.rename(target)
+            _sync_path(root)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return PreferenceModel(backbone, head, recipes, temperature=temperature, digest=digest, card=card)
@@ -170,12 +171,20 @@ def save_model(
 
 def _sync(folder: Path) -> None:
     """Bytes first, then the folder: after the rename a power cut can't leave a model with holes."""
-    for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        _sync_path(path)
+
+
+def _sync_path(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
 def remove_staging(root: Path) -> None:
@@ -185,7 +194,10 @@ def remove_staging(root: Path) -> None:
 
 
 def load_model(root: Path, digest: str) -> PreferenceModel:
-    """Every byte is checked against `digest` before any of it is used. Raises CorruptArtifactError."""
+    """Every byte is checked against `digest` before any of it is used. Raises CorruptArtifactError.
+
+    A file more than the model has is refused too: transformers reads some by their name alone (added tokens, adapters).
+    """
     folder = root / digest
     mend = "Train it again: idiolect train global."
     try:
@@ -199,6 +211,12 @@ def load_model(root: Path, digest: str) -> PreferenceModel:
     card = parse_json_object(data, what=CARD)
     for name, expected in card["files"].items():
         check_digest(folder / name, expected)
+    strange = sorted(set(_files(folder)) - {CARD, *card["files"]})
+    if strange:
+        raise CorruptArtifactError(
+            f"the folder of global model {digest[:12]} holds {strange[0]!r}, which is not part of it.",
+            mend=f"Remove it from {folder}.",
+        )
     tensors = _load_tensors(folder / HEAD_FILE, card)
     head = Head(tensors["mean"], tensors["reward"], tensors["user_basis"], tensors["domain_basis"])
     recipes = Recipes.from_json(card["recipes"], tensors)

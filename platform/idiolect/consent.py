@@ -63,6 +63,7 @@ def apply_change(state: SubjectState, change: ConsentChange, now: datetime) -> S
         strength=state.strength if change.strength is None else change.strength,
         generation=state.generation + 1 if withdrawn else state.generation,
         revision=state.revision + 1,
-        policy_version=POLICY_VERSION if opted_in else None,
+        # Only opting in agrees to the text of today; another change keeps what was agreed to.
+        policy_version=POLICY_VERSION if change.opted_in else state.policy_version if opted_in else None,
         updated_at=now,
     )

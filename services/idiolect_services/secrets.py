@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
+import tempfile
 from pathlib import Path
 
 from idiolect.errors import ConfigurationError
@@ -34,18 +36,17 @@ def load_or_create(path: Path) -> bytes:
 
 def _create(path: Path) -> None:
     """Written aside and linked into place: a crash leaves nothing half, and the first of two processes wins."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(os.urandom(SECRET_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
+    # Not named by process id: two containers on one volume may have the same. mkstemp makes it 0600.
+    handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        os.link(staging, path)
-    except FileExistsError:
-        pass
+        with os.fdopen(handle, "wb") as file:
+            file.write(os.urandom(SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(staging, path)
     finally:
-        staging.unlink()
+        Path(staging).unlink()
 
 
 def tenant_key(master: bytes, tenant: str) -> bytes:

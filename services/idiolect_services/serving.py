@@ -6,13 +6,20 @@ import logging
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
 
-from idiolect.errors import BudgetExceededError, ConfigurationError, IdiolectError, NotFoundError
+from idiolect.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    ConflictError,
+    IdiolectError,
+    NotFoundError,
+    UnavailableError,
+)
 from idiolect.settings import Settings
 from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.bank import AdapterBank
@@ -52,8 +59,10 @@ class RetrainingLoop:
         self._wake.set()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while True:
             self._wake.clear()
+            if self._stop.is_set():  # asked after the clear, which would otherwise swallow a stop's wake-up
+                return
             try:
                 self.train_queued()
             except IdiolectError as error:
@@ -70,14 +79,22 @@ class RetrainingLoop:
         ):
             waiting[tenant].append(subject)
         for tenant, subjects in waiting.items():
-            started = self._installation.clock.now()
-            try:
-                report = self._trainer.train_users(tenant, subjects)
-                log.info("retrained %d people (%d over their budget)", report.published, report.refused)
-            except (BudgetExceededError, NotFoundError) as error:
-                log.info("nobody retrained: %s", error)
-            # Whoever was refused keeps the adapter that is live; only new feedback queues them again.
-            self._installation.store.mark_trained(tenant, subjects, started)
+            self._train(tenant, subjects)
+
+    def _train(self, tenant: str, subjects: Sequence[str]) -> None:
+        started = self._installation.clock.now()
+        try:
+            report = self._trainer.train_users(tenant, subjects)
+            log.info("retrained %d people (%d over their budget)", report.published, report.refused)
+        except (BudgetExceededError, NotFoundError) as error:
+            log.info("nobody retrained: %s", error)
+        except (UnavailableError, ConflictError):
+            raise  # they stay queued: it works again once the store is back, or the server has the live model
+        except Exception:
+            # Tried again, it would fail again, and every try is charged to their budgets.
+            log.exception("the retraining of %d people failed", len(subjects))
+        # Whoever was refused keeps the adapter that is live; only new feedback queues them again.
+        self._installation.store.mark_trained(tenant, subjects, started)
 
 
 def create_server_app(installation: Installation, model: PreferenceModel | None = None) -> FastAPI:

@@ -13,7 +13,7 @@ from importlib.metadata import version as package_version
 import numpy as np
 from numpy.typing import NDArray
 
-from idiolect.errors import BudgetExceededError, NotFoundError
+from idiolect.errors import BudgetExceededError, ConflictError, NotFoundError
 from idiolect.ids import new_id, sha256_hex
 from idiolect.privacy.accountant import filter_epsilon
 from idiolect.privacy.budget import DEFAULT_DELTA, Budget, plan_run, statement_for
@@ -133,6 +133,11 @@ class Trainer:
     def _reserve(
         self, tenant: str, unit: Unit, purpose: str, event: GaussianEvent, people: Sequence[str], budget: Budget
     ) -> Reservation:
+        if self._store.live_global() != self._model.digest:
+            raise ConflictError(
+                f"the live global model is no longer {self._model.digest[:12]}: adapters trained on it are not served.",
+                mend="Restart this process; it then loads the live one.",
+            )
         now = self._installation.clock.now()
         reservation = self._store.reserve(tenant, unit, purpose, event, people, budget.rho, now)
         if reservation.granted:

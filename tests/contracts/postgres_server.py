@@ -68,11 +68,13 @@ class PostgresServer:
         raise RuntimeError("no Postgres starts here; install the wheel `pgserver`.\n" + "\n".join(failures))
 
     def _reachable(self, binaries: Path) -> Path:
-        """A copy of the installation, if it lies where the unprivileged user can't go (such as under /root)."""
+        """A copy of the wheel, if it lies where the unprivileged user can't go (such as under /root)."""
+        package, copy = binaries.parents[1], self._home / "copy"
         try:
             subprocess.run([binaries / "initdb", "--version"], check=True, capture_output=True, **self._as_user)
         except (OSError, subprocess.SubprocessError):
-            package, copy = binaries.parents[1], self._home / "copy"
+            if package.name != "pgserver":
+                raise
             for folder in (package, package.with_name(f"{package.name}.libs")):  # a wheel keeps its libraries beside it
                 if folder.exists():
                     shutil.copytree(folder, copy / folder.name)

@@ -16,12 +16,15 @@ def item_means(data: SharedData) -> FloatArray:
     """
     items = len(data.items)
     if len(data.ratings):
-        totals_I = np.bincount(data.ratings.item_R, data.ratings.value_R, minlength=items)
-        counts_I = np.bincount(data.ratings.item_R, minlength=items).astype(np.float64)
+        item_J, value_J = data.ratings.item_R, data.ratings.value_R
+        weight_J = np.ones(len(item_J))
     else:
         pairs = data.comparisons
-        totals_I = np.bincount(pairs.chosen_C, pairs.weight_C, minlength=items)
-        counts_I = totals_I + np.bincount(pairs.rejected_C, pairs.weight_C, minlength=items)
+        item_J = np.concatenate([pairs.chosen_C, pairs.rejected_C])
+        value_J = np.repeat(np.array([1.0, 0.0], np.float32), len(pairs))
+        weight_J = np.tile(pairs.weight_C, 2)
+    totals_I = np.bincount(item_J, weight_J * value_J, minlength=items)
+    counts_I = np.bincount(item_J, weight_J, minlength=items)
     judged_I = counts_I > 0
     means_I = np.divide(totals_I, counts_I, out=np.zeros(items), where=judged_I)
     filled_I: FloatArray = np.where(judged_I, means_I, means_I[judged_I].mean() if judged_I.any() else 0.0)

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from idiolect.errors import InvalidInputError
+from idiolect.privacy.events import is_positive
 
 FloatArray = NDArray[np.float64]
 
@@ -55,9 +56,16 @@ def _box_muller(uniforms: FloatArray) -> FloatArray:
 
 
 def check_clip_norm(clip_norm: float) -> float:
-    if isinstance(clip_norm, bool) or not math.isfinite(clip_norm) or clip_norm <= 0:
+    if not is_positive(clip_norm):
         raise InvalidInputError(f"clip norm {clip_norm!r} is not usable.", mend="Use a finite number above 0.")
     return float(clip_norm)
+
+
+def check_noise_multiplier(noise_multiplier: float) -> float:
+    """0 is training without privacy, for benchmarks only. NaN or less would silently be the same."""
+    if noise_multiplier != 0 and not is_positive(noise_multiplier):
+        raise InvalidInputError(f"noise multiplier {noise_multiplier!r} is not usable.", mend="Use a number from 0.")
+    return float(noise_multiplier)
 
 
 def clip_rows(contributions: FloatArray, clip_norm: float) -> FloatArray:
@@ -68,11 +76,11 @@ def clip_rows(contributions: FloatArray, clip_norm: float) -> FloatArray:
     """
     finite = np.isfinite(contributions).all(axis=-1, keepdims=True)
     contributions = np.where(finite, contributions, 0.0)
-    # Scaled by the largest entry first: the square of a huge entry would overflow.
+    # Scaled by the largest entry first: the square of a huge entry would overflow, that of a tiny one vanish.
     largest = np.abs(contributions).max(axis=-1, keepdims=True, initial=0.0)
-    safe = np.where(largest > 0, largest, 1.0)
-    norms = safe * np.sqrt(((contributions / safe) ** 2).sum(axis=-1, keepdims=True))
-    clipped: FloatArray = contributions * np.minimum(1.0, clip_norm / np.maximum(norms, np.finfo(np.float64).tiny))
+    scaled = contributions / np.where(largest > 0, largest, 1.0)
+    bound = clip_norm / np.maximum(np.sqrt((scaled**2).sum(axis=-1, keepdims=True)), 1.0)
+    clipped: FloatArray = np.where(largest > bound, scaled * bound, contributions)
     return clipped
 
 

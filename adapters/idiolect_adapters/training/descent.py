@@ -17,7 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.errors import InvalidInputError
-from idiolect_adapters.training.clip_noise import NoiseSource, add_gaussian_noise, check_clip_norm
+from idiolect_adapters.training.clip_noise import (
+    NoiseSource,
+    add_gaussian_noise,
+    check_clip_norm,
+    check_noise_multiplier,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -54,6 +59,7 @@ def noisy_descent(
 
     `noise_multiplier` 0 is training without privacy, for benchmarks only.
     """
+    check_noise_multiplier(noise_multiplier)
     step_K_K = np.linalg.inv(recipe.prior * np.eye(shape[1]) + recipe.curvature_K_K)
     adapters_P_K = np.zeros(shape)
     for _ in range(recipe.steps):

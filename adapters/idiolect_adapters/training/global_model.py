@@ -109,6 +109,11 @@ def train_global(
     latent = _Latent(_home_domains(data), options.user_rank, start_I_F, options.seed)
     surface_I_S = torch.from_numpy(surface_features([item.text for item in data.items]))
     pairs_P = _fit(backbone, latent, source, tokens, surface_I_S, options, progress)
+    if not pairs_P.any():
+        raise InvalidInputError(
+            f"nobody compared any two of {len(items)} items of one prompt, or rated two of them differently.",
+            mend="Import data with several candidates for a prompt.",
+        )
     return _finish(backbone, latent, data, items, pairs_P, options)
 
 
@@ -134,7 +139,7 @@ def _fit(
         pairs = source.among(items, rng)
         if len(pairs):
             np.add.at(pairs_P, pairs.person_B, 1.0 / options.epochs)
-            pooled_I_H = backbone.pooled([tokens.ids[item] for item in items])
+            pooled_I_H = backbone.pooled_by_length([tokens.ids[item] for item in items])
             features_I_F = torch.cat([pooled_I_H, surface_I_S[items].to(pooled_I_H.device)], dim=1)
             loss = latent.loss(features_I_F, pairs, share_P, options.prior)
             optimizer.zero_grad()

@@ -153,9 +153,23 @@ def person_pairs(
             first, second = first[picked], second[picked]
         person_C = np.full(len(first), ratings.person_R[rows[0]], np.int32)
         parts.append(Comparisons(person_C, items[first], items[second], np.ones(len(first), np.float32)))
-    return Comparisons(
+    every = Comparisons(
         np.concatenate([part.person_C for part in parts]),
         np.concatenate([part.chosen_C for part in parts]),
         np.concatenate([part.rejected_C for part in parts]),
         np.concatenate([part.weight_C for part in parts]),
     )
+    return _at_most(every, limit, rng)
+
+
+def _at_most(pairs: Comparisons, limit: int, rng: np.random.Generator) -> Comparisons:
+    """`limit` pairs of each person, drawn at random where there are more; in the same order."""
+    if np.bincount(pairs.person_C, minlength=1).max() <= limit:
+        return pairs
+    shuffled = rng.permutation(len(pairs))
+    by_person = shuffled[np.argsort(pairs.person_C[shuffled], kind="stable")]
+    people = pairs.person_C[by_person]
+    rank = np.arange(len(people)) - np.searchsorted(people, people)
+    kept = np.zeros(len(pairs), dtype=np.bool_)
+    kept[by_person[rank < limit]] = True
+    return pairs.where(kept)

@@ -16,11 +16,11 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from idiolect.errors import InvalidInputError
-from idiolect.privacy.events import GaussianEvent
+from idiolect.privacy.events import GaussianEvent, is_positive
 
 
 def check_epsilon(epsilon: float) -> float:
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not math.isfinite(epsilon) or epsilon <= 0:
+    if not is_positive(epsilon):
         raise InvalidInputError(f"epsilon {epsilon!r} is not usable.", mend="Use a finite number above 0.")
     return float(epsilon)
 
@@ -39,9 +39,11 @@ def check_delta(delta: float, units: int | None = None) -> float:
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
     """delta(epsilon) of the Gaussian mechanism with sensitivity / sigma = mu. Balle & Wang 2018, Theorem 8."""
-    first = log_ndtr(mu / 2.0 - epsilon / mu)
-    second = epsilon + log_ndtr(-mu / 2.0 - epsilon / mu)
-    return math.exp(float(first)) * -math.expm1(min(float(second - first), 0.0))
+    first = float(log_ndtr(mu / 2.0 - epsilon / mu))
+    second = float(epsilon + log_ndtr(-mu / 2.0 - epsilon / mu))
+    if first == -math.inf:  # then so is `second`, and their difference is no number
+        return 0.0
+    return math.exp(first) * -math.expm1(min(second - first, 0.0))
 
 
 def epsilon_of_run(event: GaussianEvent, delta: float) -> float:
@@ -62,15 +64,19 @@ def noise_multiplier_for(epsilon: float, delta: float, steps: int) -> float:
     """
     check_epsilon(epsilon), check_delta(delta)
     single = GaussianEvent(noise_multiplier=1.0, steps=steps)  # checks `steps`
-    mu = float(brentq(lambda m: gaussian_delta(epsilon, m) - delta, 1e-6, 200.0, xtol=1e-13))
+    # delta(epsilon, mu) < mu, and it is 1 within rounding at sqrt(2 epsilon) + 200.
+    low, high = min(1e-6, delta), math.sqrt(2.0 * epsilon) + 200.0
+    mu = float(brentq(lambda m: gaussian_delta(epsilon, m) - delta, low, high, xtol=1e-7 * low, rtol=1e-12))
     return math.sqrt(single.steps) / mu * (1.0 + 1e-9)
 
 
 def filter_epsilon(rho: float, delta: float) -> float:
     """The epsilon at `delta` that a filter may claim after adaptive runs of total cost `rho`."""
     check_delta(delta)
-    if rho <= 0.0:
+    if rho == 0:
         return 0.0
+    if not is_positive(rho):
+        raise InvalidInputError(f"cost {rho!r} is not usable.", mend="Use a finite number from 0, in zCDP.")
     accountant = RdpAccountant()
     accountant.compose(dp_accounting.GaussianDpEvent(1.0 / math.sqrt(2.0 * rho)))
     return float(accountant.get_epsilon(delta))
@@ -79,6 +85,13 @@ def filter_epsilon(rho: float, delta: float) -> float:
 def filter_rho(epsilon: float, delta: float) -> float:
     """The total cost at which a filter must stop so that it never passes `epsilon` at `delta`."""
     check_epsilon(epsilon), check_delta(delta)
-    return float(brentq(lambda rho: filter_epsilon(rho, delta) - epsilon, 1e-12, epsilon, xtol=1e-12, rtol=1e-10)) * (
-        1.0 - 1e-9
-    )
+    low, high = 1e-15, float(epsilon)
+    if filter_epsilon(low, delta) >= epsilon:
+        raise InvalidInputError(
+            f"epsilon {epsilon!r} is too small a budget for any run at delta {delta:g}.", mend="Raise the budget."
+        )
+    while filter_epsilon(high, delta) < epsilon:  # only where delta is close to 1
+        high *= 2.0
+    # The curve has steps where the best RDP order changes, so the answer is rounded down by more than the tolerance.
+    found = brentq(lambda rho: filter_epsilon(rho, delta) - epsilon, low, high, xtol=1e-11 * low, rtol=1e-10)
+    return float(found) * (1.0 - 1e-9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +14,16 @@ from idiolect.privacy.accountant import (
     filter_rho,
     noise_multiplier_for,
 )
-from idiolect.privacy.events import GaussianEvent, Unit
+from idiolect.privacy.events import GaussianEvent, Unit, is_positive
 
 DEFAULT_DELTA = 1e-5
+
+# A training reads a window of a person's newest comparisons. One more comparison pushes another out of a full window,
+# so what is protected is all that a comparison says, not that it took a place (Kairouz et al. 2021, section 2).
+ADJACENCY: Mapping[Unit, str] = {
+    "comparison": "zero out one comparison",
+    "subject": "add or remove one subject",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,11 @@ class PrivacyStatement:
 
 def statement_for(unit: Unit, event: GaussianEvent, clip_norm: float, delta: float) -> PrivacyStatement:
     """The true statement for a run of `event` on sums clipped to `clip_norm` per unit."""
-    if not (math.isfinite(clip_norm) and clip_norm > 0):
+    if not is_positive(clip_norm):
         raise InvalidInputError(f"clip norm {clip_norm!r} is not usable.", mend="Use a finite number above 0.")
     return PrivacyStatement(
         unit=unit,
-        adjacency="add or remove one " + unit,
+        adjacency=ADJACENCY[unit],
         mechanism="full-batch clipped gradient descent with Gaussian noise",
         epsilon=epsilon_of_run(event, delta),
         delta=delta,

@@ -7,13 +7,21 @@ rho-zCDP with rho = 1 / (2 * noise_multiplier^2) (Bun & Steinke 2016, Propositio
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
 from idiolect.errors import InvalidInputError
 
 Unit = Literal["comparison", "subject"]
+
+# Below this epsilon is over 10^11, and the cost in zCDP soon overflows.
+MIN_NOISE_MULTIPLIER = 1e-6
+
+
+def is_positive(value: object) -> bool:
+    """A finite number above 0; no bool, string or NaN is one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +32,10 @@ class GaussianEvent:
     steps: int
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+        if not is_positive(self.noise_multiplier) or self.noise_multiplier < MIN_NOISE_MULTIPLIER:
             raise InvalidInputError(
                 f"noise multiplier {self.noise_multiplier!r} gives no privacy.",
-                mend="Use a finite number above 0.",
+                mend=f"Use a finite number from {MIN_NOISE_MULTIPLIER:g}.",
             )
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise InvalidInputError(f"steps {self.steps!r} is not usable.", mend="Use a whole number from 1.")

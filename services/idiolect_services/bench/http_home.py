@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 from idiolect.ids import new_id
-from idiolect.settings import Settings
+from idiolect.settings import Settings, load_settings
 from idiolect.signals.comparison import Comparison, Item, PreferenceDataset
 from idiolect.stores.ports import ImportOptions, no_progress
 from idiolect.tenancy import Scope, hash_secret, new_secret
@@ -35,8 +35,13 @@ class BenchHome:
     secret: str
 
 
+def home_settings(root: Path) -> Settings:
+    """With a database inside `root`, wherever that of the real installation is."""
+    return load_settings(home=root, database_url=f"sqlite:///{root.resolve() / 'idiolect.db'}")
+
+
 def make_home(root: Path) -> BenchHome:
-    settings = Settings(home=root)
+    settings = home_settings(root)
     with open_installation(settings) as installation:
         now = installation.clock.now()
         model = random_model(installation.models)

@@ -20,7 +20,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from idiolect.settings import Settings
+from idiolect_services.bench.http_home import home_settings
 from idiolect_services.gateway.schemas.ranking import RerankRequest
 from idiolect_services.serving import create_server_app, server_for
 from idiolect_services.wiring import open_installation
@@ -33,7 +33,7 @@ def main(kind: str, descriptor: str, argument: str) -> None:
         answer = json.loads(Path(argument).read_bytes())
         server_for(empty_app(answer)).run(sockets=[listener])
         return
-    with open_installation(Settings(home=Path(argument))) as installation:
+    with open_installation(home_settings(Path(argument))) as installation:
         server_for(create_server_app(installation)).run(sockets=[listener])
 
 

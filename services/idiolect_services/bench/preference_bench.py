@@ -99,23 +99,24 @@ def measure_dataset(
     evaluation = StackEvaluation(trained.model, projected_I_P, data, new, noise)
     scores = list(evaluation.evaluate(protocol.sizes, stages.stage("stacks")))
     seconds += trained.seconds + time.monotonic() - started
-    for score in scores:
-        yield from measured(protocol.kind, score, scores)
+    for part in PARTS:
+        yield from _measured(protocol.kind, [score for score in scores if score.part == part])
     yield Measured(f"{protocol.kind}_{END_TO_END}", "s", seconds)
 
 
-def measured(kind: str, score: StackScore, scores: Sequence[StackScore]) -> Iterator[Measured]:
-    """Accuracy beside that of the baseline of its part, then the calibration error."""
-    name = f"{kind}_{score.part}_{score.stack.name}"
-    accuracy, peer = score.accuracy, baseline(score, scores)
-    beside = {} if peer is None else {"peer": peer.stack.name, "peer_value": peer.accuracy.value}
-    yield Measured(name, ACCURACY, accuracy.value, accuracy.low, accuracy.high, **beside)
-    if score.calibration is not None:
-        error = score.calibration
-        yield Measured(f"{name}_ece", ERROR, error.value, error.low, error.high)
+def _measured(kind: str, scores: Sequence[StackScore]) -> Iterator[Measured]:
+    """Of one part: accuracies beside that of its baseline, which comes first (the item mean where items have one, the
+    global Bradley-Terry model elsewhere); then calibration errors.
+    """
+    for score in scores:
+        accuracy, baseline = score.accuracy, scores[0]
+        beside = (None, None) if score is baseline else (baseline.stack.name, baseline.accuracy.value)
+        yield Measured(_name(kind, score), ACCURACY, accuracy.value, accuracy.low, accuracy.high, *beside)
+    for score in scores:
+        if score.calibration is not None:
+            error = score.calibration
+            yield Measured(f"{_name(kind, score)}_ece", ERROR, error.value, error.low, error.high)
 
 
-def baseline(score: StackScore, scores: Sequence[StackScore]) -> StackScore | None:
-    """The item mean where items have one, the global Bradley-Terry model elsewhere; none for the baseline itself."""
-    first = next(other for other in scores if other.part == score.part)
-    return None if first.stack == score.stack else first
+def _name(kind: str, score: StackScore) -> str:
+    return f"{kind}_{score.part}_{score.stack.name}"

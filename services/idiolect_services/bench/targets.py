@@ -21,6 +21,9 @@ class Target:
     side: Literal["at_least", "at_most"]
     of: Literal["value", "ratio"]
 
+    def matches(self, metric: str) -> bool:
+        return fnmatchcase(metric, self.pattern)
+
     def met_by(self, value: float | None, ratio: float | None) -> bool:
         reached = value if self.of == "value" else ratio
         if reached is None:
@@ -31,18 +34,21 @@ class Target:
         return f"{'≥' if self.side == 'at_least' else '≤'} {self.bound:g}{' x peer' if self.of == 'ratio' else ''}"
 
 
+def read_tables() -> dict[str, dict[str, dict[str, float | str]]]:
+    return tomllib.loads(FILE.read_text(encoding="utf-8"))
+
+
 @cache
 def all_targets() -> dict[str, tuple[Target, ...]]:
-    tables = tomllib.loads(FILE.read_text(encoding="utf-8"))
     return {
-        benchmark: tuple(_target(pattern, row) for pattern, row in rows.items()) for benchmark, rows in tables.items()
+        benchmark: tuple(_target(pattern, row) for pattern, row in rows.items())
+        for benchmark, rows in read_tables().items()
     }
 
 
 def target_of(benchmark: str, metric: str) -> Target | None:
     """At most one pattern matches a metric; tests hold the file to that."""
-    matching = (target for target in all_targets().get(benchmark, ()) if fnmatchcase(metric, target.pattern))
-    return next(matching, None)
+    return next((target for target in all_targets().get(benchmark, ()) if target.matches(metric)), None)
 
 
 def _target(pattern: str, row: dict[str, float | str]) -> Target:

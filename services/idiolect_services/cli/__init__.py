@@ -9,6 +9,7 @@ from idiolect_services.cli.common import run_app
 from idiolect_services.cli.data import import_data
 from idiolect_services.cli.demo import demo
 from idiolect_services.cli.doctor import doctor
+from idiolect_services.cli.evaluate import evaluate
 from idiolect_services.cli.keys import app as keys_app
 from idiolect_services.cli.registry import app as registry_app
 from idiolect_services.cli.serve import serve
@@ -29,6 +30,7 @@ app.command(name="serve")(serve)
 app.add_typer(registry_app, name="registry")
 app.add_typer(user_app, name="user")
 app.add_typer(keys_app, name="keys")
+app.command(name="eval")(evaluate)
 app.command(name="bench")(bench)
 app.command(name="doctor")(doctor)
 

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from idiolect_services.bench.catalogue import BENCHMARKS, Options, find_benchmark, run_benchmark
 from idiolect_services.bench.form import Report, Result, check_writable, write_report
 from idiolect_services.bench.targets import target_of
 from idiolect_services.cli.common import Home, bars, console, settings_for
+
+WIDEST = 140
 
 
 def bench(
@@ -40,8 +44,8 @@ def bench(
         report = run_benchmark(name, options, shown)
     if json is not None:
         write_report(report, json)
-    console.print(_table(report))
-    console.print(_where(report))
+    _print_table(report)
+    console.print(_where(report), soft_wrap=True)
 
 
 def _list() -> None:
@@ -52,35 +56,34 @@ def _list() -> None:
     console.print("Run one: idiolect bench NAME")
 
 
-def _table(report: Report) -> Table:
-    table = Table(title=report.benchmark)
-    table.add_column("metric", overflow="fold")
-    table.add_column("unit")
-    for name in ("value", "low", "high"):
-        table.add_column(name, justify="right")
-    table.add_column("peer")
-    table.add_column("its value", justify="right")
-    table.add_column("ratio", justify="right")
-    table.add_column("target", justify="right")
+def _print_table(report: Report) -> None:
+    table = Table(title=report.benchmark, box=SIMPLE_HEAD)
+    for name in ("metric", "value", "spread", "unit", "peer", "its value", "ratio", "target"):
+        table.add_column(name, justify="left" if name in ("metric", "unit", "peer") else "right", no_wrap=True)
     for result in report.results:
         table.add_row(*_row(report.benchmark, result))
-    return table
+    # A cut name or figure is worse than a line that the terminal wraps.
+    Console(width=max(console.width, WIDEST)).print(table)
 
 
 def _row(benchmark: str, result: Result) -> tuple[str, ...]:
-    figures = [_figure(number) for number in (result.value, result.low, result.high)]
+    spread = "" if result.low is None else f"{_figure(result.low)} .. {_figure(result.high)}"
+    peer = (result.peer or "", _figure(result.peer_value), _figure(result.ratio))
+    return (result.metric, _figure(result.value), spread, result.unit, *peer, _verdict(benchmark, result))
+
+
+def _verdict(benchmark: str, result: Result) -> str:
     target = target_of(benchmark, result.metric)
-    verdict = (
-        "" if target is None else f"[{'green' if result.met else 'red'}]{target} {'met' if result.met else 'missed'}[/]"
-    )
-    ratio = _figure(result.ratio)
-    return (result.metric, result.unit, *figures, result.peer or "", _figure(result.peer_value), ratio, verdict)
+    if target is None:
+        return ""
+    colour, word = ("green", "met") if result.met else ("red", "missed")
+    return f"[{colour}]{target} {word}[/]"
 
 
 def _figure(number: float | None) -> str:
     if number is None:
         return ""
-    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}" if abs(number) >= 10 else f"{number:.4f}"
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}" if abs(number) >= 10 else f"{number:.3f}"
 
 
 def _where(report: Report) -> str:

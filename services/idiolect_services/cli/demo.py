@@ -82,10 +82,10 @@ def _run(installation: Installation, listener: socket.socket, *, full: bool, che
 
 def _source(settings: Settings, full: bool) -> DemoSource:
     from idiolect_services.demo.prepare import DemoSource
-    from idiolect_services.training_runs import FULL_EPOCHS, QUICK_EPOCHS
+    from idiolect_services.training_runs import FULL_EPOCHS, QUICK_EPOCHS, SAMPLE_EPOCHS
 
     if settings.data_dir is None:
-        return DemoSource("sample", sample_folder(), FULL_EPOCHS)  # small enough to be trained to the end at once
+        return DemoSource("sample", sample_folder(), FULL_EPOCHS if full else SAMPLE_EPOCHS)
     folder = settings.data_dir.expanduser() / "polis"
     if not folder.is_dir():
         raise ConfigurationError(
