@@ -145,9 +145,9 @@ class Backbone:
             encoder = AutoModel.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except Exception as error:  # what a damaged file makes transformers raise has no common base
             raise ConfigurationError(
-                f"backbone folder {str(folder)!r} can't be loaded: {str(error).splitlines()[0]}",
+                f"backbone folder {str(folder)!r} can't be loaded: {(str(error) or repr(error)).splitlines()[0]}",
                 mend="It needs config.json, model.safetensors and a tokenizer that transformers knows.",
             ) from error
         return Backbone(encoder.eval(), tokenizer)

@@ -103,7 +103,7 @@ def test_a_domain_without_anybody_draws_noise_like_any_other() -> None:
 
 
 def test_the_number_of_subjects_is_released_with_noise_of_the_same_multiplier() -> None:
-    """The count scales the curvature: with sensitivity 1 its noise is the multiplier itself."""
+    """The count scales prior and curvature: with sensitivity 1 its noise is the multiplier itself."""
 
     class OnlyTheCount(Recorded):
         def normal(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -113,8 +113,8 @@ def test_the_number_of_subjects_is_released_with_noise_of_the_same_multiplier() 
     plain = train_domain(data, recipe(1), 0.0, Recorded())
     for multiplier in (0.5, 3.0):
         noisy = train_domain(data, recipe(1), multiplier, OnlyTheCount())
-        # One step from zero is sums / (prior + count); prior 2, ten subjects.
-        assert np.allclose(noisy * (2.0 + 10.0 + multiplier), plain * (2.0 + 10.0))
+        # One step from zero is sums / (count * (prior + curvature)).
+        assert np.allclose(noisy * (10.0 + multiplier), plain * 10.0)
 
 
 def test_a_count_that_noise_made_negative_does_not_break_the_training() -> None:

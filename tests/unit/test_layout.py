@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -25,9 +26,11 @@ MAX_TRACKED_BYTES = 1_000_000
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    if not (ROOT / ".git").exists():
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    command = [git, "-c", "safe.directory=*", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _tracked() -> list[Path]:

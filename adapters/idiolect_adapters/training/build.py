@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from idiolect.ids import sha256_hex
 from idiolect.signals.data import Comparisons, Ratings, SharedData
 from idiolect_adapters.backbone import Backbone
 from idiolect_adapters.evaluation.calibration import fit_temperature
-from idiolect_adapters.preference import PreferenceModel, Recipes, project_features, save_model, text_features
+from idiolect_adapters.preference import Head, PreferenceModel, Recipes, project_features, save_model, text_features
 from idiolect_adapters.training.clip_noise import SecureNoise
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.global_model import GlobalOptions, train_global
@@ -26,7 +26,8 @@ FloatArray = NDArray[np.float64]
 
 TUNING_SHARE, TUNING_MAX_PEOPLE = 0.1, 500
 PAIRS_PER_PERSON = 120
-DOMAIN_PRIOR, DOMAIN_STEPS = 5.0, 6
+# Per subject: what a domain has in common is seen through few items, however many people rated them.
+DOMAIN_PRIOR, DOMAIN_STEPS = 0.5, 6
 
 
 class Stages(Protocol):
@@ -50,19 +51,35 @@ def build_global(
     tuning_P = _tuning_people(data)
     head = train_global(backbone, data, ~tuning_P, options, stages.stage("global model"))
     texts = [(item.prompt, item.text) for item in data.items]
-    projected_I_P = project_features(text_features(backbone, texts, stages.stage("reading all texts")), head)
-    group_I = groups(data.items)
+    features_I_F = text_features(backbone, texts, stages.stage("reading all texts"))
     rng = np.random.default_rng(options.seed)
+    group_I = groups(data.items)
     ratings, comparisons = _ratings_of(data, tuning_P), data.comparisons.where(tuning_P[data.comparisons.person_C])
     held_out = person_pairs(ratings, comparisons, group_I, limit=PAIRS_PER_PERSON, rng=rng)
-    tuning = split_pairs(held_out, group_I, rng)
+    head = _calibrated(head, features_I_F, held_out)
+    projected_I_P = project_features(features_I_F, head)
     rank = options.user_rank
-    user = choose_user_recipes(projected_I_P, rank, tuning, SecureNoise(), stages.stage("private recipes"))
-    margin_C = projected_I_P[held_out.chosen_C, 0] - projected_I_P[held_out.rejected_C, 0]
-    recipes = Recipes(user, _domain_recipe(projected_I_P[:, 1 + rank :], margin_C, held_out))
+    user = choose_user_recipes(
+        projected_I_P, rank, split_pairs(held_out, group_I, rng), SecureNoise(), stages.stage("private recipes")
+    )
+    recipes = Recipes(user, _domain_recipe(projected_I_P[:, 1 + rank :], _margins(projected_I_P, held_out), held_out))
     training = {"options": asdict(options), "items": len(data.items), "people": int((~tuning_P).sum())}
+    return save_model(root, backbone, head, recipes, temperature=1.0, training=training | dict(described))
+
+
+def _calibrated(head: Head, features_I_F: NDArray[np.float32], held_out: Comparisons) -> Head:
+    """The reward divided by the temperature that fits it to held-out people, whose temperature is therefore 1.
+
+    Adapters are trained on top of these margins as probabilities, so they must mean what they say before that.
+    """
+    margin_C = _margins(project_features(features_I_F, head), held_out)
     temperature = fit_temperature(margin_C, held_out.weight_C.astype(np.float64))
-    return save_model(root, backbone, head, recipes, temperature=temperature, training=training | dict(described))
+    return replace(head, reward_F=(head.reward_F / temperature).astype(np.float32))
+
+
+def _margins(projected_I_P: FloatArray, pairs: Comparisons) -> FloatArray:
+    margins_C: FloatArray = projected_I_P[pairs.chosen_C, 0] - projected_I_P[pairs.rejected_C, 0]
+    return margins_C
 
 
 def _tuning_people(data: SharedData) -> NDArray[np.bool_]:

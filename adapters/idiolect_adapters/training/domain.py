@@ -3,7 +3,7 @@
 All comparisons of a subject form one contribution: their gradients are averaged over that subject's own comparisons,
 and the average is clipped as one row. So a subject with 10,000 comparisons moves the adapter no more than
 `clip_norm`, like anyone else. How many subjects there are is itself private: the first release is their noisy count,
-and it sets the scale of the curvature.
+and it sets the scale of the curvature and the prior.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class SubjectComparisons:
 
 
 def train_domain(data: SubjectComparisons, recipe: Recipe, noise_multiplier: float, noise: NoiseSource) -> FloatArray:
-    """The adapter B [K]. `recipe.curvature_K_K` is that of one subject.
+    """The adapter B [K]. `recipe.prior` and `recipe.curvature_K_K` are those of one subject.
 
     The ledger must hold a reservation for `releases(recipe)` releases at `noise_multiplier`, unit subject.
     """
     count = _noisy_count(data.subjects, noise_multiplier, noise)
-    scaled = replace(recipe, curvature_K_K=recipe.curvature_K_K * count)
+    scaled = replace(recipe, prior=recipe.prior * count, curvature_K_K=recipe.curvature_K_K * count)
     size_S = np.maximum(np.bincount(data.subject_C, weights=data.weights_C, minlength=data.subjects), 1e-9)
     share_C = data.weights_C / size_S[data.subject_C]
 

