@@ -20,7 +20,7 @@ from idiolect.privacy.budget import DEFAULT_DELTA, Budget, plan_run, statement_f
 from idiolect.privacy.events import GaussianEvent, Unit
 from idiolect.privacy.ledger import Reservation
 from idiolect.registry.manifest import AdapterScope, ReleaseTemplate, TensorSpec, Version, manifest_bytes
-from idiolect.registry.weights import dump_weights
+from idiolect.registry.weights import dump_weights, verify_version
 from idiolect.signals.comparison import Item
 from idiolect.signals.data import Comparisons, PersonalSnapshot, SharedData
 from idiolect_adapters.preference import PreferenceModel
@@ -269,7 +269,9 @@ class Trainer:
     def _signed(self, template: ReleaseTemplate, version: Version) -> Version:
         signer = self._installation.signer
         version = replace(version, key_id=signer.key_id)
-        return replace(version, signature=signer.sign(manifest_bytes(template, version)))
+        signed = replace(version, signature=signer.sign(manifest_bytes(template, version)))
+        verify_version(template, signed, signer)  # what would be refused at load is not published
+        return signed
 
 
 def _margins(score_I: FloatArray, comparisons: Comparisons) -> FloatArray:

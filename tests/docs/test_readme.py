@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from idiolect.settings import Settings
 from idiolect.signals.events import SignalKind
@@ -19,7 +21,11 @@ from idiolect_services.gateway.schemas.ranking import RerankRequest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-BODIES = {"/v1/rerank": RerankRequest, "/v1/feedback": SignalRequest, "/personalization": ConsentRequest}
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/rerank": RerankRequest,
+    "/v1/feedback": SignalRequest,
+    "/personalization": ConsentRequest,
+}
 
 
 def _rows(start: str) -> dict[str, list[str]]:
@@ -52,7 +58,7 @@ def test_the_settings_table_is_exactly_the_settings() -> None:
 
 
 def test_the_feedback_table_names_every_kind() -> None:
-    assert set(_rows("| kind |")) == set(SignalKind.__args__)
+    assert set(_rows("| kind |")) == set(get_args(SignalKind))
 
 
 def test_the_data_table_names_every_format() -> None:

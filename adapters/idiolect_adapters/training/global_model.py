@@ -52,7 +52,7 @@ class _Latent(torch.nn.Module):
     """What is learned beside the encoder: reward head, basis, and one vector per public person."""
 
     def __init__(self, home_P: NDArray[np.int64], rank: int, features_N_F: NDArray[np.float32], seed: int) -> None:
-        """`home_P`: the domain in which each person said most."""
+        """`home_P`: the domain in which each person said most; who is left out has one of their own."""
         super().__init__()
         self.home_P = torch.from_numpy(home_P)
         self.home_size_D_1 = torch.bincount(self.home_P).clamp(min=1)[:, None]
@@ -106,7 +106,7 @@ def train_global(
         )
     tokens = backbone.tokenize([(item.prompt, item.text) for item in data.items])
     start_I_F = text_features(backbone, [(data.items[i].prompt, data.items[i].text) for i in items])
-    latent = _Latent(_home_domains(data), options.user_rank, start_I_F, options.seed)
+    latent = _Latent(_home_domains(data, keep_P), options.user_rank, start_I_F, options.seed)
     surface_I_S = torch.from_numpy(surface_features([item.text for item in data.items]))
     pairs_P = _fit(backbone, latent, source, tokens, surface_I_S, options, progress)
     if not pairs_P.any():
@@ -137,15 +137,15 @@ def _fit(
     backbone.encoder.train()
     for step, items in enumerate(plan):
         pairs = source.among(items, rng)
+        optimizer.zero_grad()
         if len(pairs):
             np.add.at(pairs_P, pairs.person_B, 1.0 / options.epochs)
             pooled_I_H = backbone.pooled_by_length([tokens.ids[item] for item in items])
             features_I_F = torch.cat([pooled_I_H, surface_I_S[items].to(pooled_I_H.device)], dim=1)
             loss = latent.loss(features_I_F, pairs, share_P, options.prior)
-            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(backbone.encoder.parameters(), 1.0)
-            optimizer.step()
+        optimizer.step()  # does nothing where no pair gave a gradient
         schedule.step()
         if progress is not None:
             progress(step + 1, len(plan))
@@ -181,14 +181,17 @@ def _rate(step: int, total: int, warmup_share: float) -> float:
     return min(1.0, (step + 1) / max(1.0, warmup_share * total)) * max(0.02, 1.0 - step / total)
 
 
-def _home_domains(data: SharedData) -> NDArray[np.int64]:
-    """[P]: the index of the domain in which each person rated or compared most."""
+def _home_domains(data: SharedData, keep_P: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[P]: the index of the domain in which each person rated or compared most.
+
+    People who are not trained share an index of their own: their vectors mean nothing, and must not move the mean.
+    """
     names = {name: index for index, name in enumerate(sorted({item.domain for item in data.items}))}
     domain_I = np.array([names[item.domain] for item in data.items])
     counts_P_D = np.zeros((len(data.people), len(names)), dtype=np.int64)
     np.add.at(counts_P_D, (data.ratings.person_R, domain_I[data.ratings.item_R]), 1)
     np.add.at(counts_P_D, (data.comparisons.person_C, domain_I[data.comparisons.chosen_C]), 1)
-    home_P: NDArray[np.int64] = counts_P_D.argmax(axis=1)
+    home_P: NDArray[np.int64] = np.where(keep_P, counts_P_D.argmax(axis=1), len(names))
     return home_P
 
 

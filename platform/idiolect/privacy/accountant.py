@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 
-import dp_accounting
-from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
@@ -77,6 +75,10 @@ def filter_epsilon(rho: float, delta: float) -> float:
         return 0.0
     if not is_positive(rho):
         raise InvalidInputError(f"cost {rho!r} is not usable.", mend="Use a finite number from 0, in zCDP.")
+    # Imported here: it takes most of a second, and serving never needs it.
+    import dp_accounting
+    from dp_accounting.rdp import RdpAccountant
+
     accountant = RdpAccountant()
     accountant.compose(dp_accounting.GaussianDpEvent(1.0 / math.sqrt(2.0 * rho)))
     return float(accountant.get_epsilon(delta))

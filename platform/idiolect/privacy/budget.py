@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
-from idiolect.errors import InvalidInputError
+from idiolect.errors import CorruptArtifactError, InvalidInputError
 from idiolect.privacy.accountant import (
     check_delta,
     check_epsilon,
@@ -18,33 +21,67 @@ from idiolect.privacy.events import GaussianEvent, Unit, is_positive
 
 DEFAULT_DELTA = 1e-5
 
+# Above this a run protects so little that it must be asked for: exp(20) is half a billion.
+WEAK_EPSILON = 20.0
+
 # A training reads a window of a person's newest comparisons. One more comparison pushes another out of a full window,
 # so what is protected is all that a comparison says, not that it took a place (Kairouz et al. 2021, section 2).
 ADJACENCY: Mapping[Unit, str] = {
-    "comparison": "zero out one comparison",
-    "subject": "add or remove one subject",
+    "comparison": "zero out one comparison: its content is replaced by nothing, its place in the window that is read "
+    "stays (Kairouz et al. 2021)",
+    "subject": "add or remove one subject with all their data",
 }
 
 
-@dataclass(frozen=True, slots=True)
+def default_delta(units: int) -> float:
+    """The delta of a run over `units` protected units: DEFAULT_DELTA, and for many units at most a tenth of 1 / units.
+
+    Rounded down to a power of ten, since the manifest shows it and the exact number of people is nobody's business.
+    """
+    if units * DEFAULT_DELTA <= 0.1:
+        return DEFAULT_DELTA
+    return float(10.0 ** -(math.ceil(math.log10(units)) + 1))
+
+
+@dataclass(frozen=True)
 class Budget:
-    """The most that all runs together may cost one unit: epsilon at delta, kept by an adaptive filter in zCDP."""
+    """The most that runs together may cost one unit: epsilon at delta, kept by an adaptive filter in zCDP.
+
+    With a `window` that holds for the charges of every stretch of that length, and over a lifetime epsilon has no
+    bound; without one it holds for ever.
+    """
 
     unit: Unit
     epsilon: float
     delta: float = DEFAULT_DELTA
+    window: timedelta | None = None
 
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon), check_delta(self.delta)
+        if self.window is not None and self.window <= timedelta(0):
+            raise InvalidInputError(f"a budget window of {self.window} is not usable.", mend="Use more than no time.")
 
-    @property
+    @cached_property
     def rho(self) -> float:
         return filter_rho(self.epsilon, self.delta)
+
+    def since(self, now: datetime) -> datetime | None:
+        """Charges before this no longer count; None if all count."""
+        if self.window is None:
+            return None
+        try:
+            return now - self.window
+        except OverflowError:  # longer than the calendar
+            return None
 
 
 @dataclass(frozen=True, slots=True)
 class PrivacyStatement:
-    """The claim of one version, as its signed manifest carries it. Build it with `statement_for`."""
+    """The claim of one version, as its signed manifest carries it. Build it with `statement_for`.
+
+    A field with a default is left out of the JSON where it has that default: manifests signed before the field existed
+    keep their bytes, and so their signature.
+    """
 
     unit: Unit
     adjacency: str
@@ -56,33 +93,72 @@ class PrivacyStatement:
     clip_norm: float
     steps: int
     accountant: str
+    weak: bool = False  # epsilon is over WEAK_EPSILON: someone asked for that
+    local_epsilon: float | None = None  # feedback was randomised with this before it was stored
+    budget_epsilon: float | None = None  # what all runs on the same data may reach together ...
+    budget_days: float | None = None  # ... within so many days; None is for ever
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        optional = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return {name: value for name, value in asdict(self).items() if name not in optional or value != optional[name]}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> PrivacyStatement:
+        """Raises CorruptArtifactError for a field too many or too few."""
+        try:
+            return PrivacyStatement(**data)
+        except TypeError as error:
+            raise CorruptArtifactError(f"a privacy statement does not have the right fields: {error}.") from error
 
     @property
     def event(self) -> GaussianEvent:
         return GaussianEvent(self.noise_multiplier, self.steps)
 
 
-def statement_for(unit: Unit, event: GaussianEvent, clip_norm: float, delta: float) -> PrivacyStatement:
-    """The true statement for a run of `event` on sums clipped to `clip_norm` per unit."""
+def statement_for(
+    unit: Unit,
+    event: GaussianEvent,
+    clip_norm: float,
+    delta: float,
+    *,
+    budget: Budget | None = None,
+    local_epsilon: float | None = None,
+) -> PrivacyStatement:
+    """The true statement for a run of `event` on sums clipped to `clip_norm` per unit, within `budget`."""
     if not is_positive(clip_norm):
         raise InvalidInputError(f"clip norm {clip_norm!r} is not usable.", mend="Use a finite number above 0.")
+    epsilon = epsilon_of_run(event, delta)
+    window = None if budget is None else budget.window
     return PrivacyStatement(
         unit=unit,
         adjacency=ADJACENCY[unit],
         mechanism="full-batch clipped gradient descent with Gaussian noise",
-        epsilon=epsilon_of_run(event, delta),
+        epsilon=epsilon,
         delta=delta,
         rho=event.rho,
         noise_multiplier=event.noise_multiplier,
         clip_norm=clip_norm,
         steps=event.steps,
         accountant="exact Gaussian composition (Balle & Wang 2018; Dong, Roth & Su 2022)",
+        weak=epsilon > WEAK_EPSILON,
+        local_epsilon=None if local_epsilon is None else check_epsilon(local_epsilon),
+        budget_epsilon=None if budget is None else budget.epsilon,
+        budget_days=None if window is None else window / timedelta(days=1),
     )
 
 
-def plan_run(epsilon: float, delta: float, steps: int) -> GaussianEvent:
-    """The event of a run that will cost exactly (epsilon, delta): decided before any data is read."""
+def plan_run(
+    epsilon: float, delta: float, steps: int, *, units: int | None = None, allow_weak: bool = False
+) -> GaussianEvent:
+    """The event of a run that will cost exactly (epsilon, delta): decided before any data is read.
+
+    `units`: how many are protected, where that is known; delta must be below 1 / units. Over WEAK_EPSILON only with
+    `allow_weak`, and the statement then says so.
+    """
+    check_epsilon(epsilon), check_delta(delta, units)
+    if epsilon > WEAK_EPSILON and not allow_weak:
+        raise InvalidInputError(
+            f"epsilon {epsilon:g} protects almost nothing.",
+            mend=f"Use at most {WEAK_EPSILON:g}, or set IDIOLECT_ALLOW_WEAK_PRIVACY=true; the manifest will say so.",
+        )
     return GaussianEvent(noise_multiplier_for(epsilon, delta, steps), steps)

@@ -15,6 +15,14 @@ from idiolect.privacy.events import GaussianEvent, Unit
 
 RunState = Literal["reserved", "settled"]
 
+# Sums of costs are floats: three runs of a third of a budget may add up to a hair more than it.
+RELATIVE_TOLERANCE = 1e-9
+
+
+def fits(spent_rho: float, rho: float, budget_rho: float) -> bool:
+    """The filter: whether a run of cost `rho` may follow what was spent."""
+    return spent_rho + rho <= budget_rho * (1.0 + RELATIVE_TOLERANCE)
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
@@ -28,6 +36,8 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class LedgerRun:
+    """`reserved_at` is the ledger's time, which never goes back: not before that of any earlier run of the tenant."""
+
     id: str
     tenant: str
     unit: Unit
@@ -45,3 +55,12 @@ class Account:
     unit: Unit
     spent_rho: float
     runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one run cost one subject. `release` is None where the run published nothing: the cost is the same."""
+
+    run: LedgerRun
+    release: str | None
+    revoked: bool

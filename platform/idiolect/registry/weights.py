@@ -9,6 +9,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from idiolect.canonical import parse_json_object
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
 from idiolect.registry.manifest import ReleaseTemplate, TensorSpec, Version, manifest_bytes
@@ -33,6 +34,7 @@ def load_weights(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, NDArray[
         tensors = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise CorruptArtifactError(f"weights are not valid safetensors: {error}.") from error
+    _check_header(data)
     if set(tensors) != {spec.name for spec in specs}:
         raise CorruptArtifactError(
             f"weights hold the tensors {sorted(tensors)}, declared are {sorted(s.name for s in specs)}."
@@ -40,6 +42,14 @@ def load_weights(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, NDArray[
     for spec in specs:
         _check_tensor(tensors[spec.name], spec)
     return tensors
+
+
+def _check_header(data: bytes) -> None:
+    """What safetensors itself lets pass: a tensor that is named twice, and text that belongs to no tensor."""
+    header = parse_json_object(data[8 : 8 + int.from_bytes(data[:8], "little")], what="the header of the weights")
+    for name, entry in header.items():
+        if name == "__metadata__" or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise CorruptArtifactError(f"the header of the weights says more about {name!r} than tensors need.")
 
 
 def _check_tensor(tensor: NDArray[np.float32], spec: TensorSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -10,7 +11,9 @@ from rich.table import Table
 
 from idiolect.errors import NotFoundError
 from idiolect.registry.manifest import manifest_bytes
+from idiolect.registry.resolution import ReleaseSummary
 from idiolect.registry.weights import verify_version
+from idiolect.stores.ports import StoredVersion
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, settings_for
 from idiolect_services.wiring import open_installation
 
@@ -18,25 +21,53 @@ app = typer.Typer(help="Look at releases and versions.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_releases(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most releases to show.")] = 20,
+def list_registry(
+    versions: Annotated[bool, typer.Option("--versions", help="List versions instead of releases.")] = False,
+    user: Annotated[str | None, typer.Option(help="Only the versions of this person.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most rows to show.")] = 20,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
-    """The releases of a tenant, newest first.
+    """The releases of a tenant, newest first; or versions, by id.
 
     Example: idiolect registry list --limit 5
     """
     with open_installation(settings_for(home)) as installation:
-        releases = installation.store.releases(tenant, limit=limit)
-        model = installation.store.live_global()
-    console.print(f"global model: {model or 'none yet'}")
-    table = Table("release", "scope", "versions", "epsilon", "unit", "made", "revoked")
+        if versions or user is not None:
+            subject = None if user is None else installation.pseudonym(tenant, user)
+            _show_versions(installation.store.versions(tenant, subject=subject, limit=limit))
+        else:
+            console.print(f"global model: {installation.store.live_global() or 'none yet'}")
+            _show_releases(installation.store.releases(tenant, limit=limit))
+
+
+def _table(*columns: str) -> Table:
+    """The first column is an id, shown whole so that it can be copied."""
+    table = Table(box=None)
+    table.add_column(columns[0], no_wrap=True, min_width=36)
+    for name in columns[1:]:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
+def _show_releases(releases: Sequence[ReleaseSummary]) -> None:
+    table = _table("release", "versions", "epsilon per", "state")
     for release in releases:
-        revoked = "yes" if release.revoked else ""
-        row = (release.scope, f"{release.versions:,}", f"{release.epsilon:.2f}", release.unit, release.created_at)
-        table.add_row(release.id, *row, revoked)
+        cost = f"{release.epsilon:.2f} {release.unit}"
+        table.add_row(release.id, f"{release.versions:,} {release.scope}", cost, _state(release.revoked))
     console.print(table)
+
+
+def _show_versions(versions: Sequence[StoredVersion]) -> None:
+    table = _table("version", "of", "epsilon", "state")
+    for stored in versions:
+        owner = stored.version.domain or f"a user, generation {stored.version.generation}"
+        table.add_row(stored.version.id, owner, f"{stored.template.privacy.epsilon:.2f}", _state(stored.revoked))
+    console.print(table)
+
+
+def _state(revoked: bool) -> str:
+    return "revoked" if revoked else "good"
 
 
 @app.command("show")
@@ -51,7 +82,7 @@ def show(
         stored = installation.store.version(tenant, version)
         if stored is None:
             raise NotFoundError(
-                f"tenant {tenant!r} has no version {version[:80]!r}.", mend="See: idiolect registry list."
+                f"tenant {tenant!r} has no version {version[:80]!r}.", mend="See: idiolect registry list --versions."
             )
         verify_version(stored.template, stored.version, installation.signer)
     console.print_json(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, console, settings_for
-from idiolect_services.trainer import TrainingReport
-from idiolect_services.training_runs import FULL_EPOCHS, QUICK_EPOCHS, open_trainer, train_global_model
 from idiolect_services.wiring import open_installation
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds; each command imports what it needs when it runs
+    from idiolect_services.trainer import TrainingReport
 
 app = typer.Typer(help="Train the global model, domain adapters and user adapters.", no_args_is_help=True)
 
 
 @app.command("global")
 def train_global(
-    full: Annotated[
-        bool, typer.Option(help=f"Train to the end ({FULL_EPOCHS} epochs instead of {QUICK_EPOCHS}).")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train to the end, not just quickly.")] = False,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
@@ -28,9 +27,11 @@ def train_global(
 
     Example: idiolect train global --full
     """
+    from idiolect_services.training_runs import FULL_EPOCHS, QUICK_EPOCHS, train_global_model
+
     with open_installation(settings_for(home)) as installation, bars() as shown:
         model = train_global_model(installation, tenant, FULL_EPOCHS if full else QUICK_EPOCHS, shown)
-    console.print(f"global model {model.digest[:12]} is live (temperature {model.temperature:.3f}).")
+    console.print(f"global model {model.digest[:12]} is live.")
 
 
 @app.command("domain")
@@ -43,6 +44,8 @@ def train_domain(
 
     Example: idiolect train domain support-replies
     """
+    from idiolect_services.training_runs import open_trainer
+
     with open_installation(settings_for(home)) as installation, bars() as shown:
         trainer = open_trainer(installation)
         for name in domain or installation.store.domains(tenant):
@@ -59,6 +62,8 @@ def train_users(
 
     Example: idiolect train users
     """
+    from idiolect_services.training_runs import open_trainer
+
     with open_installation(settings_for(home)) as installation, bars() as shown:
         subjects = [installation.pseudonym(tenant, name) for name in user] if user else None
         trainer = open_trainer(installation)

@@ -32,10 +32,11 @@ class Feedback(Part):
     def record_inference(self, tenant: str, inference: Inference, texts: Sequence[str]) -> None:
         """Idempotent by id. Raises InvalidInputError if it refers to a text that is neither given nor stored.
 
-        One that was shown before its person's last reset, and is recorded after it, is dropped.
+        One that was shown before its person's last reset, and is recorded after it, is dropped. Not lasting: a power
+        cut may lose the latest, and feedback on them is then refused as on any unknown inference.
         """
         row = inference_row(tenant, inference)
-        self._database.write(lambda connection: _record(connection, tenant, inference, row, texts))
+        self._database.write(lambda connection: _record(connection, tenant, inference, row, texts), lasting=False)
 
     def inference(self, tenant: str, inference_id: str) -> Inference | None:
         with self._database.reading() as connection:
