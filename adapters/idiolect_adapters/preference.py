@@ -10,8 +10,10 @@ by its digest.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -164,9 +166,18 @@ def save_model(
         if not target.exists():
             staging.rename(target)
             _sync_path(root)
+    except SafetensorError as error:
+        raise _as_os_error(error, staging) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return PreferenceModel(backbone, head, recipes, temperature=temperature, digest=digest, card=card)
+
+
+def _as_os_error(error: SafetensorError, folder: Path) -> OSError:
+    """safetensors reports a full disk as text in an error of its own."""
+    found = re.search(r"os error (\d+)", str(error))
+    code = int(found.group(1)) if found else errno.EIO
+    return OSError(code, os.strerror(code), str(folder))
 
 
 def _sync(folder: Path) -> None:

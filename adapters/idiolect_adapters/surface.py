@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
-_SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
-_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+# None of these may look further than it needs to: a text can be 20,000 line breaks or exclamation marks.
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+_BULLET = re.compile(r"^[^\S\n]*(?:[-*•]|\d{1,4}[.)])\s", re.MULTILINE)
 
 
 def _word_set(words: str) -> frozenset[str]:

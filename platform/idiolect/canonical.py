@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ def canonical_json(value: Mapping[str, Any]) -> bytes:
 
 
 def parse_json_object(data: bytes, *, what: str) -> dict[str, Any]:
-    """Strict: UTF-8, one object, no duplicate keys, no NaN. Raises CorruptArtifactError naming `what`."""
+    """Strict: UTF-8, one object, no duplicate keys, finite numbers. Raises CorruptArtifactError naming `what`."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) != len(pairs):
@@ -30,8 +31,14 @@ def parse_json_object(data: bytes, *, what: str) -> dict[str, Any]:
     def no_constants(name: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            raise ValueError(f"{text} is not finite")
+        return number
+
+    hooks: dict[str, Any] = {"object_pairs_hook": no_duplicates, "parse_constant": no_constants, "parse_float": finite}
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constants)
+        value = json.loads(data.decode("utf-8"), **hooks)
     except (ValueError, RecursionError) as error:
         raise CorruptArtifactError(f"{what} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from idiolect.errors import ConfigurationError
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+
+# An epsilon of one training and of a budget above these protects so little that it must be asked for.
+MAX_EPSILON, MAX_BUDGET_EPSILON = 20.0, 50.0
 
 
 class Settings(BaseSettings):
@@ -27,19 +30,42 @@ class Settings(BaseSettings):
     max_text_chars: int = Field(20_000, ge=1, description="Longest query or document, in characters.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body, in bytes.")
     feature_cache_bytes: int = Field(256 << 20, ge=0, description="Memory for cached text features, in bytes.")
+    allow_weak_privacy: bool = Field(
+        False, description="Allow an epsilon over 20 for a training, or over 50 for a budget; manifests then say so."
+    )
     user_epsilon: float = Field(
-        2.0, gt=0, le=20, description="Epsilon of one training of a user adapter (unit: comparison)."
+        2.0, gt=0, allow_inf_nan=False, description="Epsilon of one training of a user adapter (unit: comparison)."
     )
     user_budget_epsilon: float = Field(
-        8.0, gt=0, le=50, description="Epsilon that all trainings of one user adapter may reach."
+        8.0, gt=0, allow_inf_nan=False, description="Epsilon that all trainings of one user adapter may reach."
     )
     domain_epsilon: float = Field(
-        4.0, gt=0, le=20, description="Epsilon of one training of a domain adapter (unit: subject)."
+        4.0, gt=0, allow_inf_nan=False, description="Epsilon of one training of a domain adapter (unit: subject)."
     )
     domain_budget_epsilon: float = Field(
-        12.0, gt=0, le=50, description="Epsilon that all domain trainings may reach for a subject."
+        12.0, gt=0, allow_inf_nan=False, description="Epsilon that all domain trainings may reach for a subject."
+    )
+    budget_renewal_days: float | None = Field(
+        None,
+        gt=0,
+        le=36_500,
+        description="Days after which a charge no longer counts towards a budget, which then holds per so many days.",
+    )
+    local_epsilon: float | None = Field(
+        None,
+        ge=0.1,
+        le=20,
+        description="Epsilon of the randomised response that feedback passes before it is stored; off if not set.",
     )
     retrain_after: int = Field(3, ge=1, description="New comparisons of a person before they are trained again.")
+
+    @field_validator("user_epsilon", "domain_epsilon", "user_budget_epsilon", "domain_budget_epsilon")
+    @classmethod
+    def _no_weak_privacy_by_accident(cls, epsilon: float, info: ValidationInfo) -> float:
+        most = MAX_BUDGET_EPSILON if "budget" in (info.field_name or "") else MAX_EPSILON
+        if epsilon > most and not info.data.get("allow_weak_privacy", False):
+            raise ValueError(f"{epsilon:g} is over {most:g}, which needs IDIOLECT_ALLOW_WEAK_PRIVACY=true")
+        return epsilon
 
     @property
     def root(self) -> Path:

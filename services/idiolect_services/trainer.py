@@ -16,20 +16,22 @@ from numpy.typing import NDArray
 from idiolect.errors import BudgetExceededError, ConflictError, NotFoundError
 from idiolect.ids import new_id, sha256_hex
 from idiolect.privacy.accountant import filter_epsilon
-from idiolect.privacy.budget import DEFAULT_DELTA, Budget, plan_run, statement_for
+from idiolect.privacy.budget import Budget, default_delta, plan_run, statement_for
 from idiolect.privacy.events import GaussianEvent, Unit
 from idiolect.privacy.ledger import Reservation
+from idiolect.privacy.policy import budget_of
 from idiolect.registry.manifest import AdapterScope, ReleaseTemplate, TensorSpec, Version, manifest_bytes
 from idiolect.registry.weights import dump_weights, verify_version
 from idiolect.signals.comparison import Item
 from idiolect.signals.data import Comparisons, PersonalSnapshot, SharedData
 from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.features import FeatureCache, digested
-from idiolect_adapters.training.clip_noise import NoiseSource, SecureNoise
+from idiolect_adapters.training.clip_noise import NoiseSource
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.domain import SubjectComparisons, releases, train_domain
 from idiolect_adapters.training.pairs import groups, person_pairs
 from idiolect_adapters.training.user import PEOPLE_AT_ONCE, pad_comparisons, train_users
+from idiolect_services.production_noise import checked_noise
 from idiolect_services.stacks import DomainStack
 from idiolect_services.wiring import Installation
 
@@ -68,13 +70,13 @@ class Trainer:
         features: FeatureCache,
         noise: NoiseSource | None = None,
     ) -> None:
-        """`noise` is for tests; a process that serves uses the operating system's randomness."""
+        """Raises ConfigurationError for a `noise` that is not secure, outside of a running test."""
         self._installation = installation
         self._store = installation.store
         self._settings = installation.settings
         self._model = model
         self._features = features
-        self._noise = noise or SecureNoise()
+        self._noise = checked_noise(noise)
 
     def train_domain(self, tenant: str, domain: str, progress: Progress = _nothing) -> TrainingReport:
         """Raises NotFoundError if nobody has said anything there, BudgetExceededError if nobody may be read."""
@@ -84,13 +86,12 @@ class Trainer:
                 f"domain {domain!r} has no feedback to learn from.", mend="Import data or wait for some."
             )
         recipe = self._model.recipes.domain
-        epsilon = self._settings.domain_epsilon
-        event = plan_run(epsilon, DEFAULT_DELTA, releases(recipe))
-        budget = Budget("subject", self._settings.domain_budget_epsilon)
+        budget = budget_of(self._settings, "subject", default_delta(len(people)))
+        event = self._plan(self._settings.domain_epsilon, budget, releases(recipe), len(people))
         reservation = self._reserve(tenant, "subject", f"domain {domain}", event, people, budget)
         data = self._store.shared_data(tenant, domain=domain)
         adapter_M = self._domain_adapter(tenant, data, reservation, recipe, event, progress)
-        template = self._template(tenant, "domain", recipe, event, reservation.run, f"all feedback in {domain}")
+        template = self._template(tenant, "domain", recipe, event, budget, reservation.run, f"all feedback in {domain}")
         parent = self._store.resolve(tenant, None, domain).domain
         version = self._version("", domain, 0, parent.id if parent else None, adapter_M)
         return self._publish(template, [version], reservation, f"training of domain {domain}")
@@ -112,16 +113,15 @@ class Trainer:
         started = self._installation.clock.now()
         epsilon = self._settings.user_epsilon
         recipe = self._model.recipes.user.at(epsilon)
-        event = plan_run(epsilon, DEFAULT_DELTA, recipe.steps)
-        budget = Budget("comparison", self._settings.user_budget_epsilon)
+        budget = budget_of(self._settings, "comparison", default_delta(MAX_COMPARISONS))
+        event = self._plan(epsilon, budget, recipe.steps, MAX_COMPARISONS)
         reservation = self._reserve(tenant, "comparison", "user adapters", event, people, budget)
         snapshot = self._store.personal_snapshot(
             tenant, subjects=sorted(reservation.granted), max_comparisons=MAX_COMPARISONS
         )
         adapters_P_K = self._user_adapters(tenant, snapshot, recipe, event, progress)
-        template = self._template(
-            tenant, "user", recipe, event, reservation.run, f"the newest {MAX_COMPARISONS} comparisons of each person"
-        )
+        window = f"the newest {MAX_COMPARISONS} comparisons of each person"
+        template = self._template(tenant, "user", recipe, event, budget, reservation.run, window)
         versions = [
             self._version(person, "", snapshot.generation_P[p], snapshot.parent_P[p], adapters_P_K[p])
             for p, person in enumerate(snapshot.people)
@@ -129,6 +129,10 @@ class Trainer:
         report = self._publish(template, versions, reservation, "training of user adapters")
         self._store.mark_trained(tenant, people, started)
         return report
+
+    def _plan(self, epsilon: float, budget: Budget, steps: int, units: int) -> GaussianEvent:
+        allow_weak = self._settings.allow_weak_privacy
+        return plan_run(epsilon, budget.delta, steps, units=units, allow_weak=allow_weak)
 
     def _reserve(
         self, tenant: str, unit: Unit, purpose: str, event: GaussianEvent, people: Sequence[str], budget: Budget
@@ -139,10 +143,10 @@ class Trainer:
                 mend="Restart this process; it then loads the live one.",
             )
         now = self._installation.clock.now()
-        reservation = self._store.reserve(tenant, unit, purpose, event, people, budget.rho, now)
+        reservation = self._store.reserve(tenant, unit, purpose, event, people, budget.rho, now, window=budget.window)
         if reservation.granted:
             return reservation
-        spent = self._store.account(tenant, unit, people[0]).spent_rho
+        spent = self._store.account(tenant, unit, people[0], since=budget.since(now)).spent_rho
         before, after = (filter_epsilon(rho, budget.delta) for rho in (spent, spent + event.rho))
         raise BudgetExceededError(
             f"training {purpose} would raise epsilon from {before:.2f} to {after:.2f}, over the budget of "
@@ -208,7 +212,14 @@ class Trainer:
         return np.concatenate(parts)
 
     def _template(
-        self, tenant: str, scope: AdapterScope, recipe: Recipe, event: GaussianEvent, run: str, window: str
+        self,
+        tenant: str,
+        scope: AdapterScope,
+        recipe: Recipe,
+        event: GaussianEvent,
+        budget: Budget,
+        run: str,
+        window: str,
     ) -> ReleaseTemplate:
         model = self._model
         user = scope == "user"
@@ -223,7 +234,14 @@ class Trainer:
             alpha=float(rank),  # alpha / rank = 1
             targets=("head",),
             tensors=(TensorSpec(HEAD_B, (1, rank)),),
-            privacy=statement_for("comparison" if user else "subject", event, recipe.clip_norm, DEFAULT_DELTA),
+            privacy=statement_for(
+                budget.unit,
+                event,
+                recipe.clip_norm,
+                budget.delta,
+                budget=budget,
+                local_epsilon=self._settings.local_epsilon,
+            ),
             data_window=window,
             producer=f"idiolect {package_version('idiolect')}",
             run=run,

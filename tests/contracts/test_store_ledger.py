@@ -9,10 +9,9 @@ from store_samples import EVENT, TENANT, at
 
 from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.privacy.events import GaussianEvent
-from idiolect.privacy.ledger import Account, Reservation
+from idiolect.privacy.ledger import RELATIVE_TOLERANCE, Account, Reservation, fits
 from idiolect.resets.plan import plan_reset
 from idiolect.stores.ports import Store
-from idiolect.stores.sql.ledger import RELATIVE_TOLERANCE, fits
 
 
 def reserve(

@@ -21,7 +21,7 @@ from tasteful_world import World, make_world, shared_data
 
 PEOPLE = 40
 TRAINED, NEW = list(range(28)), list(range(28, PEOPLE))
-OPTIONS = GlobalOptions(epochs=6, user_rank=3, domain_rank=4, encoder_rate=1e-3, head_rate=1e-2)
+OPTIONS = GlobalOptions(epochs=12, user_rank=3, domain_rank=4, encoder_rate=1e-3, head_rate=1e-2)
 
 
 class NoNoise:

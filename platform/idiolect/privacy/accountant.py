@@ -55,6 +55,12 @@ def epsilon_of_run(event: GaussianEvent, delta: float) -> float:
     return float(brentq(lambda epsilon: gaussian_delta(epsilon, mu) - delta, 0.0, upper, xtol=1e-12))
 
 
+def composed_epsilon(rho: float, delta: float) -> float:
+    """The exact epsilon of finished Gaussian runs that cost `rho` together and were not chosen by their outcomes."""
+    check_delta(delta)
+    return 0.0 if rho == 0 else epsilon_of_run(GaussianEvent(1.0 / math.sqrt(2.0 * rho), 1), delta)
+
+
 def noise_multiplier_for(epsilon: float, delta: float, steps: int) -> float:
     """The smallest noise multiplier with which `steps` releases satisfy (epsilon, delta).
 
@@ -80,7 +86,8 @@ def filter_epsilon(rho: float, delta: float) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant()
-    accountant.compose(dp_accounting.GaussianDpEvent(1.0 / math.sqrt(2.0 * rho)))
+    # The square of a noise multiplier that is any larger overflows; rounding the cost up is safe.
+    accountant.compose(dp_accounting.GaussianDpEvent(1.0 / math.sqrt(2.0 * max(rho, 1e-300))))
     return float(accountant.get_epsilon(delta))
 
 

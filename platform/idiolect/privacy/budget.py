@@ -18,11 +18,12 @@ from idiolect.privacy.accountant import (
     noise_multiplier_for,
 )
 from idiolect.privacy.events import GaussianEvent, Unit, is_positive
+from idiolect.settings import MAX_EPSILON
 
 DEFAULT_DELTA = 1e-5
 
 # Above this a run protects so little that it must be asked for: exp(20) is half a billion.
-WEAK_EPSILON = 20.0
+WEAK_EPSILON = MAX_EPSILON
 
 # A training reads a window of a person's newest comparisons. One more comparison pushes another out of a full window,
 # so what is protected is all that a comparison says, not that it took a place (Kairouz et al. 2021, section 2).

@@ -14,6 +14,7 @@ from typing import Literal
 from idiolect.errors import InvalidInputError
 
 Unit = Literal["comparison", "subject"]
+UNITS: tuple[Unit, ...] = ("comparison", "subject")
 
 # Below this epsilon is over 10^11, and the cost in zCDP soon overflows.
 MIN_NOISE_MULTIPLIER = 1e-6

@@ -79,7 +79,7 @@ class ReleaseTemplate:
             alpha=data["alpha"],
             targets=tuple(data["targets"]),
             tensors=tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"], t["max_norm"]) for t in data["tensors"]),
-            privacy=PrivacyStatement(**data["privacy"]),
+            privacy=PrivacyStatement.from_json(data["privacy"]),
             data_window=data["data_window"],
             producer=data["producer"],
             run=data["run"],

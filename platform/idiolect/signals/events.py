@@ -6,10 +6,10 @@ positions into what was shown. The rules and weights are the table in `compariso
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal
 
 from idiolect.errors import InvalidInputError
@@ -54,6 +54,9 @@ class DerivedComparison:
 
 MAX_COMPARISONS_PER_SIGNAL = 20
 
+# Of each comparison that a signal of a kind implies: explicit feedback counts in full, implicit less.
+WEIGHTS: Mapping[SignalKind, float] = {"choice": 1.0, "ranking": 1.0, "rating": 1.0, "accept": 0.5, "dismiss": 0.25}
+
 
 def comparisons_from(signal: Signal) -> tuple[DerivedComparison, ...]:
     """The comparisons that a signal implies, at most MAX_COMPARISONS_PER_SIGNAL of them.
@@ -69,14 +72,14 @@ def comparisons_from(signal: Signal) -> tuple[DerivedComparison, ...]:
     Raises InvalidInputError for an index that was not in the request.
     """
     shown = signal.inference.shown
-    rules = {
+    rules: dict[SignalKind, Callable[[object, Sequence[int]], Iterable[DerivedComparison]]] = {
         "choice": _from_choice,
         "ranking": _from_ranking,
         "rating": _from_rating,
         "accept": _from_accept,
         "dismiss": _from_dismiss,
     }
-    return tuple(rules[signal.kind](signal.value, shown))[:MAX_COMPARISONS_PER_SIGNAL]
+    return tuple(islice(rules[signal.kind](signal.value, shown), MAX_COMPARISONS_PER_SIGNAL))
 
 
 def _index(value: object, shown: Sequence[int]) -> int:
@@ -98,17 +101,18 @@ def _sequence(value: object) -> Sequence[object]:
 
 def _from_choice(value: object, shown: Sequence[int]) -> list[DerivedComparison]:
     chosen = _index(value, shown)
-    return [DerivedComparison(chosen, other, 1.0) for other in shown if other != chosen]
+    return [DerivedComparison(chosen, other, WEIGHTS["choice"]) for other in shown if other != chosen]
 
 
 def _from_ranking(value: object, shown: Sequence[int]) -> list[DerivedComparison]:
     order = [_index(index, shown) for index in _sequence(value)]
     if len(set(order)) != len(order):
         raise InvalidInputError("a ranking names a document twice.", mend="Name each at most once, best first.")
-    return [DerivedComparison(better, worse, 1.0) for better, worse in pairwise(order)]
+    return [DerivedComparison(better, worse, WEIGHTS["ranking"]) for better, worse in pairwise(order)]
 
 
-def _from_rating(value: object, shown: Sequence[int]) -> list[DerivedComparison]:
+def _from_rating(value: object, shown: Sequence[int]) -> Iterable[DerivedComparison]:
+    """Checked at once, paired on demand: a thousand ratings are half a million pairs."""
     ratings: dict[int, float] = {}
     for entry in _sequence(value):
         if not isinstance(entry, list | tuple) or len(entry) != 2 or isinstance(entry[1], bool):
@@ -117,15 +121,15 @@ def _from_rating(value: object, shown: Sequence[int]) -> list[DerivedComparison]
         if not isinstance(stars, int | float) or not 0 <= stars <= 100:
             raise InvalidInputError(f"rating value {stars!r} is out of range.", mend="Send a number from 0 to 100.")
         ratings[_index(entry[0], shown)] = float(stars)
-    return [DerivedComparison(a, b, 1.0) for a in ratings for b in ratings if ratings[a] > ratings[b]]
+    return (DerivedComparison(a, b, WEIGHTS["rating"]) for a in ratings for b in ratings if ratings[a] > ratings[b])
 
 
 def _from_accept(value: object, shown: Sequence[int]) -> list[DerivedComparison]:
     accepted = _index(value, shown)
-    return [DerivedComparison(accepted, above, 0.5) for above in shown[: shown.index(accepted)]]
+    return [DerivedComparison(accepted, above, WEIGHTS["accept"]) for above in shown[: shown.index(accepted)]]
 
 
 def _from_dismiss(value: object, shown: Sequence[int]) -> list[DerivedComparison]:
     dismissed = _index(value, shown)
     below = shown[shown.index(dismissed) + 1 :][:1]
-    return [DerivedComparison(better, dismissed, 0.25) for better in below]
+    return [DerivedComparison(better, dismissed, WEIGHTS["dismiss"]) for better in below]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from idiolect.consent import ConsentChange, SubjectState
 from idiolect.privacy.events import GaussianEvent, Unit
-from idiolect.privacy.ledger import Account, LedgerRun, Reservation
+from idiolect.privacy.ledger import Account, Charge, LedgerRun, Reservation
 from idiolect.registry.manifest import ReleaseTemplate, Version
 from idiolect.registry.resolution import ReleaseSummary, Resolution
 from idiolect.resets.plan import ResetPlan
@@ -199,8 +199,13 @@ class LedgerStore(Protocol):
         subjects: Sequence[str],
         budget_rho: float,
         now: datetime,
+        *,
+        window: timedelta | None = None,
     ) -> Reservation:
         """Charge every account that stays within `budget_rho`; the others are refused and not charged.
+
+        With a `window` only charges that are younger count. The run is stamped with the ledger's time, which is never
+        before that of an earlier run, so that a clock that goes back makes no charge look older than it is.
 
         Serialised: two trainers can't both spend the same rest of a budget. The charge is final.
         """
@@ -210,9 +215,17 @@ class LedgerStore(Protocol):
         """Idempotent. Raises NotFoundError for an unknown run."""
         ...
 
-    def account(self, tenant: str, unit: Unit, subject: str) -> Account: ...
+    def account(self, tenant: str, unit: Unit, subject: str, *, since: datetime | None = None) -> Account:
+        """What was charged: ever, or at `since` and later."""
+        ...
 
-    def runs(self, tenant: str, *, limit: int = 100) -> Sequence[LedgerRun]: ...
+    def runs(self, tenant: str, *, unit: Unit | None = None, limit: int = 100) -> Sequence[LedgerRun]:
+        """Newest first."""
+        ...
+
+    def charges(self, tenant: str, subject: str, *, unit: Unit | None = None, limit: int = 100) -> Sequence[Charge]:
+        """What each run cost this subject, newest first, with the release that came of it."""
+        ...
 
 
 class RegistryStore(Protocol):
@@ -247,14 +260,22 @@ class RegistryStore(Protocol):
     def version(self, tenant: str, version_id: str) -> StoredVersion | None: ...
 
     def versions(
-        self, tenant: str, *, subject: str | None = None, after: str = "", limit: int = 100
+        self,
+        tenant: str,
+        *,
+        subject: str | None = None,
+        release: str | None = None,
+        after: str = "",
+        limit: int = 100,
     ) -> Sequence[StoredVersion]:
-        """In order of id, after `after`; of one person if `subject` is given."""
+        """In order of id, after `after`; of one person or release if one is given."""
         ...
 
     def releases(self, tenant: str, *, limit: int = 100) -> Sequence[ReleaseSummary]:
         """Newest first."""
         ...
+
+    def release(self, tenant: str, release: str) -> ReleaseSummary | None: ...
 
     def revoke_release(self, tenant: str, release: str, now: datetime, *, reason: str, actor: str) -> None:
         """One write. Raises NotFoundError for an unknown release; idempotent."""

@@ -11,6 +11,7 @@ from idiolect_services.cli.demo import demo
 from idiolect_services.cli.doctor import doctor
 from idiolect_services.cli.evaluate import evaluate
 from idiolect_services.cli.keys import app as keys_app
+from idiolect_services.cli.privacy import app as privacy_app
 from idiolect_services.cli.registry import app as registry_app
 from idiolect_services.cli.serve import serve
 from idiolect_services.cli.train import app as train_app
@@ -28,6 +29,7 @@ app.command(name="import")(import_data)
 app.add_typer(train_app, name="train")
 app.command(name="serve")(serve)
 app.add_typer(registry_app, name="registry")
+app.add_typer(privacy_app, name="privacy")
 app.add_typer(user_app, name="user")
 app.add_typer(keys_app, name="keys")
 app.command(name="eval")(evaluate)

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 
+import httpx
 import typer
 from rich.markup import escape
 
@@ -118,13 +119,24 @@ def _verified(installation: Installation) -> str:
 
 
 def _port(settings: Settings) -> str:
+    where = f"{settings.host}:{settings.port}"
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
+            if _answers(where):
+                return f"{where} is served by Idiolect"
             raise ConfigurationError(
-                f"{settings.host}:{settings.port} can't be listened on: {error.strerror}.",
-                mend="If that is not a running Idiolect, stop it or set IDIOLECT_PORT.",
+                f"{where} can't be listened on: {error.strerror}.",
+                mend="Stop what uses that port, or set IDIOLECT_PORT to another one.",
             ) from error
-    return f"{settings.host}:{settings.port} is free"
+    return f"{where} is free"
+
+
+def _answers(where: str) -> bool:
+    """Does an Idiolect server answer there?"""
+    try:
+        return "X-Request-Id" in httpx.get(f"http://{where}/healthz", timeout=2.0).headers
+    except httpx.HTTPError:
+        return False

@@ -1,4 +1,4 @@
-"""idiolect registry list|show"""
+"""idiolect registry list|show|card"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from idiolect.errors import NotFoundError
+from idiolect.privacy.claims import render_card
 from idiolect.registry.manifest import manifest_bytes
 from idiolect.registry.resolution import ReleaseSummary
 from idiolect.registry.weights import verify_version
@@ -89,3 +90,23 @@ def show(
         json.dumps(json.loads(manifest_bytes(stored.template, stored.version)) | {"revoked": stored.revoked})
     )
     console.print("signature, digest, shapes and values: verified")
+
+
+@app.command("card")
+def card(
+    release: Annotated[str, typer.Argument(help="A release's id.")], tenant: Tenant = DEFAULT_TENANT, home: Home = None
+) -> None:
+    """The model card of a release, in Markdown. All that it claims is read from a manifest whose signature holds.
+
+    Example: idiolect registry card 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b
+    """
+    with open_installation(settings_for(home)) as installation:
+        found = installation.store.versions(tenant, release=release, limit=1)
+        if found:
+            verify_version(found[0].template, found[0].version, installation.signer)
+        summary = installation.store.release(tenant, release)
+    if summary is None or not found:
+        raise NotFoundError(
+            f"tenant {tenant!r} has no version of release {release[:80]!r}.", mend="See: idiolect registry list."
+        )
+    typer.echo(render_card(found[0].template, summary.versions, summary.revoked), nl=False)

@@ -24,6 +24,7 @@ _LIVE_GLOBAL = select(_G.digest).order_by(_G.id.desc()).limit(1)
 _STORED = select(schema.versions, _R.template, _R.revoked_at).join(
     schema.releases, (_R.tenant == _V.tenant) & (_R.id == _V.release)
 )
+_SUMMARY = select(_R.id, _R.scope, _R.template, _R.versions, _R.revoked_at)
 
 
 class Registry(Part):
@@ -57,21 +58,34 @@ class Registry(Part):
         return None if row is None else _stored_of(row, {})
 
     def versions(
-        self, tenant: str, *, subject: str | None = None, after: str = "", limit: int = 100
+        self,
+        tenant: str,
+        *,
+        subject: str | None = None,
+        release: str | None = None,
+        after: str = "",
+        limit: int = 100,
     ) -> Sequence[StoredVersion]:
         query = _STORED.where(_V.tenant == tenant, _V.id > after).order_by(_V.id).limit(limit)
         if subject is not None:
             query = query.where(_V.subject == subject)
+        if release is not None:
+            query = query.where(_V.release == release)
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
         templates: dict[str, ReleaseTemplate] = {}
         return [_stored_of(row, templates) for row in rows]
 
     def releases(self, tenant: str, *, limit: int = 100) -> Sequence[ReleaseSummary]:
-        query = select(_R.id, _R.scope, _R.template, _R.versions, _R.revoked_at).where(_R.tenant == tenant)
+        query = _SUMMARY.where(_R.tenant == tenant)
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(_R.published_at.desc(), _R.id.desc()).limit(limit)).all()
         return [_summary_of(row) for row in rows]
+
+    def release(self, tenant: str, release: str) -> ReleaseSummary | None:
+        with self._database.reading() as connection:
+            row = connection.execute(_SUMMARY.where(_R.tenant == tenant, _R.id == release)).one_or_none()
+        return None if row is None else _summary_of(row)
 
     def revoke_release(self, tenant: str, release: str, now: datetime, *, reason: str, actor: str) -> None:
         values = {"revoked_at": micros(now), "revoke_reason": reason, "revoke_actor": actor}

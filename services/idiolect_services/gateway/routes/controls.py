@@ -23,7 +23,9 @@ from idiolect.errors import (
 from idiolect.ids import new_id
 from idiolect.privacy.accountant import filter_epsilon
 from idiolect.privacy.budget import DEFAULT_DELTA
+from idiolect.privacy.events import UNITS
 from idiolect.privacy.ledger import Account
+from idiolect.privacy.policy import budget_of
 from idiolect.registry.resolution import ResolvedVersion
 from idiolect.resets.plan import plan_reset
 from idiolect.resets.receipt import ResetRecord, signed_receipt
@@ -135,15 +137,13 @@ class ControlRoutes:
         settings = self._services.settings
         resolution = self._store.resolve(tenant, subject, None)
         state = resolution.state or SubjectState(subject)
-        user_account = self._store.account(tenant, "comparison", subject)
-        shared_account = self._store.account(tenant, "subject", subject)
+        now = self._services.clock.now()
+        budgets = [budget_of(settings, unit) for unit in UNITS]
+        accounts = [self._store.account(tenant, b.unit, subject, since=b.since(now)) for b in budgets]
         return {
             "state": _state_json(state),
             "adapter": None if resolution.user is None else self._explain_adapter(tenant, subject, resolution.user),
-            "spent": [
-                _spent(user_account, settings.user_budget_epsilon),
-                _spent(shared_account, settings.domain_budget_epsilon),
-            ],
+            "spent": [_spent(account, budget.epsilon) for account, budget in zip(accounts, budgets, strict=True)],
         }
 
     def _explain_adapter(self, tenant: str, subject: str, version: ResolvedVersion) -> dict[str, Any] | None:

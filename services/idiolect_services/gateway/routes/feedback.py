@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from idiolect.errors import ConsentError, IdiolectError, InvalidInputError, NotFoundError
 from idiolect.ids import new_id
-from idiolect.signals.events import Signal, comparisons_from
+from idiolect.privacy.randomised_response import randomised_comparisons
+from idiolect.signals.events import WEIGHTS, Signal, SignalKind, comparisons_from
 from idiolect.stores.ports import FeedbackSignal
 from idiolect.tenancy import Scope
 from idiolect_services.gateway.bodies import FieldsError, read_object, validated
@@ -109,9 +110,19 @@ class FeedbackRoutes:
             comparisons = comparisons_from(event)
         except InvalidInputError as error:
             raise _field_error(f"{prefix}value", error.message) from error
-        return Accepted(
-            subject, FeedbackSignal(signal_id, inference, signal.kind, signal.value, occurred_at, comparisons)
-        )
+        derived = FeedbackSignal(signal_id, inference, signal.kind, signal.value, occurred_at, comparisons)
+        return Accepted(subject, self._randomised(derived, signal.kind))
+
+    def _randomised(self, signal: FeedbackSignal, kind: SignalKind) -> FeedbackSignal:
+        """The signal as the local option lets it be stored, without the value that was sent.
+
+        A retry draws again in vain: the store keeps the first signal of an id, and what came of it.
+        """
+        epsilon = self._services.settings.local_epsilon
+        if epsilon is None:
+            return signal
+        drawn = randomised_comparisons(signal.comparisons, signal.inference.shown, WEIGHTS[kind], epsilon)
+        return replace(signal, value=None, comparisons=drawn)
 
     def _wake(self, tenant: str, stored: Iterable[tuple[SignalRequest, dict[str, Any]]]) -> None:
         users = {signal.user for signal, outcome in stored if outcome["status"] == "accepted"}
