@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from sqlalchemy import Connection, Engine, Row, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import Insert
 
+from idiolect.errors import UnavailableError
 from idiolect.stores.sql.failures import DRIVER_ERRORS, is_transient, translated
 
 ATTEMPTS = 8
@@ -44,8 +46,11 @@ class Hold(Enum):
 class Database:
     """A pool of connections and the rules of using them."""
 
-    def __init__(self, engine: Engine, where: str) -> None:
+    def __init__(self, engine: Engine, where: str, lock_timeout_s: float) -> None:
         self.engine = engine
+        self._lock_timeout_s = lock_timeout_s
+        # SQLite's writers wait for each other by sleeping, ever longer; those of one process can simply queue.
+        self._turn = threading.Lock()
         self.where = where  # for messages: the URL without its password
         self.is_sqlite = engine.dialect.name == "sqlite"
         self._reader = engine if self.is_sqlite else _snapshot_reader(engine)
@@ -69,13 +74,25 @@ class Database:
         """
         for attempt in range(ATTEMPTS):
             try:
-                with (self._writer if lasting else self._hasty_writer).begin() as connection:
+                with self._my_turn(), (self._writer if lasting else self._hasty_writer).begin() as connection:
                     return work(connection)
             except DRIVER_ERRORS as error:
                 if attempt + 1 == ATTEMPTS or not is_transient(error, attempt):
                     raise translated(error, self.where) from error
                 time.sleep(random.uniform(0.0, 0.02 * 2**attempt))  # noqa: S311  not a secret: spreads retries
         raise AssertionError("the last attempt returns or raises")
+
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._turn.acquire(timeout=self._lock_timeout_s):
+            raise UnavailableError(f"the database {self.where} is kept busy by another writer.", mend="Try again.")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def scrub(self) -> None:
         """After erasing on SQLite: move the write-ahead log, which holds old pages, into the file and empty it.

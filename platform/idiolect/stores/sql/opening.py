@@ -22,7 +22,7 @@ def open_database(url: str, lock_timeout_s: float) -> Database:
     """Raises ConfigurationError for a URL, file or server that can't work, UnavailableError for one that can't now."""
     parsed = _parsed(url)
     engine = _sqlite(parsed, lock_timeout_s) if parsed.drivername == "sqlite" else _postgres(parsed, lock_timeout_s)
-    database = Database(engine, _shown(parsed))
+    database = Database(engine, _shown(parsed), lock_timeout_s)
     try:
         if database.is_sqlite:
             _use_write_ahead_log(database, lock_timeout_s)
