@@ -163,13 +163,15 @@ def save_model(
         digest = sha256_hex(data)
         _sync(staging)
         target = root / digest
-        if not target.exists():
-            staging.rename(target)
-            _sync_path(root)
+        if target.exists():  # perhaps damaged since: what was just written is not
+            target.rename(staging.with_name(staging.name + "-old"))
+        staging.rename(target)
+        _sync_path(root)
     except SafetensorError as error:
         raise _as_os_error(error, staging) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(staging.with_name(staging.name + "-old"), ignore_errors=True)
     return PreferenceModel(backbone, head, recipes, temperature=temperature, digest=digest, card=card)
 
 

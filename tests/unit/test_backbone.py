@@ -203,6 +203,16 @@ def test_pickled_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -
     assert not marker.exists()
 
 
+def test_harmless_weights_are_refused_as_well_if_they_are_pickled(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(folders["bert"], folder)
+    weights = Backbone.load(folder).encoder.state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ConfigurationError, match="can't be loaded"):
+        Backbone.load(find_backbone(str(folder)))
+
+
 @pytest.mark.parametrize("known_type", [True, False])
 def test_code_in_the_folder_is_never_run(folders: dict[str, Path], tmp_path: Path, known_type: bool) -> None:
     folder, marker = tmp_path / "remote", tmp_path / "executed"

@@ -129,6 +129,16 @@ def test_saving_twice_is_harmless(saved: Saved, tiny_bert: Path, copy: Saved) ->
     assert np.array_equal(load_model(copy.root, again.digest).project(PAIRS), saved.model.project(PAIRS))
 
 
+def test_saving_again_mends_a_damaged_model(saved: Saved, tiny_bert: Path, copy: Saved) -> None:
+    weights = copy.root / saved.model.digest / HEAD_FILE
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(CorruptArtifactError):
+        load_model(copy.root, saved.model.digest)
+    save(copy.root, tiny_bert)
+    assert np.array_equal(load_model(copy.root, saved.model.digest).project(PAIRS), saved.model.project(PAIRS))
+    assert [path.name for path in copy.root.iterdir()] == [saved.model.digest]
+
+
 def test_any_difference_is_another_model(saved: Saved, tiny_bert: Path, copy: Saved) -> None:
     digests = {
         saved.model.digest,
