@@ -262,8 +262,7 @@ def test_a_damaged_folder_is_one_clear_error(folders: dict[str, Path], tmp_path:
 @pytest.fixture(scope="module")
 def packaged() -> Path:
     folder = module._packaged_default()
-    if folder is None:
-        pytest.skip("the package of the default backbone is not installed")
+    assert folder is not None, "make test installs the package of the default backbone"
     return folder
 
 
