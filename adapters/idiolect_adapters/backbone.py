@@ -36,8 +36,6 @@ MAX_TOKENS = 256
 # Below 16 tokens a row's matrix products use other kernels on some machines than in a batch, with other roundings.
 LENGTH_MIN, LENGTH_STEP = 16, 8
 BATCH_TOKENS = 2048
-# In training, a text joins a batch if it is at most this much longer than the shortest there.
-PADDING_RATIO = 1.3
 
 
 def find_backbone(name: str) -> Path:
@@ -120,8 +118,11 @@ class Tokens:
 
 
 class Backbone:
-    """A tokenizer and a Hugging Face model; pooled features are the mean over tokens (encoders) or the last one
-    (decoders).
+    """A tokenizer and a Hugging Face model; pooled features are the mean over the text's own tokens, read in the light
+    of the prompt (encoders), or the last token (decoders).
+
+    The prompt's tokens are left out of the mean: they are the same for all candidates, and only dilute what sets
+    those apart (deploy/decisions/0006-items-first.md).
     """
 
     def __init__(self, encoder: torch.nn.Module, tokenizer: Any) -> None:
@@ -187,20 +188,20 @@ class Backbone:
             last_N = mask_N_L.sum(1) - 1
             pooled_N_H: torch.Tensor = hidden_N_L_H[torch.arange(len(ids), device=device), last_N]
             return pooled_N_H.float()
+        for row, tokens in enumerate(ids):
+            mask_N_L[row, : self._text_start(tokens)] = 0
         weights_N_L_1 = mask_N_L.unsqueeze(-1).to(hidden_N_L_H.dtype)
         pooled_N_H = (hidden_N_L_H * weights_N_L_1).sum(1) / weights_N_L_1.sum(1)
         return pooled_N_H.float()
 
-    def pooled_by_length(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        """As `pooled`, but texts of like length run together: with gradients, and without computing much padding."""
-        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        parts: list[list[int]] = []
-        for row in order:
-            if not parts or len(ids[row]) > PADDING_RATIO * len(ids[parts[-1][0]]) + LENGTH_STEP:
-                parts.append([])
-            parts[-1].append(row)
-        pooled_N_H = torch.cat([self.pooled([ids[row] for row in part]) for part in parts])
-        return pooled_N_H[torch.argsort(torch.tensor(order, device=pooled_N_H.device))]
+    def _text_start(self, tokens: Sequence[int]) -> int:
+        """Where the text begins: after the first separator, unless that ends the row, which then holds no prompt."""
+        separator = self.tokenizer.sep_token_id
+        try:
+            start = list(tokens).index(separator) + 1
+        except ValueError:
+            return 0
+        return start if start < len(tokens) else 0
 
     @torch.inference_mode()
     def features(

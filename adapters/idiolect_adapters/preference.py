@@ -1,6 +1,6 @@
 """The global preference model: backbone, reward head, and the two frozen bases that adapters are written in.
 
-    z(x, y) = [ w . f,  A f,  C f ]     f = features(x, y) - mean
+    z(x, y) = [ w . f,  A f,  C f ]     f = [encoder's features, counts, text kernel's outputs] - mean
     score   = z[0] + a_d * B_d . z_domain + a_u * B_u . z_user
 
 A user adapter is a LoRA on the head whose A is the shared `user_basis`; a domain adapter the same on `domain_basis`.
@@ -30,7 +30,9 @@ from idiolect.canonical import canonical_json, parse_json_object
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
 from idiolect_adapters.backbone import Backbone, check_digest
+from idiolect_adapters.contrasts import CONTRASTS_FILE, Contrasts
 from idiolect_adapters.surface import surface_features
+from idiolect_adapters.text_kernel import TextKernel
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.tuning import UserRecipes
 
@@ -44,19 +46,24 @@ FloatMatrix = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What training adds to the backbone. float32, finite. F = hidden size + number of surface features."""
+    """What training adds to the backbone. float32, finite. F = hidden size + surface features + kernel outputs.
+
+    Without a `kernel` the features end with the counted ones.
+    """
 
     mean_F: NDArray[np.float32]
     reward_F: NDArray[np.float32]
     user_basis_K_F: NDArray[np.float32]
     domain_basis_M_F: NDArray[np.float32]
+    kernel: TextKernel | None = None
 
-    def tensors(self) -> dict[str, NDArray[np.float32]]:
+    def tensors(self) -> dict[str, NDArray[Any]]:
         return {
             "mean": self.mean_F,
             "reward": self.reward_F,
             "user_basis": self.user_basis_K_F,
             "domain_basis": self.domain_basis_M_F,
+            **(self.kernel.tensors() if self.kernel is not None else {}),
         }
 
 
@@ -100,6 +107,7 @@ class PreferenceModel:
         temperature: float,
         digest: str,
         card: Mapping[str, Any],
+        contrasts: Contrasts | None = None,
     ) -> None:
         self.backbone = backbone
         self.head = head
@@ -107,8 +115,10 @@ class PreferenceModel:
         self.temperature = temperature
         self.digest = digest
         self.card = card
+        self.contrasts = contrasts or Contrasts()
         self.user_rank = len(head.user_basis_K_F)
         self.domain_rank = len(head.domain_basis_M_F)
+        self.kernel_outputs = 0 if head.kernel is None else head.kernel.outputs
         self.user_basis_digest = basis_digest(head.user_basis_K_F)
         self.domain_basis_digest = basis_digest(head.domain_basis_M_F)
 
@@ -116,15 +126,41 @@ class PreferenceModel:
         self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
     ) -> FloatMatrix:
         """[N, 1 + k + m] for N (prompt, text) pairs: the global score, A f and C f. Same pair, same bits."""
-        return project_features(text_features(self.backbone, pairs, progress), self.head)
+        return project_features(self.features(pairs, progress), self.head)
+
+    def features(
+        self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """[N, F] of N (prompt, text) pairs."""
+        return text_features(self.backbone, pairs, self.head.kernel, progress)
 
 
 def text_features(
-    backbone: Backbone, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
+    backbone: Backbone,
+    pairs: Sequence[tuple[str, str]],
+    kernel: TextKernel | None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """[N, F]: the backbone's features of each (prompt, text) beside what can be counted in the text."""
-    pooled_N_H = backbone.features(pairs, progress)
-    return np.concatenate([pooled_N_H, surface_features([text for _, text in pairs])], axis=1)
+    """[N, F]: the backbone's features of each (prompt, text), what can be counted in the text, and what the kernel
+    makes of both."""
+    return join_features(backbone.features(pairs, progress), pairs, kernel)
+
+
+def join_features(
+    pooled_N_H: NDArray[np.float32], pairs: Sequence[tuple[str, str]], kernel: TextKernel | None
+) -> NDArray[np.float32]:
+    """As `text_features`, where the encoder's part is known already."""
+    return np.concatenate([pooled_N_H, beside_features(pooled_N_H, pairs, kernel)], axis=1)
+
+
+def beside_features(
+    pooled_N_H: NDArray[np.float32], pairs: Sequence[tuple[str, str]], kernel: TextKernel | None
+) -> NDArray[np.float32]:
+    """[N, F - H]: the features that are not the encoder's own."""
+    counted_N_S = surface_features([text for _, text in pairs])
+    if kernel is None:
+        return counted_N_S
+    return np.concatenate([counted_N_S, kernel.outputs_of(pooled_N_H, pairs).astype(np.float32)], axis=1)
 
 
 def project_features(features_N_F: NDArray[np.float32], head: Head) -> FloatMatrix:
@@ -139,19 +175,32 @@ def project_features(features_N_F: NDArray[np.float32], head: Head) -> FloatMatr
 
 
 def save_model(
-    root: Path, backbone: Backbone, head: Head, recipes: Recipes, *, temperature: float, training: Mapping[str, Any]
+    root: Path,
+    backbone: Backbone,
+    head: Head,
+    recipes: Recipes,
+    *,
+    temperature: float,
+    training: Mapping[str, Any],
+    contrasts: Contrasts | None = None,
 ) -> PreferenceModel:
-    """Write the model under `root`/<digest>, whole or not at all, and return it."""
+    """Write the model under `root`/<digest>, whole or not at all, and return it.
+
+    One that is there already and intact stays as it is: it may be the live one, and must not be gone for a moment.
+    """
     root.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
     try:
         backbone.save(staging)
         (staging / HEAD_FILE).write_bytes(safetensors.numpy.save(head.tensors() | recipes.tensors()))
+        if contrasts is not None:
+            (staging / CONTRASTS_FILE).write_bytes(contrasts.dump())
         files = {name: sha256_hex((staging / name).read_bytes()) for name in _files(staging)}
         card = {
             "format": FORMAT,
             "files": files,
             "features": len(head.mean_F),
+            "kernel": head.kernel is not None,
             "user_rank": len(head.user_basis_K_F),
             "domain_rank": len(head.domain_basis_M_F),
             "temperature": temperature,
@@ -161,18 +210,29 @@ def save_model(
         data = canonical_json(card)
         (staging / CARD).write_bytes(data)
         digest = sha256_hex(data)
-        _sync(staging)
-        target = root / digest
-        if target.exists():  # perhaps damaged since: what was just written is not
-            target.rename(staging.with_name(staging.name + "-old"))
-        staging.rename(target)
-        _sync_path(root)
+        if not _is_intact(root, digest):
+            _sync(staging)
+            target = root / digest
+            if target.exists():
+                target.rename(staging.with_name(staging.name + "-old"))
+            staging.rename(target)
+            _sync_path(root)
     except SafetensorError as error:
         raise _as_os_error(error, staging) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(staging.with_name(staging.name + "-old"), ignore_errors=True)
-    return PreferenceModel(backbone, head, recipes, temperature=temperature, digest=digest, card=card)
+    return PreferenceModel(
+        backbone, head, recipes, temperature=temperature, digest=digest, card=card, contrasts=contrasts
+    )
+
+
+def _is_intact(root: Path, digest: str) -> bool:
+    try:
+        _checked_card(root, digest)
+    except CorruptArtifactError:
+        return False
+    return True
 
 
 def _as_os_error(error: SafetensorError, folder: Path) -> OSError:
@@ -211,6 +271,31 @@ def load_model(root: Path, digest: str) -> PreferenceModel:
 
     A file more than the model has is refused too: transformers reads some by their name alone (added tokens, adapters).
     """
+    card = _checked_card(root, digest)
+    folder = root / digest
+    tensors = _load_tensors(folder / HEAD_FILE, card)
+    head = Head(
+        tensors["mean"],
+        tensors["reward"],
+        tensors["user_basis"],
+        tensors["domain_basis"],
+        _kernel(folder, card, tensors),
+    )
+    recipes = Recipes.from_json(card["recipes"], tensors)
+    backbone = Backbone.load(folder)
+    return PreferenceModel(
+        backbone,
+        head,
+        recipes,
+        temperature=float(card["temperature"]),
+        digest=digest,
+        card=card,
+        contrasts=_contrasts(folder, card),
+    )
+
+
+def _checked_card(root: Path, digest: str) -> dict[str, Any]:
+    """The card of a model of which every byte is as its digest says. Raises CorruptArtifactError."""
     folder = root / digest
     mend = "Train it again: idiolect train global."
     try:
@@ -230,11 +315,7 @@ def load_model(root: Path, digest: str) -> PreferenceModel:
             f"the folder of global model {digest[:12]} holds {strange[0]!r}, which is not part of it.",
             mend=f"Remove it from {folder}.",
         )
-    tensors = _load_tensors(folder / HEAD_FILE, card)
-    head = Head(tensors["mean"], tensors["reward"], tensors["user_basis"], tensors["domain_basis"])
-    recipes = Recipes.from_json(card["recipes"], tensors)
-    backbone = Backbone.load(folder)
-    return PreferenceModel(backbone, head, recipes, temperature=float(card["temperature"]), digest=digest, card=card)
+    return card
 
 
 def _load_tensors(path: Path, card: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
@@ -256,6 +337,22 @@ def _load_tensors(path: Path, card: Mapping[str, Any]) -> dict[str, NDArray[np.f
         if tensor is None or tensor.shape != shape or not np.isfinite(tensor).all():
             raise CorruptArtifactError(f"tensor {name!r} of {path} is missing, misshapen or not finite.")
     return tensors
+
+
+def _kernel(folder: Path, card: Mapping[str, Any], tensors: dict[str, NDArray[Any]]) -> TextKernel | None:
+    if not card.get("kernel", False):
+        return None
+    try:
+        return TextKernel.from_tensors(tensors)
+    except (KeyError, ValueError, IndexError) as error:
+        raise CorruptArtifactError(f"the text kernel of {folder / HEAD_FILE} is damaged: {error}.") from error
+
+
+def _contrasts(folder: Path, card: Mapping[str, Any]) -> Contrasts | None:
+    """None for a model that was trained before there were any."""
+    if CONTRASTS_FILE not in card["files"]:
+        return None
+    return Contrasts.load((folder / CONTRASTS_FILE).read_bytes(), int(card["user_rank"]), int(card["domain_rank"]))
 
 
 def read_card(root: Path, digest: str) -> dict[str, Any]:

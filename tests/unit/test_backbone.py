@@ -141,10 +141,22 @@ def test_a_decoder_is_read_at_its_last_token(backbones: dict[str, Backbone], kin
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
-def test_an_encoder_is_read_as_the_mean_of_its_tokens(backbones: dict[str, Backbone], kind: str) -> None:
+def test_an_encoder_is_read_as_the_mean_of_the_texts_own_tokens(backbones: dict[str, Backbone], kind: str) -> None:
     tiny = backbones[kind]
     assert not tiny.causal
     ids = list(tiny.tokenize([("how", "the river and stone")]).ids[0])
+    start = len(tiny.tokenize([("", "how")]).ids[0])  # the prompt with the tokens around it
+    with torch.inference_mode():
+        hidden = tiny.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        found = tiny.pooled([ids], padded_length(len(ids)))[0]
+    assert torch.allclose(found, hidden[start:].mean(0), atol=1e-5)
+    assert not torch.allclose(found, hidden.mean(0), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_a_text_without_prompt_is_read_as_the_mean_of_all_its_tokens(backbones: dict[str, Backbone], kind: str) -> None:
+    tiny = backbones[kind]
+    ids = list(tiny.tokenize([("", "the river and stone")]).ids[0])
     with torch.inference_mode():
         hidden = tiny.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
         found = tiny.pooled([ids], padded_length(len(ids)))[0]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from idiolect.errors import InvalidInputError
 from idiolect.signals.data import Comparisons, Ratings, SharedData
@@ -21,7 +19,7 @@ from tasteful_world import World, make_world, shared_data
 
 PEOPLE = 40
 TRAINED, NEW = list(range(28)), list(range(28, PEOPLE))
-OPTIONS = GlobalOptions(epochs=12, user_rank=3, domain_rank=4, encoder_rate=1e-3, head_rate=1e-2)
+OPTIONS = GlobalOptions(user_rank=3, domain_rank=4)
 
 
 class NoNoise:
@@ -33,13 +31,13 @@ class NoNoise:
 class Trained:
     world: World
     data: SharedData
-    before: dict[str, torch.Tensor]
     backbone: Backbone
     head: Head
     progress: list[tuple[int, int]]
 
     def projected(self) -> np.ndarray:
-        return project_features(text_features(self.backbone, [(i.prompt, i.text) for i in self.world.items]), self.head)
+        pairs = [(item.prompt, item.text) for item in self.world.items]
+        return project_features(text_features(self.backbone, pairs, self.head.kernel), self.head)
 
 
 def mask(people: list[int]) -> np.ndarray:
@@ -48,7 +46,8 @@ def mask(people: list[int]) -> np.ndarray:
 
 def train(tiny_bert: Path, data: SharedData, options: GlobalOptions = OPTIONS) -> tuple[Backbone, Head]:
     backbone = Backbone.load(tiny_bert)
-    return backbone, train_global(backbone, data, mask(TRAINED), options)
+    pooled_I_H = backbone.features([(item.prompt, item.text) for item in data.items])
+    return backbone, train_global(pooled_I_H, data, mask(TRAINED), options)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +55,10 @@ def trained(tiny_bert: Path) -> Trained:
     world = make_world(PEOPLE)
     data = shared_data(world, TRAINED)
     backbone = Backbone.load(tiny_bert)
-    before = copy.deepcopy(backbone.encoder.state_dict())
     progress: list[tuple[int, int]] = []
-    head = train_global(backbone, data, mask(TRAINED), OPTIONS, lambda *at: progress.append(at))
-    return Trained(world, data, before, backbone, head, progress)
+    pooled_I_H = backbone.features([(item.prompt, item.text) for item in data.items])
+    head = train_global(pooled_I_H, data, mask(TRAINED), OPTIONS, lambda *at: progress.append(at))
+    return Trained(world, data, backbone, head, progress)
 
 
 def accuracy(score_I: np.ndarray, pairs: Comparisons) -> float:
@@ -103,34 +102,27 @@ def test_new_people_are_ranked_far_better_with_their_own_adapter(trained: Traine
     assert (personal > 0).mean() > without + 0.08
 
 
-def test_people_differ_by_about_one_in_the_whitened_basis(trained: Trained) -> None:
+def test_the_first_direction_is_the_one_along_which_people_differ(trained: Trained) -> None:
     taste_I_K = trained.projected()[:, 1 : 1 + OPTIONS.user_rank]
     assert np.isfinite(taste_I_K).all()
     warm, cold = taste_I_K[trained.world.warm_I == 1], taste_I_K[trained.world.warm_I == 0]
     gap = np.abs(warm.mean(0) - cold.mean(0))
     assert gap.argmax() == 0  # directions come in order of how much people differ along them
-    assert 0.2 < gap[0] < 20.0
-
-
-def test_the_encoder_is_tuned_and_its_token_embeddings_are_not(trained: Trained) -> None:
-    after = trained.backbone.encoder.state_dict()
-    changed = {name for name, before in trained.before.items() if not torch.equal(before, after[name])}
-    assert any("attention" in name for name in changed)
-    assert "embeddings.word_embeddings.weight" in after
-    assert "embeddings.word_embeddings.weight" not in changed
-    assert not trained.backbone.encoder.training
+    assert gap[0] > 0.5  # people are N(0, 1) in it, so this is what a typical person's taste is worth
 
 
 def test_the_head_is_finite_and_of_the_declared_shapes(trained: Trained) -> None:
     features = len(trained.head.mean_F)
-    shapes = {name: tensor.shape for name, tensor in trained.head.tensors().items()}
+    named = ("mean", "reward", "user_basis", "domain_basis")
+    shapes = {name: trained.head.tensors()[name].shape for name in named}
     assert shapes == {
         "mean": (features,),
         "reward": (features,),
         "user_basis": (OPTIONS.user_rank, features),
         "domain_basis": (OPTIONS.domain_rank, features),
     }
-    assert all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in trained.head.tensors().values())
+    assert all(np.isfinite(tensor).all() for tensor in trained.head.tensors().values())
+    assert all(trained.head.tensors()[name].dtype == np.float32 for name in named)
 
 
 def test_progress_counts_every_step(trained: Trained) -> None:
@@ -140,14 +132,11 @@ def test_progress_counts_every_step(trained: Trained) -> None:
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(tiny_bert: Path) -> None:
     data = shared_data(make_world(PEOPLE, prompts=4), TRAINED)
-    quick = replace(OPTIONS, epochs=1)
-    first, again = train(tiny_bert, data, quick), train(tiny_bert, data, quick)
-    other = train(tiny_bert, data, replace(quick, seed=1))
-    for name, tensor in first[1].tensors().items():
-        assert np.array_equal(tensor, again[1].tensors()[name])
-    for name, parameter in first[0].encoder.state_dict().items():
-        assert torch.equal(parameter, again[0].encoder.state_dict()[name])
-    assert not np.array_equal(first[1].reward_F, other[1].reward_F)
+    first, again = train(tiny_bert, data)[1].tensors(), train(tiny_bert, data)[1].tensors()
+    other = train(tiny_bert, data, replace(OPTIONS, seed=1))[1].tensors()
+    for name, tensor in first.items():
+        assert np.array_equal(tensor, again[name]), name
+    assert not np.array_equal(first["kernel_weights"], other["kernel_weights"])
 
 
 def test_people_who_are_left_out_leave_no_trace(tiny_bert: Path) -> None:
@@ -158,9 +147,8 @@ def test_people_who_are_left_out_leave_no_trace(tiny_bert: Path) -> None:
     extra = world.comparisons(NEW, 10, rng)
     names = ("person_C", "chosen_C", "rejected_C", "weight_C")
     joined = Comparisons(*(np.concatenate([getattr(data.comparisons, n), getattr(extra, n)]) for n in names))
-    quick = replace(OPTIONS, epochs=1)
-    without = train(tiny_bert, data, quick)[1]
-    beside = train(tiny_bert, replace(data, comparisons=joined), quick)[1]
+    without = train(tiny_bert, data)[1]
+    beside = train(tiny_bert, replace(data, comparisons=joined))[1]
     for name, tensor in without.tensors().items():
         assert np.array_equal(tensor, beside.tensors()[name]), name
 
@@ -177,7 +165,7 @@ def test_no_data_at_all_is_said(tiny_bert: Path) -> None:
     world = make_world(PEOPLE, prompts=2)
     for items in (world.items, ()):
         nothing = SharedData(items, tuple(map(str, range(PEOPLE))), no_ratings(), no_comparisons())
-        with pytest.raises(InvalidInputError, match="no comparisons"):
+        with pytest.raises(InvalidInputError, match="nobody compared"):
             train(tiny_bert, nothing)
 
 
@@ -189,12 +177,12 @@ def test_data_that_compares_nothing_is_said(tiny_bert: Path) -> None:
     for ratings in (same, apart):
         data = SharedData(world.items, tuple(map(str, range(PEOPLE))), ratings, no_comparisons())
         with pytest.raises(InvalidInputError, match="nobody compared"):
-            train(tiny_bert, data, replace(OPTIONS, epochs=1))
+            train(tiny_bert, data)
 
 
 def test_only_left_out_people_is_the_same_as_no_data(tiny_bert: Path) -> None:
     world = make_world(PEOPLE, prompts=2)
-    with pytest.raises(InvalidInputError, match="no comparisons"):
+    with pytest.raises(InvalidInputError, match="nobody compared"):
         train(tiny_bert, shared_data(world, NEW))
 
 
@@ -207,5 +195,5 @@ def test_one_person_with_next_to_nothing_still_gives_a_finite_model(tiny_bert: P
         no_ratings(),
         world.comparisons([0], pairs, np.random.default_rng(0)),
     )
-    _, head = train(tiny_bert, data, replace(OPTIONS, epochs=1))
+    _, head = train(tiny_bert, data)
     assert all(np.isfinite(tensor).all() for tensor in head.tensors().values())

@@ -27,7 +27,6 @@ from idiolect_adapters.preference import (
     read_card,
     remove_staging,
     save_model,
-    text_features,
 )
 from idiolect_adapters.surface import NAMES
 from idiolect_adapters.training.descent import Recipe
@@ -112,7 +111,7 @@ def test_a_pair_projects_to_the_same_bits_in_any_company(saved: Saved) -> None:
 
 
 def test_the_projection_is_the_definition(saved: Saved) -> None:
-    features = text_features(saved.model.backbone, PAIRS).astype(np.float64)
+    features = saved.model.features(PAIRS).astype(np.float64)
     head = saved.model.head
     centred = features - head.mean_F
     expected = np.hstack(

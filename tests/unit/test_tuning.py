@@ -12,7 +12,7 @@ from idiolect.privacy.accountant import noise_multiplier_for
 from idiolect.signals.data import Comparisons, Ratings, SharedData
 from idiolect_adapters.backbone import Backbone
 from idiolect_adapters.preference import load_model
-from idiolect_adapters.training.build import _tuning_people, build_global
+from idiolect_adapters.training.build import build_global, tuning_people
 from idiolect_adapters.training.clip_noise import SecureNoise
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.global_model import GlobalOptions
@@ -170,18 +170,18 @@ def some_people(count: int) -> SharedData:
 
 def test_a_stable_tenth_of_the_people_is_kept_for_tuning() -> None:
     data = some_people(50)
-    chosen = _tuning_people(data)
+    chosen = tuning_people(data)
     assert chosen.sum() == 5
-    assert np.array_equal(chosen, _tuning_people(data))
+    assert np.array_equal(chosen, tuning_people(data))
     reordered = SharedData(data.items, data.people[::-1], data.ratings, data.comparisons)
-    assert np.array_equal(_tuning_people(reordered)[::-1], chosen)  # a matter of the person, not of the order
+    assert np.array_equal(tuning_people(reordered)[::-1], chosen)  # a matter of the person, not of the order
 
 
 @pytest.mark.parametrize("people", [3, 30])
 def test_a_built_model_is_complete_also_without_anybody_to_tune_on(
     tiny_bert: Path, tmp_path: Path, people: int
 ) -> None:
-    options = GlobalOptions(epochs=1, user_rank=3, domain_rank=4)
+    options = GlobalOptions(user_rank=3, domain_rank=4)
     data = some_people(people)
     model = build_global(
         tmp_path, Backbone.load(tiny_bert), data, options, {"privacy": "declared public data"}, Quiet()
@@ -192,7 +192,7 @@ def test_a_built_model_is_complete_also_without_anybody_to_tune_on(
     assert np.isfinite(loaded.project(pairs)).all()
     assert loaded.temperature > 0
     assert loaded.card["training"]["privacy"] == "declared public data"
-    assert loaded.card["training"]["people"] == people - round(0.1 * people)
+    assert loaded.card["training"]["people"] == people
     for epsilon in (None, *EPSILONS):
         assert loaded.recipes.user.at(epsilon).curvature_K_K.shape == (3, 3)
     assert loaded.recipes.domain.curvature_K_K.shape == (4, 4)
@@ -203,7 +203,7 @@ def test_ratings_alone_are_enough(tiny_bert: Path, tmp_path: Path) -> None:
     ratings = world.ratings(list(range(20)), 0.8, np.random.default_rng(0))
     nothing = Comparisons(*(np.zeros(0, np.int32) for _ in range(3)), np.zeros(0, np.float32))
     data = SharedData(world.items, tuple(f"p{i}" for i in range(20)), ratings, nothing)
-    options = GlobalOptions(epochs=1, user_rank=2, domain_rank=2)
+    options = GlobalOptions(user_rank=2, domain_rank=2)
     model = build_global(tmp_path, Backbone.load(tiny_bert), data, options, {}, Quiet())
     assert isinstance(data.ratings, Ratings)
     assert model.user_rank == 2

@@ -26,12 +26,12 @@ def expected_calibration_error(margin_C: FloatArray, temperature: float, *, bins
     """Mean gap between stated and observed probability over equal-mass bins (Naeini et al. 2015).
 
     Margins are chosen minus rejected, so each pair is read once in either direction: probabilities p with outcome 1,
-    1 - p with outcome 0.
+    1 - p with outcome 0. The two readings alternate, so that bins cut equal probabilities fairly.
     """
     if not len(margin_C):
         return float("nan")
-    stated = expit(np.concatenate([margin_C, -margin_C]) / temperature)
-    happened = np.concatenate([np.ones(len(margin_C)), np.zeros(len(margin_C))])
+    stated = expit(np.stack([margin_C, -margin_C], axis=1).ravel() / temperature)
+    happened = np.tile([1.0, 0.0], len(margin_C))
     order = np.argsort(stated, kind="stable")
     gaps = [
         len(part) * abs(stated[part].mean() - happened[part].mean())

@@ -72,11 +72,11 @@ class StackScore:
     calibration: Calibration | None  # None where margins are no log odds
 
 
-def stacks_of(part: str, sizes: Sequence[int]) -> tuple[StackId, ...]:
+def stacks_of(part: str, sizes: Sequence[int], epsilons: Sequence[Epsilon] = USER_EPSILONS) -> tuple[StackId, ...]:
     """What `StackEvaluation.evaluate` yields for a part, in its order. Only known items have a mean to compare with."""
     means = [StackId("item_mean")] if part == KNOWN_ITEMS else []
     domains = [StackId("domain", 0, epsilon) for epsilon in (None, DOMAIN_EPSILON)]
-    users = [StackId("user", size, epsilon) for size in sizes for epsilon in USER_EPSILONS]
+    users = [StackId("user", size, epsilon) for size in sizes for epsilon in epsilons]
     return (*means, StackId("global"), *domains, *users)
 
 
@@ -102,10 +102,12 @@ class StackEvaluation:
         self._domain_I = np.array([item.domain for item in data.items], dtype=object)
         self._people = np.arange(len(new.people))
 
-    def evaluate(self, sizes: Sequence[int], progress: Progress) -> Iterator[StackScore]:
+    def evaluate(
+        self, sizes: Sequence[int], progress: Progress, epsilons: Sequence[Epsilon] = USER_EPSILONS
+    ) -> Iterator[StackScore]:
         """Every part of `new` under each of its stacks."""
-        stacks = stacks_of(KNOWN_ITEMS, sizes)
-        domain = {epsilon: self._domain_scores(epsilon) for epsilon in (None, DOMAIN_EPSILON)}
+        stacks = stacks_of(KNOWN_ITEMS, sizes, epsilons)
+        domain = {epsilon: self.domain_scores(epsilon) for epsilon in (None, DOMAIN_EPSILON)}
         for done, stack in enumerate(stacks):
             yield from self._scores(stack, domain)
             progress(done + 1, len(stacks))
@@ -149,7 +151,7 @@ class StackEvaluation:
             stack, part, accuracy, Calibration(float(np.median(errors)), float(min(errors)), float(max(errors)))
         )
 
-    def _domain_scores(self, epsilon: Epsilon) -> list[FloatArray]:
+    def domain_scores(self, epsilon: Epsilon) -> list[FloatArray]:
         """Per noise draw: [I], the score of each item with its domain's adapter."""
         recipe = self._recipes.domain
         multiplier = _multiplier(epsilon, releases(recipe))

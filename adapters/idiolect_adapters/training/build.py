@@ -14,13 +14,15 @@ from scipy.special import expit
 from idiolect.ids import sha256_hex
 from idiolect.signals.data import Comparisons, Ratings, SharedData
 from idiolect_adapters.backbone import Backbone
+from idiolect_adapters.carrying import projected_by
+from idiolect_adapters.contrasts import choose_contrasts
 from idiolect_adapters.evaluation.calibration import fit_temperature
-from idiolect_adapters.preference import Head, PreferenceModel, Recipes, project_features, save_model, text_features
+from idiolect_adapters.preference import Head, PreferenceModel, Recipes, join_features, project_features, save_model
 from idiolect_adapters.training.clip_noise import SecureNoise
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.global_model import GlobalOptions, train_global
 from idiolect_adapters.training.pairs import groups, person_pairs
-from idiolect_adapters.training.tuning import choose_user_recipes, split_pairs, typical_curvature
+from idiolect_adapters.training.tuning import choose_user_recipes, split_pairs, typical_curvature, user_curvature
 
 FloatArray = NDArray[np.float64]
 
@@ -43,37 +45,50 @@ def build_global(
     options: GlobalOptions,
     described: Mapping[str, Any],
     stages: Stages,
+    before: PreferenceModel | None = None,
 ) -> PreferenceModel:
-    """Train on 90% of the people, tune the public constants on the others, and save under `root`.
+    """Train on 90% of the people, tune the public constants on the others, train again on all, and save under `root`.
 
-    `backbone` is tuned in place. `described` goes into the model's card: what the data was and that it is public.
+    `described` goes into the model's card: what the data was and that it is public. `before` is the model whose
+    directions are followed where they are free, so that adapters can be carried from it.
     """
-    tuning_P = _tuning_people(data)
-    head = train_global(backbone, data, ~tuning_P, options, stages.stage("global model"))
+    tuning_P = tuning_people(data)
     texts = [(item.prompt, item.text) for item in data.items]
-    features_I_F = text_features(backbone, texts, stages.stage("reading all texts"))
+    pooled_I_H = backbone.features(texts, stages.stage("reading all texts"))
     rng = np.random.default_rng(options.seed)
     group_I = groups(data.items)
     ratings, comparisons = _ratings_of(data, tuning_P), data.comparisons.where(tuning_P[data.comparisons.person_C])
     held_out = person_pairs(ratings, comparisons, group_I, limit=PAIRS_PER_PERSON, rng=rng)
-    head = _calibrated(head, features_I_F, held_out)
-    projected_I_P = project_features(features_I_F, head)
     rank = options.user_rank
-    user = choose_user_recipes(
-        projected_I_P, rank, split_pairs(held_out, group_I, rng), SecureNoise(), stages.stage("private recipes")
+    before_I_K = None if before is None else projected_by(before, texts, pooled_I_H)[:, 1 : 1 + before.user_rank]
+
+    def projected(head: Head) -> FloatArray:
+        return project_features(join_features(pooled_I_H, texts, head.kernel), head)
+
+    first = train_global(pooled_I_H, data, ~tuning_P, options, stages.stage("global model without a tenth"))
+    margin_C = _margins(projected(first), held_out)
+    temperature = fit_temperature(margin_C, held_out.weight_C.astype(np.float64))
+    pairs = split_pairs(held_out, group_I, rng)
+    chosen = choose_user_recipes(
+        projected(_cooled(first, temperature)), rank, pairs, SecureNoise(), stages.stage("private recipes")
     )
+    everybody_P = np.ones(len(data.people), dtype=np.bool_)
+    final = train_global(pooled_I_H, data, everybody_P, options, stages.stage("global model"), before_I_K)
+    head = _cooled(final, temperature)
+    projected_I_P = projected(head)
+    user = chosen.with_curvature(user_curvature(projected_I_P, rank, pairs.adapt))
     recipes = Recipes(user, _domain_recipe(projected_I_P[:, 1 + rank :], _margins(projected_I_P, held_out), held_out))
-    training = {"options": asdict(options), "items": len(data.items), "people": int((~tuning_P).sum())}
-    return save_model(root, backbone, head, recipes, temperature=1.0, training=training | dict(described))
+    training = {"options": asdict(options), "items": len(data.items), "people": len(data.people)}
+    contrasts = choose_contrasts(projected_I_P, rank, texts, _times_judged(data))
+    described = training | dict(described)
+    return save_model(root, backbone, head, recipes, temperature=1.0, training=described, contrasts=contrasts)
 
 
-def _calibrated(head: Head, features_I_F: NDArray[np.float32], held_out: Comparisons) -> Head:
+def _cooled(head: Head, temperature: float) -> Head:
     """The reward divided by the temperature that fits it to held-out people, whose temperature is therefore 1.
 
     Adapters are trained on top of these margins as probabilities, so they must mean what they say before that.
     """
-    margin_C = _margins(project_features(features_I_F, head), held_out)
-    temperature = fit_temperature(margin_C, held_out.weight_C.astype(np.float64))
     return replace(head, reward_F=(head.reward_F / temperature).astype(np.float32))
 
 
@@ -82,7 +97,7 @@ def _margins(projected_I_P: FloatArray, pairs: Comparisons) -> FloatArray:
     return margins_C
 
 
-def _tuning_people(data: SharedData) -> NDArray[np.bool_]:
+def tuning_people(data: SharedData) -> NDArray[np.bool_]:
     """A stable tenth of the people (by a hash of their pseudonym), at most TUNING_MAX_PEOPLE."""
     rank_P = np.array([int(sha256_hex(f"tuning:{person}".encode())[:12], 16) for person in data.people], dtype=np.int64)
     count = min(TUNING_MAX_PEOPLE, round(TUNING_SHARE * len(rank_P)))
@@ -94,6 +109,12 @@ def _tuning_people(data: SharedData) -> NDArray[np.bool_]:
 def _ratings_of(data: SharedData, mask_P: NDArray[np.bool_]) -> Ratings:
     mask_R = mask_P[data.ratings.person_R]
     return Ratings(data.ratings.person_R[mask_R], data.ratings.item_R[mask_R], data.ratings.value_R[mask_R])
+
+
+def _times_judged(data: SharedData) -> FloatArray:
+    """[I]"""
+    judged = np.concatenate([data.ratings.item_R, data.comparisons.chosen_C, data.comparisons.rejected_C])
+    return np.bincount(judged, minlength=len(data.items)).astype(np.float64)
 
 
 def _domain_recipe(direction_I_M: FloatArray, margin_C: FloatArray, pairs: Comparisons) -> Recipe:

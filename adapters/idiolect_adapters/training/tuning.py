@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,12 @@ class UserRecipes:
             return self.by_epsilon[None]
         tabled = [key for key in self.by_epsilon if key is not None]
         return self.by_epsilon[max((key for key in tabled if key <= epsilon), default=min(tabled))]
+
+    def with_curvature(self, curvature_K_K: FloatArray) -> UserRecipes:
+        """The same constants for another basis of the same scale."""
+        return UserRecipes(
+            {epsilon: replace(recipe, curvature_K_K=curvature_K_K) for epsilon, recipe in self.by_epsilon.items()}
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         return [
@@ -106,6 +112,13 @@ def typical_curvature(differences_C_K: FloatArray, margins_C: FloatArray) -> Flo
     return curvature_K_K
 
 
+def user_curvature(projected_I_P: FloatArray, user_rank: int, adapt: Comparisons) -> FloatArray:
+    """[K, K]: that of TYPICAL_COMPARISONS comparisons like those of `adapt`."""
+    taste_I_K = projected_I_P[:, 1 : 1 + user_rank]
+    differences_C_K = taste_I_K[adapt.chosen_C] - taste_I_K[adapt.rejected_C]
+    return TYPICAL_COMPARISONS * typical_curvature(differences_C_K, _margins(projected_I_P[:, 0], adapt))
+
+
 def choose_user_recipes(
     projected_I_P: FloatArray,
     user_rank: int,
@@ -117,7 +130,7 @@ def choose_user_recipes(
     taste_I_K = projected_I_P[:, 1 : 1 + user_rank]
     margin_C = _margins(projected_I_P[:, 0], pairs.adapt)
     differences_C_K = taste_I_K[pairs.adapt.chosen_C] - taste_I_K[pairs.adapt.rejected_C]
-    curvature_K_K = TYPICAL_COMPARISONS * typical_curvature(differences_C_K, margin_C)
+    curvature_K_K = user_curvature(projected_I_P, user_rank, pairs.adapt)
     norms_C = np.linalg.norm(differences_C_K, axis=1) * expit(-margin_C)
     clips = [float(max(np.quantile(norms_C, q), 1e-3)) for q in CLIP_QUANTILES] if len(norms_C) else [1.0]
     chosen: dict[float | None, Recipe] = {}

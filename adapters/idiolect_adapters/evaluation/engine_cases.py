@@ -1,0 +1,261 @@
+"""What `idiolect bench engine` runs: the batched runtime beside the bare model and PEFT, on the same weights and rows.
+
+Each case checks first that the contenders agree, so that none is fast because it does something else.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+
+from idiolect.errors import IdiolectError
+from idiolect_adapters.backbone import Backbone, Tokens, length_batches
+from idiolect_adapters.evaluation.engine_peer import peft_model, run_peft
+from idiolect_adapters.lora.reward_model import RewardModel
+from idiolect_adapters.lora.spec import LoraAdapter, LoraPair, linear_shapes, uniform_spec
+from idiolect_adapters.runtime.batched.forward import BatchedRuntime
+from idiolect_adapters.runtime.batched.plan import Applied, Stack
+from idiolect_adapters.runtime.batched.residents import Handle
+from idiolect_adapters.surface import NAMES
+
+BARE, PEFT, SHIPPED = "bare model", "PEFT mixed batch", "transformers as shipped"
+STACKED, ONE, HEADS, CORES, SORTED = "domain + user", "user alone", "head users", "core users", "by length"
+QUERY_VALUE = ("query", "value", "q_proj", "v_proj")
+RANK, ALPHA = 8, 16.0
+SHIPPED_BATCH = 32
+AGREE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """`batches`: (rows, tokens). `lengths`: of the texts in the case without adapters."""
+
+    batches: tuple[tuple[int, int], ...] = ((64, 32), (256, 16))
+    people: int = 100_000
+    texts: int = 64
+    lengths: tuple[int, int] = (32, 256)
+    decoder_hidden: int = 256
+    decoder_layers: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Ours against a peer of the same case, by their names among the contenders."""
+
+    metric: str
+    ours: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    name: str
+    rows: int
+    contenders: Mapping[str, Callable[[], object]]
+    compared: Sequence[Comparison]
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """Seconds to get `adapters` into a model."""
+
+    adapters: int
+    ours: float
+    peft: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """One encoder or decoder three times: bare, with the runtime's hooks, and inside PEFT."""
+
+    bare: nn.Module
+    hooked: nn.Module
+    runtime: BatchedRuntime
+    domain: Handle
+    users: Sequence[Handle]
+    peft: Any
+    registration: Registration
+
+
+def load_mixed(make: Callable[[], nn.Module], users: int) -> Mixed:
+    """`users` LoRAs on queries and values of all layers, and one for the domain. `make` builds equal models."""
+    bare, hooked, wrapped = make(), make(), make()
+    shapes = linear_shapes(bare)
+    targets = [name for name in shapes if name.rpartition(".")[2] in QUERY_VALUE]
+    adapters = [random_lora(bare, targets, seed) for seed in range(users)]
+    runtime = BatchedRuntime(hooked)
+    started = time.perf_counter()
+    handles = [runtime.residents.add(adapter) for adapter in adapters]
+    ours = time.perf_counter() - started
+    started = time.perf_counter()
+    peft = peft_model(wrapped, adapters)
+    registration = Registration(users, ours, time.perf_counter() - started)
+    domain = runtime.residents.add(random_lora(bare, targets, users), shared=True)
+    return Mixed(bare, hooked, runtime, domain, handles, peft, registration)
+
+
+def random_lora(model: nn.Module, targets: Sequence[str], seed: int) -> LoraAdapter:
+    shapes, generator = linear_shapes(model), torch.Generator().manual_seed(seed)
+    pairs = {}
+    for name in targets:
+        A_R_I = torch.randn(RANK, shapes[name].inputs, generator=generator) / shapes[name].inputs ** 0.5
+        B_O_R = torch.randn(shapes[name].outputs, RANK, generator=generator) / 20
+        pairs[name] = LoraPair(A_R_I, B_O_R)
+    return LoraAdapter(uniform_spec(dict.fromkeys(targets, RANK), ALPHA), pairs)
+
+
+def mixed_case(name: str, mixed: Mixed, rows: int, tokens: int) -> Case:
+    """Every row a user of its own, in no order. Our time includes making the plan."""
+    ids_N_T, mask_N_T = _batch(mixed.bare, rows, tokens)
+    chosen = random.Random(0).sample(range(len(mixed.users)), rows)  # noqa: S311
+    stacked = [[Applied(mixed.domain), Applied(mixed.users[user])] for user in chosen]
+    alone = [stack[1:] for stack in stacked]
+
+    def ours(stacks: Sequence[Stack]) -> torch.Tensor:
+        plan = mixed.runtime.plan(stacks)
+        order = torch.tensor(plan.order)
+        with mixed.runtime.running(plan):
+            hidden = _hidden(mixed.hooked, ids_N_T[order], mask_N_T[order])
+        return hidden[torch.argsort(order)]
+
+    def peft() -> torch.Tensor:
+        return run_peft(mixed.peft, ids_N_T, mask_N_T, chosen)
+
+    _check_agree(ours(alone), peft(), name)
+    _check_agree(ours([[] for _ in range(rows)]), _hidden(mixed.bare, ids_N_T, mask_N_T), name)
+    contenders = {
+        BARE: lambda: _hidden(mixed.bare, ids_N_T, mask_N_T),
+        STACKED: lambda: ours(stacked),
+        ONE: lambda: ours(alone),
+        PEFT: peft,
+    }
+    compared = (Comparison(f"{name}_stacked", STACKED, BARE), Comparison(f"{name}_one_adapter", ONE, PEFT))
+    return Case(name, rows, contenders, compared)
+
+
+def people_case(load: Callable[[], Backbone], rows: int, tokens: int, people: int) -> Case:
+    """Each batch has other people. Their numbers act on the reward head, or between a shared A and B on the last layer;
+    the domain's LoRA is on the last two layers and the head."""
+    bare, hooked = _reward_model(load()), _reward_model(load())
+    runtime, generator = BatchedRuntime(hooked), torch.Generator().manual_seed(0)
+    layers = [name for name in linear_shapes(hooked) if name.rpartition(".")[2] in QUERY_VALUE][-4:]
+    domain = runtime.residents.add(random_lora(hooked, [*layers, "score"], 0), shared=True)
+    last, shape = layers[-1], linear_shapes(hooked)[layers[-1]]
+    heads = runtime.residents.basis_family("score", torch.randn(12, hooked.score.in_features, generator=generator))
+    A_R_I = torch.randn(RANK, shape.inputs, generator=generator) / shape.inputs**0.5
+    cores = runtime.residents.core_family(last, A_R_I, torch.randn(shape.outputs, RANK, generator=generator) / 20)
+    head_users = runtime.residents.add_members(heads, torch.randn(people, 1, 12, generator=generator))
+    core_users = runtime.residents.add_members(cores, torch.randn(people, RANK, RANK, generator=generator))
+    ids_N_T, _ = _batch(hooked.encoder, rows, tokens)
+    ids, surface_N_S = ids_N_T.tolist(), torch.rand(rows, len(NAMES), generator=generator)
+    draw = random.Random(0)  # noqa: S311
+
+    def ours(users: Sequence[Handle]) -> torch.Tensor:
+        plan = runtime.plan([[Applied(domain), Applied(draw.choice(users))] for _ in range(rows)])
+        with runtime.running(plan):
+            scores: torch.Tensor = hooked([ids[row] for row in plan.order], surface_N_S[list(plan.order)])
+        return scores
+
+    @torch.inference_mode()
+    def without() -> torch.Tensor:
+        scores: torch.Tensor = bare(ids, surface_N_S)
+        return scores
+
+    contenders = {BARE: without, HEADS: lambda: ours(head_users), CORES: lambda: ours(core_users)}
+    compared = (Comparison("people_head", HEADS, BARE), Comparison("people_core", CORES, BARE))
+    return Case("people", rows, contenders, compared)
+
+
+def lengths_case(backbone: Backbone, texts: int, lengths: tuple[int, int]) -> Case:
+    """No adapters: texts of mixed length in the order in which they came, as a user of transformers would pad them."""
+    draw = random.Random(0)  # noqa: S311
+    vocabulary = backbone.tokenizer.vocab_size
+    longest = min(lengths[1], backbone.max_tokens)
+    ids = tuple(
+        tuple(draw.randrange(vocabulary) for _ in range(draw.randint(min(lengths[0], longest), longest)))
+        for _ in range(texts)
+    )
+
+    @torch.inference_mode()
+    def shipped() -> torch.Tensor:
+        starts = range(0, texts, SHIPPED_BATCH)
+        return torch.cat([backbone.pooled(ids[start : start + SHIPPED_BATCH]) for start in starts])
+
+    @torch.inference_mode()
+    def by_length() -> torch.Tensor:
+        pooled_N_H = torch.empty(texts, backbone.hidden_size)
+        for length, rows in length_batches(Tokens(ids)):
+            pooled_N_H[rows] = backbone.pooled([ids[row] for row in rows], length)
+        return pooled_N_H
+
+    _check_agree(shipped(), by_length(), "lengths")
+    return Case("lengths", texts, {SHIPPED: shipped, SORTED: by_length}, (Comparison("lengths_bare", SORTED, SHIPPED),))
+
+
+def tiny_llama(sizes: Sizes) -> LlamaModel:
+    """Random weights, the same in every call."""
+    hidden = sizes.decoder_hidden
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=sizes.decoder_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaModel(config).eval()
+
+
+def engine_cases(
+    folder: Path, sizes: Sizes, progress: Callable[[int, int], None]
+) -> Iterator[tuple[Case, Registration | None]]:
+    """One at a time, so that only one set of models is in memory."""
+    total = len(sizes.batches) + 3
+    mixed = load_mixed(lambda: Backbone.load(folder).encoder, max(rows for rows, _ in sizes.batches))
+    registration: Registration | None = mixed.registration
+    for done, (rows, tokens) in enumerate(sizes.batches):
+        yield mixed_case(f"mixed_{rows}x{tokens}", mixed, rows, tokens), registration
+        registration = None
+        progress(done + 1, total)
+    del mixed
+    rows, tokens = sizes.batches[0]
+    yield people_case(lambda: Backbone.load(folder), rows, tokens, sizes.people), None
+    progress(total - 2, total)
+    yield lengths_case(Backbone.load(folder), sizes.texts, sizes.lengths), None
+    progress(total - 1, total)
+    yield mixed_case("decoder", load_mixed(lambda: tiny_llama(sizes), rows), rows, tokens), None
+    progress(total, total)
+
+
+def _reward_model(backbone: Backbone) -> RewardModel:
+    generator, features = torch.Generator().manual_seed(1), backbone.hidden_size + len(NAMES)
+    return RewardModel(backbone, torch.zeros(features), torch.randn(features, generator=generator))
+
+
+def _batch(model: nn.Module, rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    config: Any = model.config
+    ids_N_T = torch.randint(config.vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(2))
+    return ids_N_T, torch.ones_like(ids_N_T)
+
+
+@torch.inference_mode()
+def _hidden(model: nn.Module, ids_N_T: torch.Tensor, mask_N_T: torch.Tensor) -> torch.Tensor:
+    hidden: torch.Tensor = model(input_ids=ids_N_T, attention_mask=mask_N_T).last_hidden_state
+    return hidden
+
+
+def _check_agree(ours: torch.Tensor, theirs: torch.Tensor, name: str) -> None:
+    difference = float((ours - theirs).abs().max())
+    if not difference < AGREE:
+        raise IdiolectError(f"the contenders of case {name!r} differ by {difference:.3g}: they do not do the same.")
