@@ -2,199 +2,332 @@
 
 An entry is found only under its digest, generation and version id, never under a name or a slot, so it can't be stale:
 whoever resolves a newer version asks for another key.
+
+Three tiers: rows in slabs, which are what is served; a host cache of verified rows that found no slot; the registry,
+which is asked by at most `max_loads` threads at once, and by one for each version.
 """
 
 from __future__ import annotations
 
-import math
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.errors import CorruptArtifactError, IdiolectError, NotFoundError
-from idiolect.registry.manifest import AdapterScope, ReleaseTemplate
+from idiolect.registry.manifest import AdapterScope
 from idiolect.registry.resolution import ResolvedVersion
 from idiolect.registry.signing import Signer
-from idiolect.registry.weights import verify_version
 from idiolect.stores.ports import StoredVersion
+from idiolect_adapters.runtime.bank_tiers import HostCache, RefusedVersions
 from idiolect_adapters.runtime.features import Projector
+from idiolect_adapters.runtime.slab import Key, Owner, Row, Slab, Slot
+from idiolect_adapters.runtime.verified import HEAD_B, HEAD_LORA, Verified, verified
 
-HEAD_B = "head.lora_B.weight"  # [1, rank]
-HEAD_LORA = "head_lora"
+__all__ = ["HEAD_B", "HEAD_LORA", "AdapterBank", "BankStats", "Leased", "Owner", "Weights"]
 
 Weights = NDArray[np.float64]  # [rank], alpha / rank included, read-only
 LoadVersion = Callable[[str, str], StoredVersion | None]  # (tenant, version id)
 
-
-class Owner(NamedTuple):
-    """Whose adapter it is: `name` is a pseudonym (user scope) or a domain."""
-
-    tenant: str
-    scope: AdapterScope
-    name: str
+MAX_DOMAINS = 4096
+HOST_BYTES = 16 << 20
+MAX_LOADS = 4
+MAX_PREFETCHES = 10_000  # waiting; more are dropped, since whoever needs them loads them
 
 
-class _Key(NamedTuple):
-    weights_sha256: str
-    generation: int
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    owner: Owner
-    weights: Weights
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Flight:
     owner: Owner
-    purges: int  # how many purges there had been when it started
-    future: Future[_Entry]
+    future: Future[Verified]
+    purged: bool = False  # meanwhile: what comes in answers those who wait, and is not kept
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A row that is read in place: `slab.rows_S_K[slot] * slab.scale_S[slot]`."""
+
+    slab: Slab
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class BankStats:
+    """Counts since the start, but `entries`, `pinned`, `draining`, `bytes`, `prefetches_waiting` and those of the
+    host cache, which are of now."""
+
     entries: int
     max_adapters: int
     hits: int
     loads: int
-    refused: int
+    refused: int  # also those that the negative cache refused without a load
     evictions: int
+    turned_away: int  # came for a slot less often than whoever has one
+    pinned: int
+    draining: int
+    bytes: int
+    host_entries: int
+    host_hits: int
+    host_bytes: int
+    prefetches_waiting: int
+    prefetches_dropped: int
 
 
 class AdapterBank:
-    """Bounded LRU of head adapters for one global model. Thread-safe; one version is loaded once at a time."""
+    """The head adapters of one global model. Thread-safe; its lock is never held while the registry is asked."""
 
-    def __init__(self, projector: Projector, load: LoadVersion, signer: Signer, *, max_adapters: int = 100_000) -> None:
+    def __init__(
+        self,
+        projector: Projector,
+        load: LoadVersion,
+        signer: Signer,
+        *,
+        max_adapters: int = 100_000,
+        host_bytes: int = HOST_BYTES,
+        max_loads: int = MAX_LOADS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.projector = projector
         self.max_adapters = max_adapters
         self._load = load
         self._signer = signer
-        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
-        self._flights: dict[_Key, _Flight] = {}
-        self._purges = 0
+        self._slabs: dict[AdapterScope, Slab] = {
+            "user": Slab(max_adapters, projector.user_rank),
+            "domain": Slab(min(max_adapters, MAX_DOMAINS), projector.domain_rank),
+        }
+        self._host = HostCache(host_bytes)
+        self._refused = RefusedVersions(monotonic)
+        self._flights: dict[tuple[Key, Owner], _Flight] = {}
         self._lock = threading.Lock()
-        self._hits = self._loads = self._refused = self._evictions = 0
+        self._loading = threading.BoundedSemaphore(max_loads)
+        self._ahead = ThreadPoolExecutor(max_loads, thread_name_prefix="idiolect-prefetch")
+        self._prefetching = self._prefetches_dropped = 0
+        self._hits = self._loads = 0
 
     def weights(self, owner: Owner, wanted: ResolvedVersion) -> Weights:
-        """The weights [rank] of `wanted`, which a resolve has just named for `owner`.
+        """The weights [rank] of `wanted`, which a resolve has just named for `owner`: a copy, so never torn.
 
         Raises CorruptArtifactError if the version does not check out or belongs to someone else, NotFoundError if it
         has been erased, and what the loader raises.
         """
-        key = _Key(wanted.weights_sha256, wanted.generation, wanted.id)
+        key = _key(wanted)
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._entries.move_to_end(key)
-                self._hits += 1
-            flight = self._flights.get(key)
-            ours = entry is None and flight is None
-            if ours:
-                flight = self._flights[key] = _Flight(owner, self._purges, Future())
-        if entry is None:
-            assert flight is not None
-            entry = self._fly(key, flight, wanted) if ours else flight.future.result()
-        if entry.owner != owner:
-            raise CorruptArtifactError(f"version {wanted.id} belongs to another owner.", mend="Check the registry.")
-        return entry.weights
+            slot = self._found(key, owner)
+            if slot is not None:
+                slab = self._slabs[owner.scope]
+                return _weights(slab.rows_S_K[slot.index], float(slab.scale_S[slot.index]))
+        loaded = self._fetch(key, owner, wanted)
+        return _weights(loaded.row_K, loaded.scale)
 
-    def _fly(self, key: _Key, flight: _Flight, wanted: ResolvedVersion) -> _Entry:
+    def holds(self, owner: Owner, wanted: ResolvedVersion) -> bool:
+        with self._lock:
+            slot = self._slabs[owner.scope].peek(_key(wanted))
+            return slot is not None and slot.owner == owner
+
+    @contextmanager
+    def lease(self, owner: Owner, wanted: ResolvedVersion) -> Iterator[Leased | None]:
+        """Read in place, for whoever gathers many rows at once. The slot stays as it is until the block is left, also
+        through an unload or purge: those are found no more, and zeroed when the last reader has gone.
+
+        None if it is not resident and has no room to be: then `weights` serves. Raises what `weights` raises.
+        """
+        slab = self._slabs[owner.scope]
+        slot = self._leased(_key(wanted), owner)
+        if slot is None:
+            self.weights(owner, wanted)
+            slot = self._leased(_key(wanted), owner)
         try:
-            entry = _Entry(flight.owner, self._verified(flight.owner, wanted))
+            yield None if slot is None else Leased(slab, slot.index)
+        finally:
+            if slot is not None:
+                with self._lock:
+                    slab.unlease(slot)
+
+    def pin(self, owner: Owner, wanted: ResolvedVersion) -> bool:
+        """Load it and never evict it; a purge or an unload takes it all the same. At most half of the slots are pinned:
+        False beyond that. Raises what `weights` raises."""
+        loaded = self._fetch(_key(wanted), owner, wanted)
+        slab = self._slabs[owner.scope]
+        with self._lock:
+            if slab.pinned >= slab.capacity // 2:
+                return False
+            self._keep(_key(wanted), loaded, must=True)
+            return slab.set_pinned(_key(wanted), True)
+
+    def unpin(self, owner: Owner, wanted: ResolvedVersion) -> None:
+        with self._lock:
+            self._slabs[owner.scope].set_pinned(_key(wanted), False)
+
+    def prefetch(self, owner: Owner, wanted: ResolvedVersion) -> bool:
+        """Load it in the background, at the start of a session say. Says whether it is or will be looked at."""
+        with self._lock:
+            if self._prefetching >= MAX_PREFETCHES:
+                self._prefetches_dropped += 1
+                return False
+            self._prefetching += 1
+        self._ahead.submit(self._fetch_ahead, owner, wanted)
+        return True
+
+    def _fetch_ahead(self, owner: Owner, wanted: ResolvedVersion) -> None:
+        try:
+            self._fetch(_key(wanted), owner, wanted)
+        except IdiolectError:
+            pass  # whoever asks for it is told
+        finally:
+            with self._lock:
+                self._prefetching -= 1
+
+    def install(self, owner: Owner, stored: StoredVersion) -> ResolvedVersion:
+        """Verify a version that was just published and make it resident at once, before anybody asks for it.
+
+        Raises CorruptArtifactError.
+        """
+        version = stored.version
+        wanted = ResolvedVersion(version.id, version.release, version.weights_sha256, version.generation)
+        checked = verified(stored, owner, wanted, self.projector, self._signer)
+        with self._lock:
+            self._loads += 1
+            self._keep(_key(wanted), checked, must=True)
+        return wanted
+
+    def unload(self, owner: Owner, wanted: ResolvedVersion) -> bool:
+        """Out of every tier; whether it was in a slot. Whoever reads it reads on."""
+        with self._lock:
+            self._host.discard(_key(wanted))
+            return self._slabs[owner.scope].unload(_key(wanted))
+
+    def purge(self, tenant: str, subject: str) -> int:
+        """Drop everything of one person at once, from every tier; the number of adapters that went out of slots."""
+        owner = Owner(tenant, "user", subject)
+        with self._lock:
+            for flight in self._flights.values():
+                flight.purged |= flight.owner == owner
+            self._host.discard_owner(owner)
+            return self._slabs["user"].unload_owner(owner)
+
+    def _found(self, key: Key, owner: Owner) -> Slot | None:
+        """Under the lock."""
+        slot = self._slabs[owner.scope].use(key)
+        if slot is not None:
+            _check_owner(slot.owner, owner, key)
+            self._hits += 1
+        return slot
+
+    def _leased(self, key: Key, owner: Owner) -> Slot | None:
+        with self._lock:
+            slot = self._found(key, owner)
+            if slot is not None:
+                slot.leases += 1
+            return slot
+
+    def _fetch(self, key: Key, owner: Owner, wanted: ResolvedVersion) -> Verified:
+        """From the host cache, a load that is under way, or the registry."""
+        with self._lock:
+            known = self._known(key, owner)
+            if known is not None:
+                return known
+            self._refused.check((key, owner))
+            flight = self._flights.get((key, owner))
+            ours = flight is None
+            if flight is None:
+                flight = self._flights[key, owner] = _Flight(owner, Future())
+        return self._fly(key, flight, wanted) if ours else flight.future.result()
+
+    def _known(self, key: Key, owner: Owner) -> Verified | None:
+        for slab in self._slabs.values():
+            slot = slab.peek(key)
+            if slot is not None:
+                _check_owner(slot.owner, owner, key)
+                return Verified(owner, slab.rows_S_K[slot.index].copy(), float(slab.scale_S[slot.index]))
+        cached = self._host.get(key)
+        if cached is not None:
+            _check_owner(cached.owner, owner, key)
+            self._keep(key, cached)
+        return cached
+
+    def _fly(self, key: Key, flight: _Flight, wanted: ResolvedVersion) -> Verified:
+        try:
+            with self._loading:
+                loaded = self._loaded(flight.owner, wanted)
         except BaseException as error:
             with self._lock:
-                del self._flights[key]
-                self._refused += isinstance(error, CorruptArtifactError)
+                del self._flights[key, flight.owner]
+                if isinstance(error, CorruptArtifactError | NotFoundError):
+                    self._refused.add((key, flight.owner), error)
             flight.future.set_exception(error)
             raise
         with self._lock:
-            del self._flights[key]
+            del self._flights[key, flight.owner]
             self._loads += 1
-            # A purge that came while this was loading must not be undone by it.
-            if flight.purges == self._purges:
-                self._keep(key, entry)
-        flight.future.set_result(entry)
-        return entry
+            if not flight.purged:
+                self._keep(key, loaded)
+        flight.future.set_result(loaded)
+        return loaded
 
-    def _keep(self, key: _Key, entry: _Entry) -> None:
-        self._entries[key] = entry
-        while len(self._entries) > self.max_adapters:
-            self._entries.popitem(last=False)
-            self._evictions += 1
-
-    def _verified(self, owner: Owner, wanted: ResolvedVersion) -> Weights:
+    def _loaded(self, owner: Owner, wanted: ResolvedVersion) -> Verified:
         stored = self._load(owner.tenant, wanted.id)
         if stored is None:
             raise NotFoundError(f"version {wanted.id} does not exist.")
-        tensors = verify_version(stored.template, stored.version, self._signer)
-        check_belongs(stored, owner, wanted)
-        check_fits(stored.template, self.projector)
-        tensor = tensors.get(HEAD_B)
-        if tensor is None or tensor.shape != (1, stored.template.rank):
-            raise CorruptArtifactError(f"version {wanted.id} has no tensor {HEAD_B!r} of shape [1, rank].")
-        weights: Weights = tensor[0].astype(np.float64) * (stored.template.alpha / stored.template.rank)
-        weights.setflags(write=False)
-        return weights
+        return verified(stored, owner, wanted, self.projector, self._signer)
 
-    def purge(self, tenant: str, subject: str) -> int:
-        """Drop everything of one person at once; the number of adapters that went."""
-        owner = Owner(tenant, "user", subject)
-        with self._lock:
-            self._purges += 1
-            gone = [key for key, entry in self._entries.items() if entry.owner == owner]
-            for key in gone:
-                del self._entries[key]
-        return len(gone)
+    def _keep(self, key: Key, loaded: Verified, *, must: bool = False) -> None:
+        """Under the lock. In a slot if it is let in, else in the host cache, where those also go that it pushed out."""
+        gone = self._slabs[loaded.owner.scope].insert(key, loaded.owner, loaded.row_K, loaded.scale, must=must)
+        if gone is None:
+            self._host.add(key, loaded)
+            return
+        self._host.discard(key)
+        for out in gone:
+            self._host.add(out.key, Verified(out.owner, out.row_K, out.scale))
 
     def stats(self) -> BankStats:
         with self._lock:
+            slabs = self._slabs.values()
             return BankStats(
-                len(self._entries), self.max_adapters, self._hits, self._loads, self._refused, self._evictions
+                entries=sum(map(len, slabs)),
+                max_adapters=self.max_adapters,
+                hits=self._hits,
+                loads=self._loads,
+                refused=self._refused.count,
+                evictions=sum(slab.evictions for slab in slabs),
+                turned_away=sum(slab.turned_away for slab in slabs),
+                pinned=sum(slab.pinned for slab in slabs),
+                draining=sum(slab.draining for slab in slabs),
+                bytes=sum(slab.bytes_used for slab in slabs),
+                host_entries=len(self._host),
+                host_hits=self._host.hits,
+                host_bytes=self._host.bytes_used,
+                prefetches_waiting=self._prefetching,
+                prefetches_dropped=self._prefetches_dropped,
             )
 
     def check_integrity(self) -> None:
         """Raises if the books don't balance."""
         with self._lock:
-            entries = list(self._entries.values())
-        ranks = {"user": self.projector.user_rank, "domain": self.projector.domain_rank}
-        for entry in entries:
-            damaged = len(entry.weights) != ranks[entry.owner.scope] or not np.isfinite(entry.weights).all()
-            if damaged or entry.weights.flags.writeable:
-                raise IdiolectError("the adapter bank holds damaged weights.", mend="Restart this process.")
-        if len(entries) > self.max_adapters:
-            raise IdiolectError("the adapter bank is over its bound.", mend="Restart this process.")
+            for slab in self._slabs.values():
+                slab.check_integrity()
+            self._host.check_integrity()
+
+    def close(self) -> None:
+        self._ahead.shutdown(wait=True, cancel_futures=True)
 
 
-def check_belongs(stored: StoredVersion, owner: Owner, wanted: ResolvedVersion) -> None:
-    """The stored version is the one that was resolved, and its signed manifest names the same owner."""
-    template, version = stored.template, stored.version
-    name = version.subject if owner.scope == "user" else version.domain
-    found = (template.tenant, template.scope, name, version.id, version.release, version.generation)
-    if found != (*owner, wanted.id, wanted.release, wanted.generation):
-        raise CorruptArtifactError(f"version {wanted.id} is not the one that was resolved.", mend="Check the registry.")
-    if version.weights_sha256 != wanted.weights_sha256:
-        raise CorruptArtifactError(f"version {wanted.id} has other weights than were resolved.")
+def _key(wanted: ResolvedVersion) -> Key:
+    return Key(wanted.weights_sha256, wanted.generation, wanted.id)
 
 
-def check_fits(template: ReleaseTemplate, projector: Projector) -> None:
-    """The adapter was trained on exactly this model and basis: elsewhere its numbers mean nothing."""
-    personal = template.scope == "user"
-    if template.global_digest != projector.digest:
-        raise CorruptArtifactError("the adapter is bound to another global model.", mend="Train it again.")
-    if template.basis_digest != (projector.user_basis_digest if personal else projector.domain_basis_digest):
-        raise CorruptArtifactError("the adapter is written in another basis.", mend="Train it again.")
-    rank = projector.user_rank if personal else projector.domain_rank
-    if template.kind != HEAD_LORA or template.rank != rank:
+def _weights(row_K: Row, scale: float) -> Weights:
+    weights_K: Weights = row_K.astype(np.float64) * scale
+    weights_K.setflags(write=False)
+    return weights_K
+
+
+def _check_owner(found: Owner, owner: Owner, key: Key) -> None:
+    if found != owner:
         raise CorruptArtifactError(
-            f"the adapter is {template.kind!r} of rank {template.rank}, served is {HEAD_LORA!r} of rank {rank}."
+            f"version {key.version} belongs to another owner.", mend="Check the registry.", code="misplaced"
         )
-    if not math.isfinite(template.alpha):
-        raise CorruptArtifactError(f"the adapter's alpha {template.alpha!r} is not finite.")

@@ -57,12 +57,26 @@ class Text(NamedTuple):
 
 
 Pair = tuple[Text, Text]  # (prompt, text)
+
+
+class Wanted(NamedTuple):
+    """A text that somebody waits for. `person`: the only one who does, if there is only one."""
+
+    partition: str
+    pair: Pair
+    person: str | None
+
+
 _Key = tuple[str, str, str]  # (partition, prompt digest, text digest)
+
+_SHARED = 0  # instead of a person: more than one asked for it, or somebody who is not named
+_GONE = -1
 
 
 class _Flight(NamedTuple):
     future: Future[Features]
-    purges: int  # how many purges there had been when it started
+    purges: int  # how many purges there had been when it started; _GONE if its person was purged since
+    person: int
 
 
 def digested(text: str) -> Text:
@@ -96,6 +110,8 @@ class FeatureCache:
         self.max_bytes = max_bytes
         self.capacity = max_bytes // (self.width * 8 + ENTRY_OVERHEAD_BYTES)
         self._slab = np.empty((self.capacity, self.width))  # pages are only taken when written
+        self._person_S = np.zeros(self.capacity, dtype=np.int64)  # the only one who ever asked for it, or _SHARED
+        self._keys: list[_Key | None] = []  # by slot
         self._slots: OrderedDict[_Key, int] = OrderedDict()
         self._free: list[int] = []
         self._touched = 0  # slots from here on were never used
@@ -104,9 +120,10 @@ class FeatureCache:
         self._lock = threading.Lock()
         self._hits = self._misses = self._evictions = 0
 
-    def cached(self, partition: str, pairs: Sequence[Pair]) -> Features | None:
+    def cached(self, partition: str, pairs: Sequence[Pair], person: str | None = None) -> Features | None:
         """The features [N, W] if all are there, else None. Computes nothing and never waits for who does."""
         keys = _keys(partition, pairs)
+        asker = _asker(partition, person)
         with self._lock:
             slots = [self._slots.get(key, -1) for key in keys]
             if -1 in slots:
@@ -114,43 +131,81 @@ class FeatureCache:
             for key in keys:
                 self._slots.move_to_end(key)
             self._hits += len(keys)
+            persons_N = self._person_S[slots]
+            if (persons_N != asker).any():
+                self._person_S[slots] = np.where(persons_N == asker, asker, _SHARED)
             return self._slab[slots]
 
-    def project(self, partition: str, pairs: Sequence[Pair]) -> Features:
-        """The features [N, W]; what is missing is computed in one call. Raises what the projector raises."""
-        keys = _keys(partition, pairs)
-        wanted = dict(zip(keys, pairs, strict=True))
+    def found(self, partition: str, pairs: Sequence[Pair], person: str | None = None) -> tuple[Features, list[int]]:
+        """(features [N, W], which of them are missing and hold nothing yet). Computes nothing, waits for nobody."""
+        keys, asker = _keys(partition, pairs), _asker(partition, person)
+        features_NW = np.empty((len(keys), self.width))
+        missing = []
+        with self._lock:
+            for index, key in enumerate(keys):
+                slot = self._slots.get(key)
+                if slot is None:
+                    missing.append(index)
+                else:
+                    features_NW[index] = self._slab[slot]
+                    self._used(key, slot, asker)
+        return features_NW, missing
+
+    def project(self, partition: str, pairs: Sequence[Pair], person: str | None = None) -> Features:
+        """The features [N, W]; what is missing is computed in one call. Raises what the projector raises.
+
+        `person` is for whom: what only one person asks for goes when they are purged.
+        """
+        return self.project_each([Wanted(partition, pair, person) for pair in pairs])
+
+    def project_each(self, wants: Sequence[Wanted]) -> Features:
+        """As `project`, for several tenants and people in one call."""
+        keys = [_key(want) for want in wants]
+        pairs = {key: want.pair for key, want in zip(keys, wants, strict=True)}
+        askers: dict[_Key, int] = {}
+        for key, want in zip(keys, wants, strict=True):
+            asker = _asker(want.partition, want.person)
+            askers[key] = asker if askers.get(key, asker) == asker else _SHARED
         found: dict[_Key, Features] = {}
-        while len(found) < len(wanted):
-            mine, theirs = self._claim([key for key in wanted if key not in found], found)
+        while len(found) < len(pairs):
+            mine, theirs = self._claim({key: who for key, who in askers.items() if key not in found}, found)
             if mine:
-                found.update(self._compute({key: wanted[key] for key in mine}))
-            for key, flight in theirs.items():
+                found.update(self._compute({key: pairs[key] for key in mine}))
+            for key, future in theirs.items():
                 # Whoever computed this failed, perhaps because of another text: ask again, now for ourselves.
-                if flight.exception() is None:
-                    found[key] = flight.result()
+                if future.exception() is None:
+                    found[key] = future.result()
         return np.stack([found[key] for key in keys]) if keys else np.empty((0, self.width))
 
     def _claim(
-        self, keys: Sequence[_Key], found: dict[_Key, Features]
+        self, askers: Mapping[_Key, int], found: dict[_Key, Features]
     ) -> tuple[list[_Key], dict[_Key, Future[Features]]]:
         """Put what is cached in `found`; of the rest, what we must compute and what others already do."""
         mine: list[_Key] = []
         theirs: dict[_Key, Future[Features]] = {}
         with self._lock:
-            for key in keys:
+            for key, asker in askers.items():
                 slot = self._slots.get(key)
+                flight = self._flights.get(key)
                 if slot is not None:
-                    self._slots.move_to_end(key)
                     found[key] = self._slab[slot].copy()
-                    self._hits += 1
-                elif key in self._flights:
-                    theirs[key] = self._flights[key].future
+                    self._used(key, slot, asker)
+                elif flight is not None:
+                    theirs[key] = flight.future
+                    if flight.person != asker:
+                        self._flights[key] = flight._replace(person=_SHARED)
                 else:
-                    self._flights[key] = _Flight(Future(), self._purges)
+                    self._flights[key] = _Flight(Future(), self._purges, asker)
                     mine.append(key)
                     self._misses += 1
         return mine, theirs
+
+    def _used(self, key: _Key, slot: int, asker: int) -> None:
+        """Under the lock."""
+        self._slots.move_to_end(key)
+        self._hits += 1
+        if self._person_S[slot] != asker:
+            self._person_S[slot] = _SHARED
 
     def _compute(self, pairs: Mapping[_Key, Pair]) -> dict[_Key, Features]:
         try:
@@ -181,23 +236,26 @@ class FeatureCache:
             with self._lock:
                 flight = self._flights.pop(key)
                 if row is not None and flight.purges == self._purges:
-                    self._insert(key, row)
+                    self._insert(key, row, flight.person)
             if row is None:
                 flight.future.set_exception(error or RuntimeError("no features"))
             else:
                 flight.future.set_result(row)
 
-    def _insert(self, key: _Key, row: Features) -> None:
+    def _insert(self, key: _Key, row: Features, person: int) -> None:
         if not self.capacity:
             return
         if self._free:
             slot = self._free.pop()
         elif self._touched < self.capacity:
             slot, self._touched = self._touched, self._touched + 1
+            self._keys.append(key)
         else:
             _, slot = self._slots.popitem(last=False)
             self._evictions += 1
         self._slab[slot] = row
+        self._person_S[slot] = person
+        self._keys[slot] = key
         self._slots[key] = slot
 
     def purge(self, partition: str) -> int:
@@ -206,10 +264,29 @@ class FeatureCache:
             self._purges += 1
             gone = [key for key in self._slots if key[0] == partition]
             for key in gone:
-                slot = self._slots.pop(key)
-                self._slab[slot] = 0.0
-                self._free.append(slot)
+                self._drop(key)
         return len(gone)
+
+    def purge_person(self, partition: str, person: str) -> int:
+        """Forget what nobody but this person ever asked for; the number of entries that went. What others asked for as
+        well says nothing of them, and computing it again for everybody is what a reset must not cost."""
+        asker = _asker(partition, person)
+        with self._lock:
+            for key, flight in self._flights.items():
+                if flight.person == asker:
+                    self._flights[key] = flight._replace(purges=_GONE)
+            held = [self._keys[slot] for slot in np.flatnonzero(self._person_S[: self._touched] == asker)]
+            gone = [key for key in held if key is not None]
+            for key in gone:
+                self._drop(key)
+        return len(gone)
+
+    def _drop(self, key: _Key) -> None:
+        slot = self._slots.pop(key)
+        self._slab[slot] = 0.0
+        self._person_S[slot] = _SHARED
+        self._keys[slot] = None
+        self._free.append(slot)
 
     def stats(self) -> FeatureStats:
         with self._lock:
@@ -226,6 +303,15 @@ class FeatureCache:
                 raise IdiolectError("the feature cache's slots don't balance.", mend="Restart this process.")
             if used and not np.isfinite(self._slab[used]).all():
                 raise IdiolectError("the feature cache holds damaged rows.", mend="Restart this process.")
+
+
+def _asker(partition: str, person: str | None) -> int:
+    """Two people who share a number would only be purged together."""
+    return _SHARED if person is None else hash((partition, person))
+
+
+def _key(want: Wanted) -> _Key:
+    return (want.partition, want.pair[0].digest, want.pair[1].digest)
 
 
 def _keys(partition: str, pairs: Sequence[Pair]) -> list[_Key]:

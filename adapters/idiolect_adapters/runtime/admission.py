@@ -1,0 +1,46 @@
+"""Who may take a slot when all are taken: TinyLFU (Einziger, Friedman & Manes 2017) in front of LRU.
+
+Plain LRU lets one pass over many people (a nightly job, an import) push out everyone who comes back every minute. So a
+newcomer must have been asked for at least as often as the one that it would push out, as far as a small sketch
+remembers. A tie goes to the newcomer: recency decides among the rare ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+MAX_COUNT = 15
+SAMPLES_PER_SLOT = 10  # after so many the counts are halved, so that old fame fades
+
+
+class FrequencySketch:
+    """A count-min sketch of two rows. It never counts too little before it is halved.
+
+    32 to 64 bytes per slot.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._mask = (1 << max(4, (16 * max(1, capacity) - 1).bit_length())) - 1
+        self._rows = (bytearray(self._mask + 1), bytearray(self._mask + 1))
+        self._limit = SAMPLES_PER_SLOT * max(1, capacity)
+        self._samples = 0
+
+    def add(self, key: Hashable) -> None:
+        for row, index in zip(self._rows, self._indices(key), strict=True):
+            if row[index] < MAX_COUNT:
+                row[index] += 1
+        self._samples += 1
+        if self._samples >= self._limit:
+            self._halve()
+
+    def estimate(self, key: Hashable) -> int:
+        return min(row[index] for row, index in zip(self._rows, self._indices(key), strict=True))
+
+    def _indices(self, key: Hashable) -> tuple[int, int]:
+        mixed = hash(key) * 0x9E3779B97F4A7C15
+        return (mixed >> 16) & self._mask, (mixed >> 40) & self._mask
+
+    def _halve(self) -> None:
+        halves = bytes(count >> 1 for count in range(256))
+        self._rows = (self._rows[0].translate(halves), self._rows[1].translate(halves))
+        self._samples //= 2
