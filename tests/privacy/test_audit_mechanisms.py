@@ -18,6 +18,7 @@ from idiolect_adapters.audit.faults import planted_domain_faults, planted_user_f
 from idiolect_adapters.audit.recipes import alternating, summing
 from idiolect_adapters.audit.run import AuditReport, CanaryResult, audit_mechanism
 from idiolect_adapters.audit.user_canaries import shipped_user
+from idiolect_adapters.training.domain import train_domain
 from idiolect_adapters.training.user import PaddedComparisons, train_users
 
 DELTA = 1e-5
@@ -52,6 +53,18 @@ def test_the_domain_mechanism_keeps_its_claim_and_the_bound_is_no_empty_word() -
     report = audit_mechanism(shipped_domain(), 4.0, DELTA, confidence=SURE)
     assert not report.caught, report
     assert 0.25 <= report.ratio <= 1.0
+
+
+SAMPLED = 0.2
+
+
+def test_a_sampled_domain_keeps_its_smaller_claim_and_one_that_reads_everybody_does_not() -> None:
+    shipped = shipped_domain(SAMPLED)
+    report = audit_mechanism(shipped, 8.0, DELTA, confidence=SURE)
+    assert not report.caught, report
+    assert report.lower_bound_gdp > 0.0
+    everybody = replace(shipped, train=train_domain)
+    assert audit_mechanism(everybody, 8.0, DELTA, stop_when_caught=True).caught
 
 
 @pytest.mark.parametrize("key", PLANTED, ids=" / ".join)

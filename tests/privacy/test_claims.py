@@ -192,7 +192,9 @@ def test_new_fields_leave_the_bytes_of_earlier_manifests_alone() -> None:
         "accountant": "exact",
     }
     assert PrivacyStatement.from_json(old).to_json() == old
-    new = statement(epsilon=50.0, local_epsilon=1.0, budget=Budget("comparison", 60.0, window=timedelta(days=7)))
+    event = plan_run(50.0, 1e-5, 5, allow_weak=True, sample_rate=0.5, unsampled_steps=1)
+    budget = Budget("subject", 60.0, window=timedelta(days=7))
+    new = statement_for("subject", event, 0.5, 1e-5, local_epsilon=1.0, budget=budget)
     assert PrivacyStatement.from_json(json.loads(json.dumps(new.to_json()))) == new
     assert set(new.to_json()) == {field.name for field in dataclasses.fields(PrivacyStatement)}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from idiolect.errors import InvalidInputError, NotFoundError
+from idiolect.errors import ConfigurationError, InvalidInputError, NotFoundError
 from idiolect.privacy.budget import DEFAULT_DELTA, plan_run
 from idiolect.settings import load_settings
 from idiolect_services.cli import app
@@ -55,6 +55,60 @@ def test_show_lists_runs_with_purpose_unit_cost_and_state(installation: Installa
 def test_show_says_which_runs_charged_nobody(installation: Installation) -> None:
     installation.store.reserve("demo", "comparison", "user adapters", EVENT, ["x"], 0.0, datetime.now(UTC))
     assert "refused to everyone" in run(installation, "show")
+
+
+def test_epsilons_are_told_at_the_delta_of_the_training(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A domain of more than 10,000 people trains at a smaller delta than 1e-5."""
+    people = [installation.pseudonym("demo", f"p{number}") for number in range(10_001)]
+    installation.store.reserve("demo", "subject", "domain chat", EVENT, people, 1e9, datetime.now(UTC))
+    charge(installation, "p1", 1)
+    assert "at delta 1e-06" in run(installation, "show", "--unit", "subject")
+    assert "at delta 1e-05" in run(installation, "show", "--unit", "comparison")
+    comparison, subject = run(installation, "show", "--user", "p1").split("per subject: ")
+    assert "at delta 1e-05 per comparison" in comparison
+    assert "at delta 1e-06 per subject" in subject
+    monkeypatch.setenv("IDIOLECT_DELTA", "1e-8")
+    assert "at delta 1e-08 per comparison" in run(installation, "show", "--user", "p1")
+    assert "at delta 1e-08" in run(installation, "forecast", "--epsilon", "2", "--unit", "subject")
+
+
+def test_a_forecast_of_sampled_domains_counts_what_they_are_charged(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = room(run(installation, "forecast", "--epsilon", "2", "--unit", "subject"))
+    monkeypatch.setenv("IDIOLECT_DOMAIN_SAMPLE_RATE", "0.5")
+    assert 1 <= room(run(installation, "forecast", "--epsilon", "2", "--unit", "subject")) < whole
+    with pytest.raises(InvalidInputError, match="sample"):
+        run(installation, "forecast", "--epsilon", "2", "--unit", "subject", "--steps", "1")
+
+
+@pytest.mark.parametrize("delta", ["0", "1", "-1", "nan", "soon"])
+def test_a_delta_that_is_no_probability_is_refused(delta: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDIOLECT_DELTA", delta)
+    with pytest.raises(ConfigurationError, match="IDIOLECT_DELTA"):
+        load_settings()
+
+
+@pytest.mark.parametrize("what", ["users", "domain"])
+@pytest.mark.parametrize(
+    "words", [("--epsilon", "0"), ("--epsilon", "nan"), ("--epsilon", "1000"), ("--delta", "0"), ("--delta", "1")]
+)
+def test_a_training_is_refused_options_that_protect_nothing(
+    installation: Installation, what: str, words: tuple[str, str]
+) -> None:
+    result = CliRunner().invoke(app, ["train", what, *words, "--home", str(installation.root)])
+    assert isinstance(result.exception, ConfigurationError)
+    assert words[0].removeprefix("--").upper() in str(result.exception)
+    assert not installation.store.runs("demo")
+
+
+def test_a_sample_rate_of_nobody_is_refused(installation: Installation) -> None:
+    for rate in ("0", "1.5", "nan"):
+        result = CliRunner().invoke(app, ["train", "domain", "--sample-rate", rate, "--home", str(installation.root)])
+        assert isinstance(result.exception, ConfigurationError)
+        assert "SAMPLE_RATE" in str(result.exception)
 
 
 def test_show_of_a_person_keeps_the_units_apart_and_never_adds_them(installation: Installation) -> None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import chi2, kstest, norm
 
 from idiolect.errors import InvalidInputError
 from idiolect_adapters.training.clip_noise import SecureNoise, add_gaussian_noise, check_clip_norm
@@ -146,6 +147,48 @@ def test_a_recipe_has_one_to_twenty_steps(steps: int) -> None:
 def test_a_recipe_with_an_unusable_prior_or_curvature_is_refused(prior: float, curvature: float) -> None:
     with pytest.raises(InvalidInputError, match="prior and curvature"):
         Recipe(1.0, prior, 1, np.full((1, 1), curvature))
+
+
+BY_CHANCE = 1e-7  # how often a test may fail though all is well
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_noise_of_released_adapters_is_chi_squared_over_runs_steps_and_coordinates(steps: int) -> None:
+    """T independent draws of the stated size add up to T times the variance; equal or missing ones would not."""
+    summing = Recipe(0.5, 1e-12, steps, np.eye(4))  # an adapter is the plain sum of all draws
+    runs = [train_users(people(1, 0), summing, 1.7, SecureNoise())[0] for _ in range(4_000)]
+    found = np.array(runs) / (1.7 * 0.5 * math.sqrt(steps))
+    total = float((found**2).sum())
+    assert BY_CHANCE < chi2.cdf(total, found.size) < 1 - BY_CHANCE
+    per_run = (found**2).sum(axis=1)  # each of 4 independent coordinates
+    assert kstest(per_run, chi2(4).cdf).pvalue > BY_CHANCE
+    assert kstest(found.ravel(), "norm").pvalue > BY_CHANCE
+
+
+def test_the_draws_of_coordinates_steps_people_and_runs_are_independent() -> None:
+    runs, steps = 3_000, 3
+    drawn = np.zeros((runs, steps, 2, 4))  # of two people
+
+    class Kept(SecureNoise):
+        def __init__(self, run: int) -> None:
+            self.at = (run, 0)
+
+        def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+            (run, step), values = self.at, super().normal(shape)
+            drawn[run, step], self.at = values, (run, step + 1)
+            return values
+
+        any_order = False
+
+    for run in range(runs):
+        train_users(people(2, 1), recipe(steps), 1.0, Kept(run))
+    flat = drawn.reshape(runs, -1)
+    correlation = np.corrcoef(np.concatenate([flat[:-1], flat[1:]], axis=1).T)  # within a run, and with the next
+    apart = correlation[np.triu_indices(len(correlation), 1)]
+    largest = 2.0 * norm.isf(BY_CHANCE / len(apart)) / math.sqrt(runs)
+    assert np.abs(apart).max() < largest
+    squares = np.corrcoef((flat**2).T)
+    assert np.abs(squares[np.triu_indices(len(squares), 1)]).max() < largest
 
 
 def test_noise_is_added_to_every_entry_independently() -> None:

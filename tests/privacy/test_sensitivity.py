@@ -173,6 +173,30 @@ def test_a_subject_moves_a_domain_no_more_with_ten_thousand_comparisons_than_wit
         assert moved == pytest.approx(clip_norm, rel=1e-6)  # the bound is reached: it is no looser than it says
 
 
+def test_a_subject_in_two_shards_is_one_contribution() -> None:
+    """What they said in one data set and in another is averaged and clipped together, wherever the rows lie."""
+    rank, clip_norm, adapter = 2, 0.5, np.zeros(2)
+    loud, other = np.array([[90.0, 0.0]]), np.array([[0.0, 80.0]])
+    shards = SubjectComparisons(
+        2, np.array([0, 1, 0, 1, 0]), np.concatenate([loud, other] * 2 + [loud]), np.zeros(5), np.ones(5)
+    )
+    apart = sums_at(lambda recipe: train_domain(shards, recipe, 1.0, NoNoise()), adapter, clip_norm)
+    assert np.allclose(apart, [[clip_norm, clip_norm]])
+    once = domain([loud, other], [np.zeros(1)] * 2, [np.ones(1)] * 2, rank)
+    assert np.allclose(apart, sums_at(once, adapter, clip_norm))
+
+
+@pytest.mark.parametrize("comparisons", [0, 1, 2])
+def test_tiny_data_sets_are_trained_on_like_any_other(comparisons: int) -> None:
+    rows = np.ones((comparisons, 3))
+    recipe = Recipe(0.5, 1.0, 4, np.eye(3))
+    mine = PaddedComparisons(rows[None], np.zeros((1, comparisons)), np.ones((1, comparisons)))
+    ours = SubjectComparisons(1, np.zeros(comparisons, np.int64), rows, np.zeros(comparisons), np.ones(comparisons))
+    for adapter in (train_users(mine, recipe, 0.0, NoNoise()), train_domain(ours, recipe, 0.0, NoNoise())):
+        assert np.isfinite(adapter).all()
+        assert bool(adapter.any()) == (comparisons > 0)
+
+
 def test_a_comparison_that_says_as_much_as_it_can_reaches_the_clip_norm() -> None:
     rows, margins, weights = np.array([[1e4, 0.0], [0.1, 0.1]]), np.array([-50.0, 0.0]), np.ones(2)
     moved = sums_at(users(rows, margins, weights), np.zeros(2), 0.7) - sums_at(

@@ -39,7 +39,10 @@ def one_tensor(adapter_K: FloatArray) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Mechanism(Generic[Train]):
-    """`releases` maps steps to what the ledger is charged; `touched` names the inputs that a training changed."""
+    """`releases` maps steps to what the ledger is charged; `touched` names the inputs that a training changed.
+
+    With a `sample_rate` below 1 the claim is that of Poisson samples in all but `releases(0)` of the releases.
+    """
 
     name: str
     unit: str
@@ -49,6 +52,7 @@ class Mechanism(Generic[Train]):
     touched: Callable[[Train], list[str]]
     trials: int
     weights: Callable[[FloatArray], bytes] = one_tensor
+    sample_rate: float = 1.0
 
 
 def plain_sum(adapters_N_K: FloatArray) -> FloatArray:

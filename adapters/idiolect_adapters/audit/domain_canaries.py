@@ -6,6 +6,7 @@ A training is one trial. How many subjects there are is released with noise of i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -98,13 +99,14 @@ def _touched(train: DomainTraining) -> list[str]:
     return changed_inputs(data, recipe, lambda: train(data, recipe, 1.0, SecureNoise()))
 
 
-def shipped_domain() -> Mechanism[DomainTraining]:
+def shipped_domain(sample_rate: float = 1.0) -> Mechanism[DomainTraining]:
     return Mechanism(
         "domain",
         "subject",
-        train_domain,
+        partial(train_domain, sample_rate=sample_rate),
         DOMAIN_CANARIES,
         lambda steps: steps + COUNT_RELEASES,
         _touched,
         trials=4_000,
+        sample_rate=sample_rate,
     )

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from idiolect.errors import InvalidInputError
-from idiolect.privacy.accountant import check_delta, check_epsilon, noise_multiplier_for
+from idiolect.privacy.accountant import check_delta, check_epsilon
+from idiolect.privacy.budget import plan_run
 from idiolect_adapters.audit.bounds import epsilon_bounds
 from idiolect_adapters.audit.canary import Canary, Mechanism
 from idiolect_adapters.audit.structure import undeclared_weights
@@ -114,7 +115,15 @@ def _attack(
     mechanism: Mechanism[Train], canary: Canary[Train], epsilon: float, delta: float, trials: int, alpha: float
 ) -> CanaryResult:
     count = max(MIN_TRIALS, round(canary.share * trials))
-    multiplier = noise_multiplier_for(epsilon, delta, mechanism.releases(canary.steps))
+    event = plan_run(
+        epsilon,
+        delta,
+        mechanism.releases(canary.steps),
+        allow_weak=True,
+        sample_rate=mechanism.sample_rate,
+        unsampled_steps=mechanism.releases(0),
+    )
+    multiplier = event.noise_multiplier
     with_N, without_N = (canary.scores(mechanism.train, multiplier, there, count) for there in (True, False))
     bounds = epsilon_bounds(with_N, without_N, delta, alpha)
     return CanaryResult(canary.name, count, bounds.threshold, bounds.gaussian, bounds.rates.tpr, bounds.rates.fpr)

@@ -3,7 +3,8 @@
 All comparisons of a subject form one contribution: their gradients are averaged over that subject's own comparisons,
 and the average is clipped as one row. So a subject with 10,000 comparisons moves the adapter no more than
 `clip_norm`, like anyone else. How many subjects there are is itself private: the first release is their noisy count,
-and it sets the scale of the curvature and the prior.
+and it sets the scale of the curvature and the prior. With a sample rate q below 1 every step reads a Poisson sample of
+the subjects, and that scale is q times the released count: the size of a sample is private, and divides nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from idiolect.privacy.events import check_sample_rate
 from idiolect_adapters.training.clip_noise import NoiseSource, add_gaussian_noise, clip_rows
 from idiolect_adapters.training.descent import Recipe, noisy_descent
+from idiolect_adapters.training.sampling import poisson_sample
 
 FloatArray = NDArray[np.float64]
 
-# One release for the count, the rest for gradient steps: what the ledger is charged for.
+# One release for the count, which reads everybody; the rest for gradient steps: what the ledger is charged for.
 COUNT_RELEASES = 1
 
 
@@ -38,12 +41,20 @@ class SubjectComparisons:
     weights_C: FloatArray
 
 
-def train_domain(data: SubjectComparisons, recipe: Recipe, noise_multiplier: float, noise: NoiseSource) -> FloatArray:
+def train_domain(
+    data: SubjectComparisons,
+    recipe: Recipe,
+    noise_multiplier: float,
+    noise: NoiseSource,
+    *,
+    sample_rate: float = 1.0,
+) -> FloatArray:
     """The adapter B [K]. `recipe.prior` and `recipe.curvature_K_K` are those of one subject.
 
     The ledger must hold a reservation for `releases(recipe)` releases at `noise_multiplier`, unit subject.
     """
-    count = _noisy_count(data.subjects, noise_multiplier, noise)
+    check_sample_rate(sample_rate)
+    count = sample_rate * noisy_count(data.subjects, noise_multiplier, noise)
     scaled = replace(recipe, prior=recipe.prior * count, curvature_K_K=recipe.curvature_K_K * count)
     size_S = np.maximum(np.bincount(data.subject_C, weights=data.weights_C, minlength=data.subjects), 1e-9)
     share_C = data.weights_C / size_S[data.subject_C]
@@ -52,7 +63,8 @@ def train_domain(data: SubjectComparisons, recipe: Recipe, noise_multiplier: flo
         pull_C = share_C * expit(-(data.margins_C + data.differences_C_K @ adapter_1_K[0]))
         rows_S_K = np.zeros((data.subjects, adapter_1_K.shape[1]))
         np.add.at(rows_S_K, data.subject_C, pull_C[:, None] * data.differences_C_K)
-        sums_1_K: FloatArray = clip_rows(rows_S_K, recipe.clip_norm).sum(axis=0, keepdims=True)
+        batch_S = poisson_sample(data.subjects, sample_rate)
+        sums_1_K: FloatArray = clip_rows(rows_S_K[batch_S], recipe.clip_norm).sum(axis=0, keepdims=True)
         return sums_1_K
 
     shape = (1, data.differences_C_K.shape[1])
@@ -61,7 +73,7 @@ def train_domain(data: SubjectComparisons, recipe: Recipe, noise_multiplier: flo
     return adapter_K
 
 
-def _noisy_count(subjects: int, noise_multiplier: float, noise: NoiseSource) -> float:
+def noisy_count(subjects: int, noise_multiplier: float, noise: NoiseSource) -> float:
     """Sensitivity 1: a subject more or less. At least 1, so that the scale stays usable."""
     count = np.array([float(subjects)])
     if noise_multiplier > 0:

@@ -16,8 +16,16 @@ from idiolect.privacy.accountant import (
     epsilon_of_run,
     filter_rho,
     noise_multiplier_for,
+    sampled_run_for,
 )
-from idiolect.privacy.events import GaussianEvent, Unit, is_positive
+from idiolect.privacy.events import (
+    Event,
+    GaussianEvent,
+    SampledGaussianEvent,
+    Unit,
+    check_sample_rate,
+    is_positive,
+)
 from idiolect.settings import MAX_EPSILON
 
 DEFAULT_DELTA = 1e-5
@@ -32,6 +40,12 @@ ADJACENCY: Mapping[Unit, str] = {
     "stays (Kairouz et al. 2021)",
     "subject": "add or remove one subject with all their data",
 }
+
+
+_MECHANISM = "full-batch clipped gradient descent with Gaussian noise"
+_SAMPLED_MECHANISM = "clipped gradient descent on secret Poisson samples with Gaussian noise"
+_ACCOUNTANT = "exact Gaussian composition (Balle & Wang 2018; Dong, Roth & Su 2022)"
+_SAMPLED_ACCOUNTANT = "privacy loss distribution of the Poisson-sampled Gaussian mechanism (dp_accounting), rounded up"
 
 
 def default_delta(units: int) -> float:
@@ -98,6 +112,8 @@ class PrivacyStatement:
     local_epsilon: float | None = None  # feedback was randomised with this before it was stored
     budget_epsilon: float | None = None  # what all runs on the same data may reach together ...
     budget_days: float | None = None  # ... within so many days; None is for ever
+    sample_rate: float | None = None  # each step read a Poisson sample of the units; None is everybody ...
+    unsampled_steps: int | None = None  # ... but so many of the steps read everybody
 
     def to_json(self) -> dict[str, Any]:
         optional = {field.name: field.default for field in fields(self) if field.default is not MISSING}
@@ -112,13 +128,15 @@ class PrivacyStatement:
             raise CorruptArtifactError(f"a privacy statement does not have the right fields: {error}.") from error
 
     @property
-    def event(self) -> GaussianEvent:
-        return GaussianEvent(self.noise_multiplier, self.steps)
+    def event(self) -> Event:
+        if self.sample_rate is None:
+            return GaussianEvent(self.noise_multiplier, self.steps)
+        return SampledGaussianEvent(self.noise_multiplier, self.steps, self.sample_rate, self.unsampled_steps or 0)
 
 
 def statement_for(
     unit: Unit,
-    event: GaussianEvent,
+    event: Event,
     clip_norm: float,
     delta: float,
     *,
@@ -130,36 +148,49 @@ def statement_for(
         raise InvalidInputError(f"clip norm {clip_norm!r} is not usable.", mend="Use a finite number above 0.")
     epsilon = epsilon_of_run(event, delta)
     window = None if budget is None else budget.window
+    sampled = event if isinstance(event, SampledGaussianEvent) else None
     return PrivacyStatement(
         unit=unit,
         adjacency=ADJACENCY[unit],
-        mechanism="full-batch clipped gradient descent with Gaussian noise",
+        mechanism=_MECHANISM if sampled is None else _SAMPLED_MECHANISM,
         epsilon=epsilon,
         delta=delta,
         rho=event.rho,
         noise_multiplier=event.noise_multiplier,
         clip_norm=clip_norm,
         steps=event.steps,
-        accountant="exact Gaussian composition (Balle & Wang 2018; Dong, Roth & Su 2022)",
+        accountant=_ACCOUNTANT if sampled is None else _SAMPLED_ACCOUNTANT,
         weak=epsilon > WEAK_EPSILON,
         local_epsilon=None if local_epsilon is None else check_epsilon(local_epsilon),
         budget_epsilon=None if budget is None else budget.epsilon,
         budget_days=None if window is None else window / timedelta(days=1),
+        sample_rate=None if sampled is None else sampled.sample_rate,
+        unsampled_steps=None if sampled is None else sampled.unsampled_steps,
     )
 
 
 def plan_run(
-    epsilon: float, delta: float, steps: int, *, units: int | None = None, allow_weak: bool = False
-) -> GaussianEvent:
+    epsilon: float,
+    delta: float,
+    steps: int,
+    *,
+    units: int | None = None,
+    allow_weak: bool = False,
+    sample_rate: float = 1.0,
+    unsampled_steps: int = 0,
+) -> Event:
     """The event of a run that will cost exactly (epsilon, delta): decided before any data is read.
 
     `units`: how many are protected, where that is known; delta must be below 1 / units. Over WEAK_EPSILON only with
-    `allow_weak`, and the statement then says so.
+    `allow_weak`, and the statement then says so. With a `sample_rate` below 1 all but `unsampled_steps` of the `steps`
+    read a Poisson sample.
     """
-    check_epsilon(epsilon), check_delta(delta, units)
+    check_epsilon(epsilon), check_delta(delta, units), check_sample_rate(sample_rate)
     if epsilon > WEAK_EPSILON and not allow_weak:
         raise InvalidInputError(
             f"epsilon {epsilon:g} protects almost nothing.",
             mend=f"Use at most {WEAK_EPSILON:g}, or set IDIOLECT_ALLOW_WEAK_PRIVACY=true; the manifest will say so.",
         )
-    return GaussianEvent(noise_multiplier_for(epsilon, delta, steps), steps)
+    if sample_rate == 1.0:
+        return GaussianEvent(noise_multiplier_for(epsilon, delta, steps), steps)
+    return sampled_run_for(epsilon, delta, steps, sample_rate, unsampled_steps)

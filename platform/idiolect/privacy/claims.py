@@ -41,6 +41,12 @@ def claims(statement: PrivacyStatement) -> tuple[str, ...]:
         f"{statement.unit}, noise multiplier {statement.noise_multiplier:.4g}.",
         f"Accountant: {statement.accountant}; {statement.rho:.4g} in zCDP.",
     ]
+    if statement.sample_rate is not None:
+        lines.append(
+            f"Each step read a secret random sample, with every {statement.unit} in it with probability "
+            f"{statement.sample_rate:g}, but for {statement.unsampled_steps or 0} that read everybody. The budget was "
+            "charged as if every step had read everybody."
+        )
     if statement.weak:
         lines.append("This is weak: the operator asked for an epsilon that protects almost nothing.")
     return (*lines, _budget_claim(statement), *_local_claim(statement))

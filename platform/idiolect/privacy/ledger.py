@@ -13,7 +13,7 @@ from typing import Literal
 
 from idiolect.privacy.events import GaussianEvent, Unit
 
-RunState = Literal["reserved", "settled"]
+RunState = Literal["reserved", "settled", "refused"]  # refused: to everyone, so nobody was charged or read
 
 # Sums of costs are floats: three runs of a third of a budget may add up to a hair more than it.
 RELATIVE_TOLERANCE = 1e-9
@@ -42,7 +42,7 @@ class LedgerRun:
     tenant: str
     unit: Unit
     purpose: str  # "user adapters", "domain support-chat"
-    event: GaussianEvent
+    event: GaussianEvent  # what was charged; the signed manifest has what was done, which may have cost less
     state: RunState
     accounts: int
     reserved_at: datetime
