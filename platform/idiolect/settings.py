@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from idiolect.errors import ConfigurationError
@@ -23,6 +23,9 @@ class Settings(BaseSettings):
     backbone: str = Field(DEFAULT_BACKBONE, description="Hugging Face id or local folder of the encoder or decoder.")
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the store; a SQLite file under the home folder if not set."
+    )
+    blob_url: str | None = Field(
+        None, description="Where large weights lie: file:///DIR or s3://BUCKET/PREFIX; `blobs` in the home if not set."
     )
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8080, ge=1, le=65535, description="Port that the API listens on.")
@@ -45,6 +48,18 @@ class Settings(BaseSettings):
     domain_budget_epsilon: float = Field(
         12.0, gt=0, allow_inf_nan=False, description="Epsilon that all domain trainings may reach for a subject."
     )
+    domain_sample_rate: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Chance of each subject to be read in a step of a domain training; 1 reads everybody each time.",
+    )
+    delta: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Delta of trainings and budgets; if not set, 1e-5, and smaller in domains of over 10,000 people.",
+    )
     budget_renewal_days: float | None = Field(
         None,
         gt=0,
@@ -58,6 +73,32 @@ class Settings(BaseSettings):
         description="Epsilon of the randomised response that feedback passes before it is stored; off if not set.",
     )
     retrain_after: int = Field(3, ge=1, description="New comparisons of a person before they are trained again.")
+    queue_texts: int = Field(8_000, ge=1, description="Most texts that wait for the model, of all tenants together.")
+    tenant_queue_texts: int = Field(2_000, ge=1, description="Most texts of one tenant that wait for the model.")
+    compute_seconds: float = Field(
+        30.0, gt=0, le=600, description="Longest time that a request waits for the model, unless it says less itself."
+    )
+    metrics_token: SecretStr | None = Field(
+        None, min_length=16, description="What a scraper of /metrics sends as its bearer token; not served if not set."
+    )
+    tenant_rate_limit: str | None = Field(
+        None, description="Most calls of a tenant, such as 6000/minute; no limit if not set."
+    )
+    key_rate_limit: str | None = Field(None, description="Most calls with one key; no limit if not set.")
+    redis_url: str | None = Field(
+        None,
+        description="Redis that counts calls for all replicas together, and hastens their purges; "
+        "each process is alone if not set.",
+    )
+    idempotency_hours: float = Field(
+        24.0, gt=0, le=720, description="Hours for which a request sent again with its Idempotency-Key is recognised."
+    )
+    upstream_hosts: str = Field(
+        "", description="Where tenants may have completions made: names, or origins like http://10.0.0.5:8000; none."
+    )
+    upstream_seconds: float = Field(
+        60.0, gt=0, le=600, description="Time that an upstream may take for all candidates of one completion."
+    )
 
     @field_validator("user_epsilon", "domain_epsilon", "user_budget_epsilon", "domain_budget_epsilon")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -36,6 +36,23 @@ class Caller:
 
     tenant: str
     scopes: frozenset[Scope]
+    key_id: str = field(default="", compare=False)  # names the caller in the audit log
+    subject: str | None = None  # the one person that an end user's token speaks for
+
+    @property
+    def actor(self) -> str:
+        key = f"api key {self.key_id}" if self.key_id else "api"
+        return key if self.subject is None else f"the person, by {key}"
+
+    def require_person(self, subject: str | None) -> None:
+        """Raises NotFoundError if this is an end user and `subject` somebody else. Nobody (None) is fine."""
+        if self.subject is not None and subject not in (None, self.subject):
+            raise NotFoundError("no such resource.", mend="A token acts for its own person alone.")
+
+    def require_server(self) -> None:
+        """Raises NotFoundError if this is an end user."""
+        if self.subject is not None:
+            raise NotFoundError("no such resource.", mend="Use a key of the tenant, not an end user's token.")
 
     def require(self, scope: Scope) -> None:
         """Raises NotFoundError without `scope`: what a caller may not see answers like what does not exist."""

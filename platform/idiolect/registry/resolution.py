@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from idiolect.consent import SubjectState
+from idiolect.rollouts.outcomes import Trial
 
 POINTER_LIVE = "live"
 
@@ -28,6 +29,8 @@ class Resolution:
     user: ResolvedVersion | None  # None unless consent, generation and pointers all allow it
     state: SubjectState | None  # None if no user was named
     domain_known: bool = False
+    user_withheld: bool = False  # there is no `user` because what was live is quarantined, or its key was withdrawn
+    trials: tuple[Trial, ...] = ()  # rollouts that the person takes part in, in either arm
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,10 @@ from typing import Any
 
 from idiolect.canonical import canonical_json
 from idiolect.registry.signing import Signer
-from idiolect.resets.plan import ResetScope
+from idiolect.resets.plan import ErasureScope
+from idiolect.resets.purges import Progress
+
+_PENDING = {"state": "pending"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +24,19 @@ class ResetRecord:
     id: str
     tenant: str
     subject: str  # pseudonym
-    scope: ResetScope
+    scope: ErasureScope
     generation: int  # the new one: everything older is fenced
     steps: tuple[str, ...]
     erased: Mapping[str, int]
     shared_releases: tuple[str, ...]
     completed_at: datetime
     state: str = "completed"
+    domain: str | None = None  # of a reset that was for one domain alone
+    purge_sequence: int = 0  # its place in the purge log; 0 for resets of before there was one
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """`domain` is there only where the reset was for one."""
+        return ({} if self.domain is None else {"domain": self.domain}) | {
             "format": "idiolect-reset-receipt/1",
             "id": self.id,
             "tenant": self.tenant,
@@ -42,10 +48,16 @@ class ResetRecord:
             "shared_releases": list(self.shared_releases),
             "completed_at": self.completed_at.isoformat(),
             "state": self.state,
+            "purge_sequence": self.purge_sequence,
         }
 
 
-def signed_receipt(record: ResetRecord, signer: Signer) -> dict[str, Any]:
-    """The record with `key_id` and a hex Ed25519 `signature` over the canonical JSON of everything else."""
-    body = record.to_json()
+def signed_receipt(record: ResetRecord, signer: Signer, progress: Progress | None = None) -> dict[str, Any]:
+    """The record and how far it has come, with `key_id` and a hex Ed25519 `signature` over the canonical JSON of
+    everything else. Without `progress` nothing is known of the caches of server processes."""
+    caches = {"state": "unknown"} if progress is None else progress.to_json()
+    # That nothing older is served follows from the commit and the wait after it alone, so it is never pending.
+    body = record.to_json() | {"served": "confirmed", "caches": caches}
+    if progress is None or not progress.done:
+        body["steps"] = [step | _PENDING if step["step"] == "purge_memory" else step for step in body["steps"]]
     return body | {"key_id": signer.key_id, "signature": signer.sign(canonical_json(body)).hex()}

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from idiolect.consent import ConsentChange, SubjectState
+from idiolect.errors import IdiolectError
 from idiolect.privacy.events import GaussianEvent, Unit
 from idiolect.privacy.ledger import Account, Charge, LedgerRun, Reservation
 from idiolect.registry.manifest import ReleaseTemplate, Version
@@ -21,7 +22,12 @@ from idiolect.resets.receipt import ResetRecord
 from idiolect.signals.comparison import PreferenceDataset
 from idiolect.signals.data import EvaluationData, PersonalSnapshot, SharedData
 from idiolect.signals.events import DerivedComparison, Inference
+from idiolect.stores.people_ports import IdempotencyStore, PersonStore
+from idiolect.stores.purge_ports import PurgeStore
+from idiolect.stores.registry_ports import AdminStore
+from idiolect.stores.rollout_ports import RolloutStore
 from idiolect.tenancy import ApiKey, Caller, Scope
+from idiolect.upstreams import Upstream
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -67,6 +73,7 @@ class StoredVersion:
     template: ReleaseTemplate
     version: Version
     revoked: bool
+    withheld: str | None = None  # why it is not served: "quarantined: ...", "rolled_back: ..." or its key was withdrawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +88,56 @@ class FeedbackSignal:
     comparisons: Sequence[DerivedComparison]
 
 
+@dataclass(frozen=True, slots=True)
+class ShownInference:
+    """`texts`: those of the query and the documents, in any order."""
+
+    tenant: str
+    inference: Inference
+    texts: Sequence[str]
+    generation: int | None = None  # of its person when it was ranked; if not known, times are compared
+
+
+# "outdated": its person was reset after it was shown, so it was dropped and must not leave. An error: refused.
+RecordOutcome = Literal["recorded", "outdated"] | IdiolectError
+
+
 class TenantStore(Protocol):
     def create_tenant(self, tenant: str, now: datetime) -> None:
         """Idempotent."""
         ...
 
-    def create_key(self, tenant: str, scopes: Iterable[Scope], secret_hash: bytes, now: datetime) -> ApiKey:
+    def create_key(
+        self, tenant: str, scopes: Iterable[Scope], secret_hash: bytes, now: datetime, *, actor: str = "operator"
+    ) -> ApiKey:
         """Raises NotFoundError for an unknown tenant."""
         ...
 
-    def revoke_key(self, key_id: str, now: datetime) -> None: ...
+    def revoke_key(self, key_id: str, now: datetime, *, actor: str = "operator") -> None: ...
+
+    def rotate_key(self, key_id: str, secret_hash: bytes, now: datetime, *, actor: str = "operator") -> ApiKey:
+        """A new key with the tenant and scopes of this one, which is revoked in the same moment. Raises NotFoundError
+        for an unknown key, ConflictError for a revoked one."""
+        ...
+
+    def key_holds(self, tenant: str, key_id: str) -> bool:
+        """Whether this is a key of this tenant that was not revoked."""
+        ...
 
     def authenticate(self, secret_hash: bytes) -> Caller | None:
         """None for an unknown or revoked key."""
+        ...
+
+
+class UpstreamStore(Protocol):
+    def set_upstream(self, tenant: str, upstream: Upstream) -> None:
+        """Replaces the one before. Raises NotFoundError for an unknown tenant."""
+        ...
+
+    def upstream(self, tenant: str) -> Upstream | None: ...
+
+    def remove_upstream(self, tenant: str) -> None:
+        """Idempotent."""
         ...
 
 
@@ -110,6 +154,7 @@ class SubjectStore(Protocol):
         now: datetime,
         *,
         if_revision: int | None = None,
+        actor: str = "subject",
     ) -> SubjectState:
         """Apply `consent.apply_change`. Raises PreconditionError if `if_revision` is not the current revision.
 
@@ -141,6 +186,10 @@ class SignalStore(Protocol):
 
     def record_inference(self, tenant: str, inference: Inference, texts: Sequence[str]) -> None:
         """Remember what was shown, with the texts of its query and documents."""
+        ...
+
+    def record_inferences(self, shown: Sequence[ShownInference]) -> Sequence[RecordOutcome]:
+        """As `record_inference` for each, in one transaction. One that is refused leaves the others as they are."""
         ...
 
     def inference(self, tenant: str, inference_id: str) -> Inference | None: ...
@@ -244,11 +293,13 @@ class RegistryStore(Protocol):
         *,
         reason: str,
         actor: str,
+        staged: bool = False,
     ) -> PublishOutcome:
         """Store a release and move every version's live pointer (the old one becomes `previous`), with history.
 
         Fencing: a user version whose generation is no longer the person's, or whose person is not opted in, is dropped.
-        Publishing the same release again changes nothing.
+        Publishing the same release again changes nothing. `staged`: no pointer moves, and nothing falls back to it; a
+        rollout or a promotion makes it live.
         """
         ...
 
@@ -264,11 +315,12 @@ class RegistryStore(Protocol):
         tenant: str,
         *,
         subject: str | None = None,
+        domain: str | None = None,
         release: str | None = None,
         after: str = "",
         limit: int = 100,
     ) -> Sequence[StoredVersion]:
-        """In order of id, after `after`; of one person or release if one is given."""
+        """In order of id, after `after`; of one person, domain or release if one is given (an empty one is none)."""
         ...
 
     def releases(self, tenant: str, *, limit: int = 100) -> Sequence[ReleaseSummary]:
@@ -283,7 +335,9 @@ class RegistryStore(Protocol):
 
 
 class ResetStore(Protocol):
-    def apply_reset(self, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime) -> ResetRecord:
+    def apply_reset(
+        self, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime, *, actor: str = "subject"
+    ) -> ResetRecord:
         """Carry out `plan` in one transaction: once it returns, no resolve anywhere sees the old generation.
 
         A known `reset_id` returns its record again and changes nothing. `shared_releases` names the domain releases
@@ -294,8 +348,27 @@ class ResetStore(Protocol):
     def reset(self, tenant: str, reset_id: str) -> ResetRecord | None: ...
 
 
-class Store(TenantStore, SubjectStore, SignalStore, LedgerStore, RegistryStore, ResetStore, Protocol):
+class Store(
+    TenantStore,
+    UpstreamStore,
+    SubjectStore,
+    PersonStore,
+    IdempotencyStore,
+    SignalStore,
+    LedgerStore,
+    RegistryStore,
+    ResetStore,
+    PurgeStore,
+    AdminStore,
+    RolloutStore,
+    Protocol,
+):
     """Everything, behind one connection pool."""
+
+    @property
+    def embedded(self) -> bool:
+        """Point reads (resolve, subject, authenticate, inference) take microseconds and wait for nobody."""
+        ...
 
     def check(self) -> None:
         """Raises UnavailableError if the store can't be read and written now."""

@@ -25,7 +25,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import Insert
 
 from idiolect.errors import UnavailableError
+from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql.failures import DRIVER_ERRORS, is_transient, translated
+from idiolect.stores.sql.logged_changes import changes_of_a_transaction
+from idiolect.stores.sql.prepared import PreparedPool
 
 ATTEMPTS = 8
 _LOG_BYTES = 64 << 20  # what stays of the write-ahead log after a large import
@@ -52,10 +55,14 @@ class Database:
         # SQLite's writers wait for each other by sleeping, ever longer; those of one process can simply queue.
         self._turn = threading.Lock()
         self.where = where  # for messages: the URL without its password
+        self.recovery_log: RecoveryLog | None = None
         self.is_sqlite = engine.dialect.name == "sqlite"
         self._reader = engine if self.is_sqlite else _snapshot_reader(engine)
         self._writer = engine.execution_options(idiolect_write=True)
         self._hasty_writer = engine.execution_options(idiolect_write=True, idiolect_hasty=True)
+        self._points = PreparedPool(engine, "BEGIN")
+        self._single_points = PreparedPool(engine, "")
+        self._small_writes = PreparedPool(engine, "BEGIN IMMEDIATE", "synchronous=NORMAL")
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -66,6 +73,38 @@ class Database:
         except DRIVER_ERRORS as error:
             raise translated(error, self.where) from error
 
+    @contextmanager
+    def point_reading(self, *, single: bool = False) -> Iterator[Connection]:
+        """One snapshot, for constant statements that find a few rows: on SQLite a tenth of the cost of `reading`.
+
+        `single`: for one statement, which is its own snapshot.
+        """
+        if not self.is_sqlite:
+            with self.reading() as connection:
+                yield connection
+            return
+        try:
+            with (self._single_points if single else self._points).transaction() as prepared:
+                yield cast(Connection, prepared)  # it has what point reads use of one
+        except DRIVER_ERRORS as error:
+            raise translated(error, self.where) from error
+
+    def small_write(self, work: Callable[[Connection], T]) -> T:
+        """As `write` without `lasting`, for constant statements."""
+        if not self.is_sqlite:
+            return self.write(work, lasting=False)
+        try:
+            with self._my_turn(), self._small_writes.transaction() as prepared:
+                return work(cast(Connection, prepared))
+        except DRIVER_ERRORS as error:
+            raise translated(error, self.where) from error
+
+    def close(self) -> None:
+        self._points.close()
+        self._single_points.close()
+        self._small_writes.close()
+        self.engine.dispose()
+
     def write(self, work: Callable[[Connection], T], *, lasting: bool = True) -> T:
         """Run `work` in one transaction; it may run more than once, so all that it changes must be in the database.
 
@@ -74,8 +113,15 @@ class Database:
         """
         for attempt in range(ATTEMPTS):
             try:
-                with self._my_turn(), (self._writer if lasting else self._hasty_writer).begin() as connection:
-                    return work(connection)
+                with (
+                    self._my_turn(),
+                    changes_of_a_transaction(self.recovery_log) as changes,
+                    (self._writer if lasting else self._hasty_writer).begin() as connection,
+                ):
+                    changes.collect(connection)
+                    done = work(connection)
+                    changes.write()
+                    return done
             except DRIVER_ERRORS as error:
                 if attempt + 1 == ATTEMPTS or not is_transient(error, attempt):
                     raise translated(error, self.where) from error
@@ -166,6 +212,15 @@ def hold(connection: Connection, tenant: str, what: Hold) -> None:
         _advisory_lock(connection, "run:" + tenant, shared=False)
     if what is not Hold.ONE_RUN:
         _advisory_lock(connection, "erase:" + tenant, shared=what is Hold.NOTHING_ERASED)
+
+
+def queue_up(connection: Connection, name: str) -> None:
+    """Let the writers that call this commit one after the other, of all tenants: each sees what those before it wrote.
+
+    Take it late, and before the audit log is appended to: whoever waits here may hold locks of `hold`.
+    """
+    if connection.dialect.name != "sqlite":
+        _advisory_lock(connection, "queue:" + name, shared=False)
 
 
 def _advisory_lock(connection: Connection, name: str, *, shared: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, select
+from sqlalchemy import ColumnElement, Connection, Table, delete, exists, select, update
 
 from idiolect.resets.plan import ResetPlan
 from idiolect.stores.sql import schema
@@ -34,11 +35,13 @@ def erase(
     if plan.erase_adapters:
         _erase_adapters(connection, tenant, subject, micros(at), reason, actor, erasure)
     if plan.erase_inferences:
-        _gather_inferences(connection, tenant, subject, erasure)
+        _gather_inferences(connection, tenant, subject, plan.domain, erasure)
     if plan.erase_signals:
-        _erase_signals(connection, tenant, subject, erasure)
+        _erase_signals(connection, tenant, subject, plan.domain, erasure)
     if plan.erase_inferences:
-        erasure.erased["inferences"] = _delete(connection, schema.inferences, tenant, subject)
+        erasure.erased["inferences"] = _delete(connection, schema.inferences, tenant, subject, _shown_in(plan.domain))
+    if plan.erase_traces:
+        _erase_traces(connection, tenant, subject, erasure)
     if erasure.items:
         erasure.digests |= digests_of_items(connection, tenant, erasure.items)
         erasure.erased["items"] = collect_items(connection, tenant, erasure.items)
@@ -47,8 +50,44 @@ def erase(
     return erasure.erased
 
 
-def _delete(connection: Connection, table: Table, tenant: str, subject: str) -> int:
-    return connection.execute(delete(table).where(table.c.tenant == tenant, table.c.subject == subject)).rowcount
+def _delete(
+    connection: Connection, table: Table, tenant: str, subject: str, only: ColumnElement[bool] | None = None
+) -> int:
+    mine = delete(table).where(table.c.tenant == tenant, table.c.subject == subject)
+    return connection.execute(mine if only is None else mine.where(only)).rowcount
+
+
+def _shown_in(domain: str | None) -> ColumnElement[bool] | None:
+    return None if domain is None else schema.inferences.c.domain == domain
+
+
+def _about(table: Table, item: str, domain: str | None) -> ColumnElement[bool] | None:
+    """Rows of `table` whose `item` is one of the domain."""
+    if domain is None:
+        return None
+    items = schema.items.c
+    return table.c[item].in_(select(items.id).where(items.tenant == table.c.tenant, items.domain == domain))
+
+
+def _on_inferences(domain: str | None) -> ColumnElement[bool] | None:
+    """Signals that refer to what was shown in the domain."""
+    if domain is None:
+        return None
+    shown, signals = schema.inferences.c, schema.signals.c
+    return exists().where(shown.tenant == signals.tenant, shown.id == signals.inference, shown.domain == domain)
+
+
+def _erase_traces(connection: Connection, tenant: str, subject: str, erasure: Erasure) -> None:
+    """What was live for the person and when; where they were left out; answers that are kept to be given again."""
+    erasure.erased["pointer_history"] = _delete(connection, schema.pointer_history, tenant, subject)
+    kept = schema.idempotency_keys
+    connection.execute(delete(kept).where(kept.c.tenant == tenant, kept.c.owner == subject))
+    releases = schema.releases.c
+    fenced = (releases.tenant == tenant, releases.fenced.contains(subject, autoescape=True))
+    for row in connection.execute(select(releases.id, releases.fenced).where(*fenced)).all():
+        others = json.dumps([person for person in json.loads(row.fenced) if person != subject])
+        mine = (releases.tenant == tenant, releases.id == row.id)
+        connection.execute(update(schema.releases).where(*mine).values(fenced=others))
 
 
 def _erase_adapters(
@@ -81,28 +120,36 @@ def _erase_adapters(
     erasure.erased["versions"] = _delete(connection, schema.versions, tenant, subject)
 
 
-def _erase_signals(connection: Connection, tenant: str, subject: str, erasure: Erasure) -> None:
+def _erase_signals(connection: Connection, tenant: str, subject: str, domain: str | None, erasure: Erasure) -> None:
+    """Before the inferences, which say in which domain a signal was given."""
     rows = schema.comparisons.c
     pairs = select(rows.chosen, rows.rejected).where(rows.tenant == tenant, rows.subject == subject)
-    for pair in connection.execute(pairs):
+    here = _about(schema.comparisons, "chosen", domain)
+    for pair in connection.execute(pairs if here is None else pairs.where(here)):
         erasure.items.update(pair)
-    for table in (schema.comparisons, schema.ratings, schema.evaluation_pairs, schema.signals):
-        erasure.erased[table.name] = _delete(connection, table, tenant, subject)
+    which = (
+        (schema.comparisons, here),
+        (schema.ratings, _about(schema.ratings, "item", domain)),
+        (schema.evaluation_pairs, _about(schema.evaluation_pairs, "chosen", domain)),
+        (schema.signals, _on_inferences(domain)),
+    )
+    for table, only in which:
+        erasure.erased[table.name] = _delete(connection, table, tenant, subject, only)
 
 
-def _gather_inferences(connection: Connection, tenant: str, subject: str, erasure: Erasure) -> None:
+def _gather_inferences(connection: Connection, tenant: str, subject: str, domain: str | None, erasure: Erasure) -> None:
     """Drop the references of the person's inferences to texts, remembering which texts and items those were.
 
     Items of feedback that fell out of its bound are found by their prompt, which is the query of an inference.
     """
     table, links = schema.inferences.c, schema.inference_texts
-    found = connection.execute(
-        select(table.id, table.query, table.documents).where(table.tenant == tenant, table.subject == subject)
-    ).all()
+    mine = select(table.id, table.query, table.documents).where(table.tenant == tenant, table.subject == subject)
+    here = _shown_in(domain)
+    found = connection.execute(mine if here is None else mine.where(here)).all()
     for row in found:
         digests = {row.query, *unpack_digests(row.documents)}
-        mine = (links.c.tenant == tenant, links.c.inference == row.id, links.c.digest.in_(sorted(digests)))
-        connection.execute(delete(links).where(*mine))
+        its = (links.c.tenant == tenant, links.c.inference == row.id, links.c.digest.in_(sorted(digests)))
+        connection.execute(delete(links).where(*its))
         erasure.digests |= digests
     erasure.items |= _items_prompted_by(connection, tenant, {row.query for row in found})
 

@@ -7,25 +7,23 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, select, update
+from sqlalchemy import Connection, and_, delete, func, select, update
 
-from idiolect.errors import ConflictError, ConsentError, InvalidInputError, NotFoundError
+from idiolect.errors import ConflictError, ConsentError, IdiolectError, InvalidInputError, NotFoundError
 from idiolect.signals.events import Inference
-from idiolect.stores.ports import FeedbackSignal
+from idiolect.stores.ports import FeedbackSignal, RecordOutcome, ShownInference
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import Hold, chunks, hold
-from idiolect.stores.sql.inference_rows import digest_bytes, inference_row, load_inference
+from idiolect.stores.sql.inference_rows import load_inference
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import check_subject, enqueue, load_state, requeue
-from idiolect.stores.sql.texts import known_texts, store_items, store_texts
+from idiolect.stores.sql.recording import Candidate, candidate_of, record_all
+from idiolect.stores.sql.rollout_members import note_answer
+from idiolect.stores.sql.texts import store_items
 from idiolect.stores.sql.times import micros
 
 # Of one person's feedback the newest comparisons are kept; imported ones are bounded by their file.
 MAX_FEEDBACK_COMPARISONS = 2_000
-
-_RESET_AT = select(schema.tombstones.c.at).where(
-    schema.tombstones.c.tenant == bindparam("tenant"), schema.tombstones.c.subject == bindparam("subject")
-)
 
 
 class Feedback(Part):
@@ -35,15 +33,24 @@ class Feedback(Part):
         One that was shown before its person's last reset, and is recorded after it, is dropped. Not lasting: a power
         cut may lose the latest, and feedback on them is then refused as on any unknown inference.
         """
-        row = inference_row(tenant, inference)
-        self._database.write(lambda connection: _record(connection, tenant, inference, row, texts), lasting=False)
+        (outcome,) = self.record_inferences([ShownInference(tenant, inference, texts)])
+        if isinstance(outcome, IdiolectError):
+            raise outcome
+
+    def record_inferences(self, shown: Sequence[ShownInference]) -> Sequence[RecordOutcome]:
+        """Not lasting, as above."""
+        candidates = [candidate_of(one) for one in shown]
+        usable = [one for one in candidates if isinstance(one, Candidate)]
+        outcomes = iter(self._database.small_write(lambda connection: record_all(connection, usable)))
+        return [next(outcomes) if isinstance(one, Candidate) else one for one in candidates]
 
     def inference(self, tenant: str, inference_id: str) -> Inference | None:
-        with self._database.reading() as connection:
+        with self._database.point_reading(single=True) as connection:
             return load_inference(connection, tenant, inference_id)
 
     def add_feedback(self, tenant: str, subject: str, signal: FeedbackSignal, now: datetime) -> bool:
-        """Raises NotFoundError if the inference is not one of this tenant, or was another person's.
+        """Raises NotFoundError if the inference is not one of this tenant, or was another person's; ConflictError
+        (code `signal_id_reused`) if a signal of this id says something else.
 
         The inference is read from the store again: what the caller holds may be older than a reset.
         """
@@ -67,44 +74,18 @@ class Feedback(Part):
         self._database.write(lambda connection: _mark_trained(connection, tenant, people, at))
 
 
-def _record(
-    connection: Connection, tenant: str, inference: Inference, row: dict[str, Any], texts: Sequence[str]
-) -> None:
-    hold(connection, tenant, Hold.NOTHING_ERASED)
-    if inference.subject is not None:
-        reset_at = connection.scalar(_RESET_AT, {"tenant": tenant, "subject": inference.subject})
-        if reset_at is not None and row["created_at"] < reset_at:
-            return
-    stored = load_inference(connection, tenant, inference.id)
-    if stored is not None:
-        _check_same(stored, inference)
-        return
-    store_texts(connection, tenant, texts)
-    used = {row["query"], *map(digest_bytes, inference.documents)}
-    missing = used - known_texts(connection, tenant, used)
-    if missing:
-        raise InvalidInputError(
-            f"the inference {inference.id[:80]} shows {len(missing)} texts that were not sent along.",
-            mend="Send the query and every document.",
-        )
-    connection.execute(schema.inferences.insert(), row)
-    links = [{"tenant": tenant, "digest": digest, "inference": inference.id} for digest in sorted(used)]
-    connection.execute(schema.inference_texts.insert(), links)
-
-
-def _check_same(stored: Inference, sent: Inference) -> None:
-    if stored != sent:
-        raise ConflictError(f"the inference {sent.id[:80]!r} exists with other content.", mend="Use a new id.")
-
-
 def _add(connection: Connection, tenant: str, subject: str, signal: FeedbackSignal, now: datetime) -> bool:
     hold(connection, tenant, Hold.NOTHING_ERASED)
     state = load_state(connection, tenant, subject, lock=True)
     if not state.opted_in:
         raise ConsentError("the person has not opted in, so feedback is not kept.", mend="Opt in first.")
-    if _is_stored(connection, tenant, signal.id):
+    if _is_stored(connection, tenant, subject, signal):
         return False
     inference = _shown(connection, tenant, subject, signal.inference.id)
+    if not state.agrees_in(inference.domain):
+        raise ConsentError(
+            "the person is out of this domain, so feedback in it is not kept.", mend="Opt in to the domain first."
+        )
     rows = _comparison_rows(connection, tenant, inference, signal, micros(now))
     person = {"tenant": tenant, "subject": subject, "generation": state.generation}
     connection.execute(schema.signals.insert(), _signal_row(tenant, subject, signal, micros(now)))
@@ -112,12 +93,25 @@ def _add(connection: Connection, tenant: str, subject: str, signal: FeedbackSign
         connection.execute(schema.comparisons.insert(), [row | person for row in rows])
         _drop_oldest(connection, tenant, subject)
         enqueue(connection, tenant, subject, len(rows))
+    note_answer(connection, tenant, subject, inference, signal.kind, signal.value)
     return True
 
 
-def _is_stored(connection: Connection, tenant: str, signal_id: str) -> bool:
+def _is_stored(connection: Connection, tenant: str, subject: str, signal: FeedbackSignal) -> bool:
+    """Raises ConflictError if a signal of this id says something else. Its time may differ: a caller who names none
+    gets that of each try."""
     table = schema.signals.c
-    return connection.scalar(select(table.id).where(table.tenant == tenant, table.id == signal_id)) is not None
+    query = select(table.subject, table.inference, table.kind, table.value)
+    stored = connection.execute(query.where(table.tenant == tenant, table.id == signal.id)).one_or_none()
+    if stored is None:
+        return False
+    if tuple(stored) != (subject, signal.inference.id, signal.kind, json.dumps(signal.value)):
+        raise ConflictError(
+            f"a signal with the id {signal.id[:80]!r} exists with other content.",
+            mend="Use a new id for each signal.",
+            code="signal_id_reused",
+        )
+    return True
 
 
 def _shown(connection: Connection, tenant: str, subject: str, inference_id: str) -> Inference:

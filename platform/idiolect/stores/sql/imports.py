@@ -12,12 +12,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete, select, update
 
+from idiolect.audit import AuditEvent
 from idiolect.consent import POLICY_VERSION
 from idiolect.errors import InvalidInputError
 from idiolect.ids import text_digest
 from idiolect.signals.comparison import Comparison, Item, PreferenceDataset
 from idiolect.stores.ports import DatasetInfo, ImportOptions, ImportOutcome, Progress, no_progress
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow, Hold, chunks, hold, insert
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import requeue, tombstoned
@@ -176,6 +178,8 @@ def _import(
     }
     counts = dict(dataset.report) | counts
     connection.execute(update(schema.datasets).where(_D.id == id_).values(counts=json.dumps(counts)))
+    said = {"digest": dataset.digest, "public": options.public, "opt_in": options.opt_in, "opted_in": len(agreed)}
+    append(connection, tenant, AuditEvent("operator", "dataset.import", f"dataset {dataset.name}", details=said), at)
     return ImportOutcome(False, counts), earlier is not None
 
 

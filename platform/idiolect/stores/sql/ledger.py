@@ -9,11 +9,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select, update
 
+from idiolect.audit import AuditEvent
 from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.ids import new_id
 from idiolect.privacy.events import GaussianEvent, Unit
-from idiolect.privacy.ledger import Account, Charge, LedgerRun, Reservation, fits
+from idiolect.privacy.ledger import Account, Charge, LedgerRun, Reservation, RunState, fits
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow, Hold, chunks, hold, insert
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.times import micros, moment
@@ -106,8 +108,13 @@ def _reserve(
     stamped = run | {"reserved_at": _ledger_time(connection, run["tenant"], run["reserved_at"])}
     spent = _spent(connection, run["tenant"], run["unit"], subjects, since)
     granted = [subject for subject in subjects if fits(spent.get(subject, (0.0, 0))[0], rho, budget_rho)]
-    connection.execute(schema.ledger_runs.insert(), stamped | {"accounts": len(granted)})
-    _charge(connection, run, rho, granted)
+    over = None if granted else stamped["reserved_at"]  # nobody may be read, so nothing is left to settle
+    connection.execute(schema.ledger_runs.insert(), stamped | {"accounts": len(granted), "settled_at": over})
+    charge(connection, run, rho, granted)
+    said = {"unit": run["unit"], "accounts": len(granted), "refused": len(subjects) - len(granted), "rho": rho}
+    event = AuditEvent("trainer", "ledger.reserve", f"run {run['id']}", run["purpose"], said)
+    extra = {"run": stamped, "rho": rho, "subjects": granted}
+    append(connection, run["tenant"], event, run["reserved_at"], extra)
     return Reservation(run["id"], rho, frozenset(granted), frozenset(subjects).difference(granted))
 
 
@@ -145,7 +152,7 @@ def _charged_since(tenant: str, unit: str, subjects: Sequence[str], since: int) 
     )
 
 
-def _charge(connection: Connection, run: dict[str, Any], rho: float, subjects: Sequence[str]) -> None:
+def charge(connection: Connection, run: dict[str, Any], rho: float, subjects: Sequence[str]) -> None:
     accounts, tenant = schema.ledger_accounts.c, run["tenant"]
     statement = insert(connection, schema.ledger_accounts)
     charge = statement.on_conflict_do_update(
@@ -166,7 +173,15 @@ def _settle(connection: Connection, tenant: str, run: str, at: int) -> None:
     mine = (table.tenant == tenant, table.id == run)
     if connection.scalar(select(table.id).where(*mine)) is None:
         raise NotFoundError(f"the ledger has no run {run[:80]!r}.", mend="List the runs of this tenant.")
-    connection.execute(update(schema.ledger_runs).where(*mine, table.settled_at.is_(None)).values(settled_at=at))
+    change = update(schema.ledger_runs).where(*mine, table.settled_at.is_(None)).values(settled_at=at)
+    if connection.execute(change).rowcount:
+        append(connection, tenant, AuditEvent("trainer", "ledger.settle", f"run {run}"), at)
+
+
+def _state(row: AnyRow) -> RunState:
+    if not row.accounts:
+        return "refused"
+    return "reserved" if row.settled_at is None else "settled"
 
 
 def _run_of(row: AnyRow) -> LedgerRun:
@@ -176,7 +191,7 @@ def _run_of(row: AnyRow) -> LedgerRun:
         unit=row.unit,
         purpose=row.purpose,
         event=GaussianEvent(row.noise_multiplier, row.steps),
-        state="reserved" if row.settled_at is None else "settled",
+        state=_state(row),
         accounts=row.accounts,
         reserved_at=moment(row.reserved_at),
         settled_at=moment(row.settled_at),

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, literal, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 
-from idiolect.consent import SubjectState
+from idiolect.consent import DomainChoice, SubjectState, refused_domains
 from idiolect.errors import InvalidInputError
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import AnyRow, chunks, insert
+from idiolect.stores.sql.engine import AnyRow, chunks, insert, queue_up
 from idiolect.stores.sql.times import micros, moment
 
 _S = schema.subjects.c
@@ -23,6 +39,7 @@ STATE_COLUMNS = (
     _S.revision,
     _S.policy_version,
     _S.updated_at,
+    _S.domains,
 )
 _STATE = select(*STATE_COLUMNS).where(_S.tenant == bindparam("tenant"), _S.subject == bindparam("subject"))
 _STATE_LOCKED = _STATE.with_for_update()
@@ -46,7 +63,19 @@ def state_of(row: AnyRow) -> SubjectState:
         revision=row.revision,
         policy_version=row.policy_version,
         updated_at=moment(row.updated_at),
+        domains=() if row.domains is None else tuple(DomainChoice(*choice) for choice in json.loads(row.domains)),
     )
+
+
+def state_to_json(state: SubjectState) -> dict[str, Any]:
+    """For `state_from_json`; the time is not part of it."""
+    said = {name: value for name, value in asdict(state).items() if name != "updated_at"}
+    return said | {"domains": [asdict(choice) for choice in state.domains]}
+
+
+def state_from_json(data: Mapping[str, Any], updated_at: datetime) -> SubjectState:
+    domains = tuple(DomainChoice(**choice) for choice in data["domains"])
+    return SubjectState(**{**data, "domains": domains}, updated_at=updated_at)
 
 
 def load_state(connection: Connection, tenant: str, subject: str, *, lock: bool = False) -> SubjectState:
@@ -66,36 +95,65 @@ def save_state(connection: Connection, tenant: str, before: SubjectState, after:
         "revision": after.revision,
         "policy_version": after.policy_version,
         "updated_at": micros(after.updated_at),
+        "domains": _packed(after.domains),
     }
     if before.known:
         mine = and_(_S.tenant == tenant, _S.subject == after.subject)
         connection.execute(update(schema.subjects).where(mine).values(values))
     else:
         connection.execute(insert(connection, schema.subjects).values(tenant=tenant, subject=after.subject, **values))
+    refused = refused_domains(after)
+    if refused != refused_domains(before):
+        _save_refusals(connection, tenant, after.subject, refused)
 
 
-def fence(connection: Connection, tenant: str, state: SubjectState, at: datetime) -> None:
-    """Write the tombstone of `state.generation`, and carry what is kept over to it.
+def _packed(choices: Sequence[DomainChoice]) -> str | None:
+    return json.dumps([[one.domain, one.opted_in, one.strength] for one in choices]) if choices else None
+
+
+def _save_refusals(connection: Connection, tenant: str, subject: str, domains: Collection[str]) -> None:
+    table = schema.domain_refusals
+    connection.execute(delete(table).where(table.c.tenant == tenant, table.c.subject == subject))
+    if domains:
+        rows = [{"tenant": tenant, "subject": subject, "domain": domain} for domain in sorted(domains)]
+        connection.execute(table.insert(), rows)
+
+
+def agreed_there(comparisons: Table, item: str = "chosen") -> ColumnElement[bool]:
+    """Whether the person of a row of `comparisons` (or ratings) is not out of the domain of its `item`."""
+    table, items, refused = comparisons.c, schema.items.c, schema.domain_refusals.c
+    here = and_(refused.tenant == table.tenant, refused.subject == table.subject, refused.domain == items.domain)
+    return ~exists().where(here, items.id == table[item]).correlate(comparisons)
+
+
+def fence(connection: Connection, tenant: str, state: SubjectState, at: datetime, *, learn_afresh: bool = False) -> int:
+    """Write the tombstone of `state.generation`, and carry what is kept over to it. Its place in the purge log.
 
     Kept comparisons may still train the person's own adapter, but no shared model. They do not queue the person: after
-    a reset nothing is learned before the person gives new feedback, or someone asks for a training.
+    a reset nothing is learned before the person gives new feedback, or someone asks for a training. With `learn_afresh`
+    they do: the person left one domain, and is still in the others.
     """
     rows = schema.comparisons
     mine = and_(rows.c.tenant == tenant, rows.c.subject == state.subject)
     upto = connection.scalar(select(func.coalesce(func.max(rows.c.id), 0)).where(mine))
+    seq = next_purge(connection)
     statement = insert(connection, schema.tombstones).values(
-        tenant=tenant, subject=state.subject, generation=state.generation, at=micros(at), upto=upto
+        tenant=tenant, subject=state.subject, generation=state.generation, at=micros(at), upto=upto, seq=seq
     )
     new = statement.excluded
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["tenant", "subject"], set_={"generation": new.generation, "at": new.at, "upto": new.upto}
-        )
-    )
+    renewed = {"generation": new.generation, "at": new.at, "upto": new.upto, "seq": new.seq}
+    connection.execute(statement.on_conflict_do_update(index_elements=["tenant", "subject"], set_=renewed))
     connection.execute(update(rows).where(mine).values(generation=state.generation))
     person = and_(_S.tenant == tenant, _S.subject == state.subject)
-    connection.execute(update(schema.subjects).where(person).values(trained_until=micros(at)))
+    connection.execute(update(schema.subjects).where(person).values(trained_until=None if learn_afresh else micros(at)))
     requeue(connection, tenant, [state.subject])
+    return seq
+
+
+def next_purge(connection: Connection) -> int:
+    """In the order of commits, so that a reader who has seen one number will never find a smaller one later."""
+    queue_up(connection, "purges")
+    return connection.scalar(select(func.coalesce(func.max(schema.tombstones.c.seq), 0) + 1)) or 1
 
 
 def tombstoned(connection: Connection, tenant: str, subjects: Collection[str]) -> set[str]:
@@ -120,6 +178,7 @@ def requeue(connection: Connection, tenant: str, subjects: Collection[str]) -> N
                 rows.generation == _S.generation,
                 or_(_S.trained_until.is_(None), rows.received_at > _S.trained_until),
                 _S.opted_in,
+                agreed_there(schema.comparisons),
             )
             .group_by(rows.subject)
         )

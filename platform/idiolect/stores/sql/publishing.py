@@ -10,14 +10,18 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, select
 
+from idiolect.audit import AuditEvent
 from idiolect.canonical import canonical_json
 from idiolect.errors import ConflictError, CorruptArtifactError, InvalidInputError, TooLargeError
 from idiolect.ids import sha256_hex
 from idiolect.registry.manifest import ReleaseTemplate, Version
+from idiolect.registry.strict import check_template
 from idiolect.registry.weights import INLINE_MAX_BYTES
 from idiolect.stores.ports import PublishOutcome
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import Hold, chunks, hold, insert
+from idiolect.stores.sql.audit import append
+from idiolect.stores.sql.bulk import insert_rows
+from idiolect.stores.sql.engine import Hold, chunks, hold
 
 Owner = tuple[str, str]  # (subject, domain), one of them empty
 
@@ -35,6 +39,7 @@ class Publication:
     at: int
     reason: str
     actor: str
+    staged: bool = False  # no pointer moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class Fence:
 
 def check_publication(publication: Publication) -> None:
     """Check everything before anything changes. Raises InvalidInputError or CorruptArtifactError naming the version."""
+    check_template(publication.template)
     owners: set[Owner] = set()
     ids: set[str] = set()
     for version in publication.versions:
@@ -115,9 +121,26 @@ def publish(connection: Connection, publication: Publication, content: bytes) ->
     outcome = PublishOutcome(len(kept), tuple(sorted(fenced)))
     _insert_release(connection, publication, content, outcome)
     for batch in chunks(kept, _BATCH):
-        connection.execute(schema.versions.insert(), [_version_row(tenant, version) for version in batch])
-        _move_pointers(connection, publication, batch)
+        insert_rows(connection, schema.versions, [_version_row(tenant, version) for version in batch])
+        if not publication.staged:
+            _move_pointers(connection, publication, batch)
+    append(connection, tenant, _event(publication, outcome), publication.at)
     return outcome
+
+
+def _event(publication: Publication, outcome: PublishOutcome) -> AuditEvent:
+    """One entry, however many versions: the release's own rows say which."""
+    template = publication.template
+    details = {
+        "scope": template.scope,
+        "run": template.run,
+        "global": template.global_digest,
+        "versions": outcome.published,
+        "fenced": len(outcome.fenced),
+    }
+    return AuditEvent(
+        publication.actor, "release.publish", f"release {publication.release}", publication.reason, details
+    )
 
 
 def _earlier_outcome(connection: Connection, publication: Publication, content: bytes) -> PublishOutcome | None:
@@ -181,6 +204,7 @@ def _insert_release(connection: Connection, publication: Publication, content: b
         "published_at": publication.at,
         "reason": publication.reason,
         "actor": publication.actor,
+        "staged": publication.staged,
     }
     connection.execute(schema.releases.insert(), row)
 
@@ -225,21 +249,18 @@ def _move_pointers(connection: Connection, publication: Publication, batch: Sequ
                 "actor": publication.actor,
             }
         )
-    statement = insert(connection, schema.pointers)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["tenant", "subject", "domain", "name"],
-            set_={"version": statement.excluded.version, "revision": schema.pointers.c.revision + 1},
-        ),
-        moves,
-    )
-    connection.execute(schema.pointer_history.insert(), history)
+    insert_rows(connection, schema.pointers, moves, counter="revision")
+    insert_rows(connection, schema.pointer_history, history)
 
 
 def _live(connection: Connection, tenant: str, batch: Sequence[Version]) -> dict[Owner, str]:
-    """Live version ids by owner, of `batch` or more: a domain's batch has one subject, "", and few domains."""
+    """Live version ids by owner, of `batch` or more: a domain's batch has one subject, "", and few domains.
+
+    Locked, so that a promotion can't slip in between what is read here and what is written after.
+    """
     table = schema.pointers.c
     query = select(table.subject, table.domain, table.version).where(
         table.tenant == tenant, table.subject.in_({version.subject for version in batch}), table.name == "live"
     )
+    query = query.order_by(table.subject, table.domain).with_for_update()
     return {(subject, domain): version for subject, domain, version in connection.execute(query)}

@@ -9,19 +9,23 @@ from typing import Any
 
 from sqlalchemy import Connection, select, update
 
+from idiolect.audit import INSTALLATION, AuditEvent
 from idiolect.errors import NotFoundError
 from idiolect.registry.manifest import ReleaseTemplate, Version
 from idiolect.registry.resolution import ReleaseSummary
 from idiolect.stores.ports import PublishOutcome, StoredVersion
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.publishing import Publication, check_publication, content_digest, publish
+from idiolect.stores.sql.stored_templates import template_of
 from idiolect.stores.sql.times import micros
+from idiolect.stores.sql.withheld import KEY_WITHDRAWN
 
 _G, _V, _R = schema.global_pointer.c, schema.versions.c, schema.releases.c
 _LIVE_GLOBAL = select(_G.digest).order_by(_G.id.desc()).limit(1)
-_STORED = select(schema.versions, _R.template, _R.revoked_at).join(
+_STORED = select(schema.versions, _R.template, _R.revoked_at, KEY_WITHDRAWN.label("key_withdrawn")).join(
     schema.releases, (_R.tenant == _V.tenant) & (_R.id == _V.release)
 )
 _SUMMARY = select(_R.id, _R.scope, _R.template, _R.versions, _R.revoked_at)
@@ -46,8 +50,9 @@ class Registry(Part):
         *,
         reason: str,
         actor: str,
+        staged: bool = False,
     ) -> PublishOutcome:
-        publication = Publication(release, template, versions, micros(now), reason, actor)
+        publication = Publication(release, template, versions, micros(now), reason, actor, staged)
         check_publication(publication)
         content = content_digest(publication)
         return self._database.write(lambda connection: publish(connection, publication, content))
@@ -62,6 +67,7 @@ class Registry(Part):
         tenant: str,
         *,
         subject: str | None = None,
+        domain: str | None = None,
         release: str | None = None,
         after: str = "",
         limit: int = 100,
@@ -69,6 +75,8 @@ class Registry(Part):
         query = _STORED.where(_V.tenant == tenant, _V.id > after).order_by(_V.id).limit(limit)
         if subject is not None:
             query = query.where(_V.subject == subject)
+        if domain is not None:
+            query = query.where(_V.domain == domain)
         if release is not None:
             query = query.where(_V.release == release)
         with self._database.reading() as connection:
@@ -93,21 +101,27 @@ class Registry(Part):
 
 
 def _set_global(connection: Connection, row: dict[str, Any]) -> None:
-    if connection.scalar(_LIVE_GLOBAL) != row["digest"]:
-        connection.execute(schema.global_pointer.insert(), row)
+    old = connection.scalar(_LIVE_GLOBAL)
+    if old == row["digest"]:
+        return
+    connection.execute(schema.global_pointer.insert(), row)
+    event = AuditEvent(row["actor"], "global.set", f"global model {row['digest']}", row["reason"], {"old": old})
+    append(connection, INSTALLATION, event, row["at"])
 
 
 def _revoke(connection: Connection, tenant: str, release: str, values: dict[str, Any]) -> None:
     mine = (_R.tenant == tenant, _R.id == release)
     if connection.scalar(select(_R.id).where(*mine)) is None:
         raise NotFoundError(f"the release {release[:80]!r} does not exist.", mend="List the tenant's releases.")
-    connection.execute(update(schema.releases).where(*mine, _R.revoked_at.is_(None)).values(values))
+    if connection.execute(update(schema.releases).where(*mine, _R.revoked_at.is_(None)).values(values)).rowcount:
+        event = AuditEvent(values["revoke_actor"], "release.revoke", f"release {release}", values["revoke_reason"])
+        append(connection, tenant, event, values["revoked_at"])
 
 
 def _stored_of(row: AnyRow, templates: dict[str, ReleaseTemplate]) -> StoredVersion:
     """`templates` holds those read before: a page of versions mostly comes from one release."""
     if row.release not in templates:
-        templates[row.release] = ReleaseTemplate.from_json(json.loads(row.template))
+        templates[row.release] = template_of(row.template, row.release)
     version = Version(
         id=row.id,
         release=row.release,
@@ -121,18 +135,23 @@ def _stored_of(row: AnyRow, templates: dict[str, ReleaseTemplate]) -> StoredVers
         key_id=row.key_id,
         signature=row.signature,
     )
-    return StoredVersion(templates[row.release], version, row.revoked_at is not None)
+    return StoredVersion(templates[row.release], version, row.revoked_at is not None, _withheld(row))
+
+
+def _withheld(row: AnyRow) -> str | None:
+    if row.withheld is not None:
+        return f"{row.withheld}: {row.withheld_reason}"
+    return "the key that signed it was withdrawn" if row.key_withdrawn else None
 
 
 def _summary_of(row: AnyRow) -> ReleaseSummary:
-    template = json.loads(row.template)
-    privacy = template["privacy"]
+    template = template_of(row.template, row.id)
     return ReleaseSummary(
         id=row.id,
         scope=row.scope,
-        created_at=template["created_at"],
+        created_at=template.created_at.isoformat(),
         versions=row.versions,
         revoked=row.revoked_at is not None,
-        epsilon=privacy["epsilon"],
-        unit=privacy["unit"],
+        epsilon=template.privacy.epsilon,
+        unit=template.privacy.unit,
     )

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, select
 
-from idiolect.consent import SubjectState
+from idiolect.audit import AuditEvent
+from idiolect.consent import ConsentChange, DomainChange, SubjectState, apply_change
 from idiolect.errors import ConflictError
 from idiolect.resets.plan import ResetPlan
 from idiolect.resets.receipt import ResetRecord
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.erasure import erase
 from idiolect.stores.sql.part import Part
-from idiolect.stores.sql.people import check_subject, fence, load_state, save_state
+from idiolect.stores.sql.people import check_subject, fence, load_state, save_state, state_to_json
+from idiolect.stores.sql.rollout_members import note_complaint
 from idiolect.stores.sql.times import micros
 
 
 class Resets(Part):
-    def apply_reset(self, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime) -> ResetRecord:
+    def apply_reset(
+        self, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime, *, actor: str = "subject"
+    ) -> ResetRecord:
         check_subject(subject)
-        record = self._database.write(lambda connection: _apply(connection, tenant, subject, reset_id, plan, now))
+        record = self._database.write(
+            lambda connection: _apply(connection, tenant, subject, reset_id, plan, now, actor)
+        )
         self._database.scrub()
         return record
 
@@ -35,17 +42,20 @@ class Resets(Part):
 
 
 def _apply(
-    connection: Connection, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime
+    connection: Connection, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime, actor: str
 ) -> ResetRecord:
     hold(connection, tenant, Hold.ERASE)
     earlier = _load(connection, tenant, reset_id)
     if earlier is not None:
         return _same(earlier, subject, plan)
     before = load_state(connection, tenant, subject, lock=True)
+    if plan.erase_traces and (standing := _standing_erasure(connection, tenant, before)) is not None:
+        return standing
     after = state_after(before, plan, now)
     save_state(connection, tenant, before, after)
-    erased = erase(connection, tenant, subject, plan, now, reason=f"reset {reset_id}", actor="subject")
-    fence(connection, tenant, after, now)
+    note_complaint(connection, tenant, subject, leaves=True)
+    erased = erase(connection, tenant, subject, plan, now, reason=f"reset {reset_id}", actor=actor)
+    place = fence(connection, tenant, after, now, learn_afresh=plan.domain is not None)
     record = ResetRecord(
         id=reset_id,
         tenant=tenant,
@@ -56,23 +66,51 @@ def _apply(
         erased=erased,
         shared_releases=_shared_releases(connection, tenant, subject),
         completed_at=now,
+        purge_sequence=place,
+        domain=plan.domain,
     )
     _save(connection, record)
+    details: dict[str, Any] = {"scope": plan.scope, "generation": after.generation, "erased": dict(erased)}
+    if plan.domain is not None:
+        details["domain"] = plan.domain
+    extra = {"state": state_to_json(after), "record": record.to_json(), "plan": asdict(plan)}
+    event = AuditEvent(actor, "reset", f"user {subject}", f"reset {reset_id}", details)
+    append(connection, tenant, event, micros(now), extra)
     return record
 
 
 def state_after(state: SubjectState, plan: ResetPlan, now: datetime) -> SubjectState:
-    """The generation always rises. Without consent the settings go back to what they were before the first one."""
+    """The generation always rises. Without consent the settings go back to what they were before the first one.
+
+    Of one domain alone, the consent there is withdrawn and everything else stays as it was.
+    """
     raised = replace(state, known=True, generation=state.generation + 1, revision=state.revision + 1, updated_at=now)
     if not plan.withdraw_consent:
         return raised
-    return replace(raised, opted_in=False, paused=False, strength=1.0, policy_version=None)
+    if plan.domain is not None:
+        left = ConsentChange(domains=(DomainChange(plan.domain, opted_in=False),))
+        return replace(raised, domains=apply_change(state, left, now).domains)
+    return replace(raised, opted_in=False, paused=False, strength=1.0, policy_version=None, domains=())
 
 
 def _same(record: ResetRecord, subject: str, plan: ResetPlan) -> ResetRecord:
-    if (record.subject, record.scope) != (subject, plan.scope):
+    if (record.subject, record.scope, record.domain) != (subject, plan.scope, plan.domain):
         raise ConflictError(f"the reset {record.id[:80]!r} was another one.", mend="Use a new id for each reset.")
     return record
+
+
+def _standing_erasure(connection: Connection, tenant: str, state: SubjectState) -> ResetRecord | None:
+    """The record of an erasure since which nothing happened to this person: there is nothing to erase again."""
+    if not state.known or state.opted_in:
+        return None
+    table = schema.resets.c
+    query = select(table.record).where(table.tenant == tenant, table.subject == state.subject)
+    record = connection.scalar(query.order_by(table.completed_at.desc()).limit(1))
+    found = None if record is None else _record_of(tenant, json.loads(record))
+    stands = found is not None and found.scope == "erasure"
+    if found is None or not stands or (found.generation, found.completed_at) != (state.generation, state.updated_at):
+        return None
+    return found
 
 
 def _shared_releases(connection: Connection, tenant: str, subject: str) -> tuple[str, ...]:
@@ -117,4 +155,6 @@ def _record_of(tenant: str, data: Mapping[str, Any]) -> ResetRecord:
         shared_releases=tuple(data["shared_releases"]),
         completed_at=datetime.fromisoformat(data["completed_at"]),
         state=data["state"],
+        domain=data.get("domain"),
+        purge_sequence=data.get("purge_sequence", 0),
     )

@@ -3,6 +3,7 @@
 1. Where things stand: the live global model, the person's row, whether the domain is known.
 2. The live versions of domain and person, with whether their release is revoked and which global model it is bound to.
 3. Only for an owner whose live version does not fit: the newest that does.
+4. Only while the tenant has a rollout: which of them this person takes part in (see `rollout_serving`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import STATE_COLUMNS, state_of
+from idiolect.stores.sql.rollout_serving import under_trial
+from idiolect.stores.sql.withheld import KEY_WITHDRAWN
 
 _TENANT: BindParameter[str] = bindparam("tenant")
 _SUBJECT: BindParameter[str] = bindparam("subject")
@@ -30,18 +33,19 @@ _STANDING = (
             exists().where(_I.tenant == _TENANT, _I.domain == _DOMAIN),
             exists().where(_V.tenant == _TENANT, _V.subject == "", _V.domain == _DOMAIN),
         ).label("domain_known"),
+        exists().where(schema.rollout_slots.c.tenant == _TENANT).label("has_rollouts"),
         *STATE_COLUMNS,
     )
     .select_from(_ONE)
     .outerjoin(schema.subjects, and_(_S.tenant == _TENANT, _S.subject == _SUBJECT))
 )
 
-_VERSION = (_V.id, _V.release, _V.weights_sha256, _V.generation, _V.subject)
+_VERSION = (_V.id, _V.release, _V.weights_sha256, _V.generation, _V.subject, _V.seq)
 _BOUND = and_(_R.tenant == _V.tenant, _R.id == _V.release)
 
 # An owner is (subject, "") or ("", domain); no row has both empty.
 _LIVE = (
-    select(*_VERSION, _R.revoked_at, _R.global_digest)
+    select(*_VERSION, _R.revoked_at, _R.global_digest, _V.withheld, KEY_WITHDRAWN.label("key_withdrawn"))
     .select_from(schema.pointers)
     .join(schema.versions, and_(_V.tenant == _P.tenant, _V.id == _P.version))
     .join(schema.releases, _BOUND)
@@ -61,6 +65,9 @@ _NEWEST = (
         _V.subject == _SUBJECT,
         _V.domain == _DOMAIN,
         _R.revoked_at.is_(None),
+        _V.withheld.is_(None),
+        ~KEY_WITHDRAWN,
+        ~_R.staged,
         _R.global_digest == bindparam("global_digest"),
         or_(_V.subject == "", _V.generation == bindparam("generation")),
     )
@@ -71,7 +78,7 @@ _NEWEST = (
 
 class Resolving(Part):
     def resolve(self, tenant: str, subject: str | None, domain: str | None) -> Resolution:
-        with self._database.reading() as connection:
+        with self._database.point_reading() as connection:
             return _resolve(connection, tenant, subject or None, domain or None)
 
 
@@ -79,9 +86,10 @@ def _resolve(connection: Connection, tenant: str, subject: str | None, domain: s
     names = {"tenant": tenant, "subject": subject, "domain": domain}
     standing = connection.execute(_STANDING, names).one()
     state = _state(standing, subject)
-    served = state is not None and state.refusal() is None
+    served = state is not None and state.refusal(domain) is None
     digest = standing.global_digest
     user = found_domain = None
+    live: dict[str, AnyRow] = {}
     if digest is not None and (served or domain is not None):
         live = {row.subject: row for row in connection.execute(_LIVE, names | {"subject": subject if served else None})}
         if domain is not None:
@@ -90,7 +98,15 @@ def _resolve(connection: Connection, tenant: str, subject: str | None, domain: s
             assert subject is not None
             assert state is not None
             user = _fitting(connection, live.get(subject), tenant, subject, "", digest, state.generation)
-    return Resolution(digest, found_domain, user, state, bool(standing.domain_known))
+    withheld = user is None and _is_withheld(live.get(subject or ""))
+    found = Resolution(digest, found_domain, user, state, bool(standing.domain_known), withheld)
+    if not (standing.has_rollouts and served and digest is not None):
+        return found
+    return under_trial(connection, names, found, {owner: row.seq for owner, row in live.items()})
+
+
+def _is_withheld(live: AnyRow | None) -> bool:
+    return live is not None and (live.withheld is not None or bool(live.key_withdrawn))
 
 
 def _state(standing: AnyRow, subject: str | None) -> SubjectState | None:
@@ -110,7 +126,8 @@ def _fitting(
 ) -> ResolvedVersion | None:
     if live is None:
         return None  # without a live pointer nothing was ever published for this owner, or it was erased
-    fits = live.revoked_at is None and live.global_digest == digest and (not subject or live.generation == generation)
+    served = live.revoked_at is None and live.withheld is None and not live.key_withdrawn
+    fits = served and live.global_digest == digest and (not subject or live.generation == generation)
     owner = {"tenant": tenant, "subject": subject, "domain": domain}
     row = (
         live

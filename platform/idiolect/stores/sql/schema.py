@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 # SQLite numbers rows itself only for a column that is exactly INTEGER.
@@ -79,6 +80,17 @@ api_keys = Table(
     _whole("revoked_at", nullable=True),
 )
 
+# `sealed_key` opens only with the installation's master key, which is no part of the database.
+upstreams = Table(
+    "upstreams",
+    metadata,
+    Column("tenant", Text, ForeignKey("tenants.name"), primary_key=True),
+    _text("base_url"),
+    _text("model", nullable=True),
+    _bytes("sealed_key", nullable=True),
+    _whole("updated_at"),
+)
+
 # --- people -----------------------------------------------------------------------------------------------------------
 
 subjects = Table(
@@ -93,8 +105,12 @@ subjects = Table(
     _text("policy_version", nullable=True),
     _whole("updated_at"),
     _whole("trained_until", nullable=True),
+    _text("domains", nullable=True),  # JSON list of what was decided for single domains; none: nothing was
     sqlite_with_rowid=False,
 )
+
+# Domains that people are out of: an index of `subjects.domains`, for queries about many people.
+domain_refusals = Table("domain_refusals", metadata, *_key("tenant", "subject", "domain"), sqlite_with_rowid=False)
 
 tombstones = Table(
     "tombstones",
@@ -103,8 +119,14 @@ tombstones = Table(
     _whole("generation"),  # everything older is fenced
     _whole("at"),
     _whole("upto"),  # comparisons with an id up to this are never shared again
+    # The place in the purge log: rises with every commit that fences anybody; see purges.
+    Column("seq", BigInteger, nullable=False, server_default="0"),
+    Index("tombstones_by_seq", "seq"),
     sqlite_with_rowid=False,
 )
+
+# Server processes that follow the tombstones: `since` is where each began, `cursor` up to where it has purged.
+replicas = Table("replicas", metadata, *_key("id"), _whole("since"), _whole("cursor"), _whole("seen_at"))
 
 training_queue = Table(
     "training_queue",
@@ -121,6 +143,20 @@ resets = Table(
     _text("subject"),
     _text("record"),  # JSON, without the text of anything
     _whole("completed_at"),
+)
+
+# What was answered to requests that can be sent again. `owner`: the person of an end user's token, else empty.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    *_key("tenant", "owner", "key"),
+    _bytes("fingerprint"),
+    _whole("status", nullable=True),  # None: not answered yet
+    _bytes("answer", nullable=True),
+    _whole("claimed_at"),
+    _whole("expires_at"),
+    Index("idempotency_keys_by_expiry", "tenant", "expires_at"),
+    sqlite_with_rowid=False,
 )
 
 # --- signals ----------------------------------------------------------------------------------------------------------
@@ -328,6 +364,8 @@ releases = Table(
     _whole("revoked_at", nullable=True),
     _text("revoke_reason", nullable=True),
     _text("revoke_actor", nullable=True),
+    # Published, but made nobody's live version: for a rollout. Nothing falls back to it.
+    Column("staged", Boolean, nullable=False, server_default=false()),
     Index("releases_by_time", "tenant", "published_at", "id"),
     Index("releases_by_run", "tenant", "run"),
 )
@@ -349,6 +387,8 @@ versions = Table(
     _text("evaluation", nullable=True),  # JSON
     _text("key_id"),
     _bytes("signature"),
+    _text("withheld", nullable=True),  # why it is not served: `quarantined` or `rolled_back`; see registry.pointers
+    _text("withheld_reason", nullable=True),
     UniqueConstraint("tenant", "id"),
     ForeignKeyConstraint(["tenant", "release"], ["releases.tenant", "releases.id"]),
     Index("versions_by_owner", "tenant", "subject", "domain", "seq"),
@@ -379,4 +419,112 @@ pointer_history = Table(
     _text("reason"),
     _text("actor"),
     Index("pointer_history_by_owner", "tenant", "subject", "domain"),
+)
+
+# Signing keys whose signatures no longer count, whatever the key files say.
+withdrawn_keys = Table("withdrawn_keys", metadata, *_key("key_id"), _whole("at"), _text("reason"), _text("actor"))
+
+# --- audit ------------------------------------------------------------------------------------------------------------
+
+# Append-only: triggers of the migration refuse everything but an INSERT. The tenant "" is the installation.
+audit_entries = Table(
+    "audit_entries",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    _whole("at"),
+    _text("actor"),
+    _text("action"),
+    _text("object"),
+    _text("reason"),
+    _text("details"),  # canonical JSON
+    _bytes("previous"),
+    _bytes("hash"),
+    Index("audit_entries_by_object", "tenant", "object", "seq"),
+    sqlite_with_rowid=False,
+)
+
+# The row that appending writers of a chain queue at.
+audit_heads = Table("audit_heads", metadata, *_key("tenant"), _whole("seq"), _bytes("hash"), sqlite_with_rowid=False)
+
+# --- rollouts ---------------------------------------------------------------------------------------------------------
+
+# `release` holds the candidate's versions, for all owners that the slots name; none for a setting.
+rollouts = Table(
+    "rollouts",
+    metadata,
+    *_key("tenant", "id"),
+    _text("kind"),
+    _text("candidate"),
+    _text("release", nullable=True),
+    Column("strength", Double, nullable=True),
+    _text("owners"),  # JSON
+    _text("plan"),  # JSON
+    _bytes("salt"),
+    _text("state"),
+    _whole("step"),
+    _number("share"),
+    _whole("fence"),  # whoever got a live version with a later `seq` than this has moved on, and takes no part
+    _whole("revision"),
+    _text("verdict"),
+    _text("reason"),
+    _text("actor"),
+    _whole("created_at"),
+    _whole("moved_at"),
+    Index("rollouts_by_time", "tenant", "created_at", "id"),
+)
+
+# Of rollouts that are running or held, and nothing else: what `resolve` looks at.
+rollout_slots = Table(
+    "rollout_slots",
+    metadata,
+    *_key("tenant", "slot", "domain"),  # slot: user | domain | setting
+    _text("rollout"),
+    sqlite_with_rowid=False,
+)
+
+# One row per person who takes part, while it runs.
+rollout_members = Table(
+    "rollout_members",
+    metadata,
+    *_key("tenant", "subject", "rollout"),
+    _whole("step"),
+    _text("arm"),
+    _whole("requests"),
+    _whole("slow"),
+    _whole("fallback"),
+    _whole("failed"),
+    _whole("answers"),
+    _number("success"),
+    _flag("complained"),
+    Index("rollout_members_by_rollout", "tenant", "rollout"),
+    sqlite_with_rowid=False,
+)
+
+# Sufficient statistics. The metric `enrolled` counts people who were served at all.
+rollout_tallies = Table(
+    "rollout_tallies",
+    metadata,
+    *_key("tenant", "rollout"),
+    Column("step", BigInteger, primary_key=True),
+    *_key("arm", "metric"),
+    _whole("people"),
+    _number("total"),
+    sqlite_with_rowid=False,
+)
+
+# Append-only.
+rollout_history = Table(
+    "rollout_history",
+    metadata,
+    _row_id(),
+    _text("tenant"),
+    _text("rollout"),
+    _text("state"),
+    _whole("step"),
+    _text("verdict"),
+    _whole("at"),
+    _text("reason"),
+    _text("actor"),
+    Index("rollout_history_by_rollout", "tenant", "rollout"),
 )

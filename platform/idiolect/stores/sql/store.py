@@ -8,25 +8,60 @@ from sqlalchemy import Connection
 
 from idiolect.ids import new_id
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.audit import Audit
 from idiolect.stores.sql.feedback import Feedback
+from idiolect.stores.sql.garbage import GarbageCollecting
+from idiolect.stores.sql.idempotency import Idempotency
 from idiolect.stores.sql.imports import Imports
 from idiolect.stores.sql.ledger import Ledger
+from idiolect.stores.sql.lineage import Lineages
+from idiolect.stores.sql.person_pages import PersonPages
+from idiolect.stores.sql.pointers import Pointers
+from idiolect.stores.sql.purges import Purges
+from idiolect.stores.sql.recovering import Recovering
 from idiolect.stores.sql.registry import Registry
 from idiolect.stores.sql.resets import Resets
 from idiolect.stores.sql.resolving import Resolving
+from idiolect.stores.sql.rollouts import Rollouts
+from idiolect.stores.sql.snapshots import Snapshots
 from idiolect.stores.sql.subjects import Subjects
 from idiolect.stores.sql.tenants import Tenants
 from idiolect.stores.sql.training_reads import TrainingReads
+from idiolect.stores.sql.upstreams import Upstreams
+from idiolect.stores.sql.withheld import Withholding
 
 
-class SqlStore(Tenants, Subjects, Imports, Feedback, TrainingReads, Ledger, Registry, Resolving, Resets):
+class _Administration(Audit, Pointers, Withholding, Lineages, GarbageCollecting, Rollouts, Recovering, Snapshots):
+    """What admins ask."""
+
+
+class SqlStore(
+    Tenants,
+    Subjects,
+    PersonPages,
+    Idempotency,
+    Imports,
+    Feedback,
+    TrainingReads,
+    Ledger,
+    Registry,
+    Resolving,
+    Resets,
+    Purges,
+    Upstreams,
+    _Administration,
+):
     """Everything, behind one connection pool. Safe to use from many threads and processes."""
+
+    @property
+    def embedded(self) -> bool:
+        return self._database.is_sqlite
 
     def check(self) -> None:
         self._database.write(_write_and_take_back)
 
     def close(self) -> None:
-        self._database.engine.dispose()
+        self._database.close()
 
 
 if TYPE_CHECKING:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 
 from sqlalchemy import Connection, select
 
+from idiolect.audit import AuditEvent
 from idiolect.consent import ConsentChange, SubjectState, apply_change
 from idiolect.errors import PreconditionError
 from idiolect.resets.plan import plan_reset
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.erasure import erase
 from idiolect.stores.sql.part import Part
@@ -22,12 +25,15 @@ from idiolect.stores.sql.people import (
     requeue,
     save_state,
     state_of,
+    state_to_json,
 )
+from idiolect.stores.sql.rollout_members import note_complaint
+from idiolect.stores.sql.times import micros
 
 
 class Subjects(Part):
     def subject(self, tenant: str, subject: str) -> SubjectState:
-        with self._database.reading() as connection:
+        with self._database.point_reading(single=True) as connection:
             return load_state(connection, tenant, subject)
 
     def change_subject(
@@ -38,10 +44,13 @@ class Subjects(Part):
         now: datetime,
         *,
         if_revision: int | None = None,
+        actor: str = "subject",
     ) -> SubjectState:
         check_subject(subject)
-        state = self._database.write(lambda connection: _change(connection, tenant, subject, change, now, if_revision))
-        if change.opted_in is False:
+        state = self._database.write(
+            lambda connection: _change(connection, tenant, subject, change, now, if_revision, actor)
+        )
+        if change.refuses:
             self._database.scrub()
         return state
 
@@ -54,10 +63,16 @@ class Subjects(Part):
 
 
 def _change(
-    connection: Connection, tenant: str, subject: str, change: ConsentChange, now: datetime, if_revision: int | None
+    connection: Connection,
+    tenant: str,
+    subject: str,
+    change: ConsentChange,
+    now: datetime,
+    if_revision: int | None,
+    actor: str,
 ) -> SubjectState:
     refuses = change.opted_in is False
-    hold(connection, tenant, Hold.ERASE if refuses else Hold.NOTHING_ERASED)
+    hold(connection, tenant, Hold.ERASE if change.refuses else Hold.NOTHING_ERASED)
     before = load_state(connection, tenant, subject, lock=True)
     if if_revision is not None and if_revision != before.revision:
         raise PreconditionError(
@@ -65,10 +80,26 @@ def _change(
         )
     after = apply_change(before, change, now)
     save_state(connection, tenant, before, after)
+    if refuses or (after.paused and not before.paused):
+        note_complaint(connection, tenant, subject, leaves=refuses)
     if refuses:
         # Also without an earlier yes: the tombstone is what keeps a "no" from being overridden by an import.
-        erase(connection, tenant, subject, plan_reset("adapter"), now, reason="opted out", actor="subject")
+        erase(connection, tenant, subject, plan_reset("adapter"), now, reason="opted out", actor=actor)
         fence(connection, tenant, after, now)
-    elif after.opted_in and not before.opted_in:
+    elif after.generation > before.generation:
+        erase(connection, tenant, subject, plan_reset("adapter"), now, reason="left a domain", actor=actor)
+        fence(connection, tenant, after, now, learn_afresh=True)
+    elif after.opted_in and (not before.opted_in or after.domains != before.domains):
         requeue(connection, tenant, [subject])
+    append(connection, tenant, _event(after, change, actor), micros(now), {"state": state_to_json(after)})
     return after
+
+
+def _event(after: SubjectState, change: ConsentChange, actor: str) -> AuditEvent:
+    asked = {name: value for name, value in asdict(change).items() if value is not None and name != "domains"}
+    if change.domains:
+        asked["domains"] = [asdict(one) for one in change.domains]
+    if change.opted_in:
+        asked["policy_version"] = after.policy_version
+    details = asked | {"revision": after.revision, "generation": after.generation}
+    return AuditEvent(actor, "consent.change", f"user {after.subject}", details=details)

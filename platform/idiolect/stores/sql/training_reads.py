@@ -21,6 +21,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.columns import Columns
 from idiolect.stores.sql.engine import AnyRow, chunks
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.people import agreed_there
 from idiolect.stores.sql.texts import load_items
 
 _R, _C, _E, _I = schema.ratings.c, schema.comparisons.c, schema.evaluation_pairs.c, schema.items.c
@@ -62,10 +63,11 @@ class TrainingReads(Part):
 
     def trainable(self, tenant: str) -> Sequence[str]:
         """In order of pseudonym."""
+        own = and_(_C.tenant == tenant, _C.subject == _S.subject, _C.generation == _S.generation)
         query = (
             select(_S.subject)
             .where(_S.tenant == tenant, _S.opted_in, ~_S.paused)
-            .where(exists().where(_C.tenant == tenant, _C.subject == _S.subject, _C.generation == _S.generation))
+            .where(exists().where(own, agreed_there(schema.comparisons)))
             .order_by(_S.subject)
         )
         with self._database.reading() as connection:
@@ -136,9 +138,11 @@ def _shared(tenant: str, source: _Source, domain: str | None) -> Select[Any]:
 def _allowed(
     query: Select[Any], table: Table, item: str, tenant: str, source: _Source, domain: str | None
 ) -> Select[Any]:
-    """Of one domain if it is given; of people who opted in unless the source is public."""
+    """Of one domain if it is given; of people who opted in unless the source is public; never of a domain that they
+    are out of."""
     if domain is not None:
         query = query.join(schema.items, _I.id == table.c[item]).where(_I.tenant == tenant, _I.domain == domain)
+    query = query.where(agreed_there(table, item))
     if not source.public:
         query = query.where(exists().where(_S.tenant == tenant, _S.subject == table.c.subject, _S.opted_in))
     return query
@@ -151,6 +155,7 @@ def _personal(tenant: str, subjects: Sequence[str] | None, limit: int) -> Select
         select(_C.subject, _C.chosen, _C.rejected, _C.weight, _C.id, rank.label("rank"))
         .join(schema.subjects, and_(_S.tenant == _C.tenant, _S.subject == _C.subject))
         .where(_C.tenant == tenant, _S.opted_in, ~_S.paused, _C.generation == _S.generation)
+        .where(agreed_there(schema.comparisons))
     )
     if subjects is not None:
         ranked = ranked.where(_C.subject.in_(subjects))

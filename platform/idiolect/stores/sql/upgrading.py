@@ -28,19 +28,22 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 def upgrade(database: Database) -> None:
     """In one transaction. Raises ConfigurationError for a database of a newer Idiolect, or of another program."""
-    script = ScriptDirectory.from_config(alembic_config())
-    head = script.get_current_head()
-    known = {revision.revision for revision in script.walk_revisions()}
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    known = known_revisions()
     with database.reading() as connection:
-        if _revision(connection) == head:
+        if revision_of(connection) == head:
             return
     database.write(lambda connection: _upgrade(connection, known, database.where))
+
+
+def known_revisions() -> set[str]:
+    return {revision.revision for revision in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
 
 
 def _upgrade(connection: Connection, known: set[str], where: str) -> None:
     if connection.dialect.name != "sqlite":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-    revision = _revision(connection)
+    revision = revision_of(connection)
     if revision is not None and revision not in known:
         raise ConfigurationError(
             f"the database {where} was written by a newer Idiolect (schema {revision}).",
@@ -51,7 +54,7 @@ def _upgrade(connection: Connection, known: set[str], where: str) -> None:
     command.upgrade(alembic_config(connection), "head")
 
 
-def _revision(connection: Connection) -> str | None:
+def revision_of(connection: Connection) -> str | None:
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     query = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608  a constant

@@ -1,0 +1,325 @@
+"""Every call of the API as a value: what to send, and what comes back. Both clients send the same values."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
+
+from idiolect.client import results
+from idiolect.client.results import Result
+from idiolect.errors import InvalidInputError
+
+R = TypeVar("R", bound=Result)
+
+Mode = Literal["auto", "off", "required"]
+ResetScope = Literal["adapter", "feedback", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[R]):
+    """`safe`: sent twice, it does no more than once (see `retries`)."""
+
+    method: str
+    path: str
+    result: type[R]
+    body: Mapping[str, Any] | None = None
+    query: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    safe: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A candidate with your own id, which comes back with its result."""
+
+    text: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DomainChoice:
+    """What a person decides for one domain; None leaves it as it is."""
+
+    opted_in: bool | None = None
+    strength: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What `user` did with a ranking. The `id` makes it harmless to send twice; one is made if you give none.
+
+    value: an index for choice, accept and dismiss; indices, best first, for ranking; [index, stars] pairs for rating.
+    """
+
+    inference_id: str
+    kind: Literal["choice", "ranking", "rating", "accept", "dismiss"]
+    value: Any
+    user: str
+    id: str | None = None
+    domain: str | None = None
+    occurred_at: datetime | None = None
+
+
+def rerank(
+    query: str,
+    documents: Sequence[str | Document],
+    *,
+    user: str | None = None,
+    domain: str | None = None,
+    top_n: int | None = None,
+    return_documents: bool = False,
+    personalization: Mode = "auto",
+    strength: float | None = None,
+    explain: bool = False,
+) -> Call[results.Ranking]:
+    """The documents in the order in which `user` would prefer them, best first.
+
+    Safe to send again: an answer that was lost leaves an inference behind that nobody refers to.
+    """
+    body = {
+        "query": query,
+        "documents": _documents(documents),
+        "top_n": top_n,
+        "return_documents": return_documents or None,
+        **_person(user, domain, personalization, strength, explain),
+    }
+    return Call("POST", "/v1/rerank", results.Ranking, _given(body))
+
+
+def score(
+    query: str,
+    documents: Sequence[str | Document],
+    *,
+    user: str | None = None,
+    domain: str | None = None,
+    personalization: Mode = "auto",
+    strength: float | None = None,
+    explain: bool = False,
+) -> Call[results.Scores]:
+    """A raw score for each document, in the order in which they were sent."""
+    person = _person(user, domain, personalization, strength, explain)
+    body = {"query": query, "documents": _documents(documents), **person}
+    return Call("POST", "/v1/score", results.Scores, _given(body))
+
+
+def compare(
+    query: str,
+    a: str,
+    b: str,
+    *,
+    user: str | None = None,
+    domain: str | None = None,
+    personalization: Mode = "auto",
+    strength: float | None = None,
+    explain: bool = False,
+) -> Call[results.Comparison]:
+    """How probable it is that `user` prefers a over b."""
+    body = {"query": query, "a": a, "b": b, **_person(user, domain, personalization, strength, explain)}
+    return Call("POST", "/v1/compare", results.Comparison, _given(body))
+
+
+def complete(
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    n: int | None = None,
+    user: str | None = None,
+    domain: str | None = None,
+    personalization: Mode = "auto",
+    strength: float | None = None,
+    explain: bool = False,
+    candidates: bool = False,
+    **parameters: Any,
+) -> Call[results.Completion]:
+    """The best of `n` completions for `user`; all of them with `candidates`.
+
+    `parameters` go to the upstream, such as model and temperature. Not sent again when the answer is lost: the upstream
+    may have been paid for it.
+    """
+    person = _person(None, domain, personalization, strength, explain)
+    ours = _given(person | {"candidates": candidates or None})
+    body = {**parameters, "messages": [dict(message) for message in messages], "n": n, "user": user, "idiolect": ours}
+    return Call("POST", "/v1/chat/completions", results.Completion, _given(body), safe=False)
+
+
+def issue_token(
+    user: str, scopes: Sequence[Literal["infer", "feedback", "controls"]], *, ttl_seconds: int | None = None
+) -> Call[results.Token]:
+    """A short-lived token with which `user`'s browser may call this API for itself alone."""
+    body = _given({"user": user, "scopes": list(scopes), "ttl_seconds": ttl_seconds})
+    return Call("POST", "/v1/tokens", results.Token, body)
+
+
+def upstream() -> Call[results.Upstream]:
+    """Where completions come from; never its key."""
+    return Call("GET", "/v1/upstream", results.Upstream)
+
+
+def set_upstream(base_url: str, *, api_key: str | None = None, model: str | None = None) -> Call[results.Upstream]:
+    """Set where completions come from, replacing what was set before."""
+    body = _given({"base_url": base_url, "api_key": api_key, "model": model})
+    return Call("PUT", "/v1/upstream", results.Upstream, body)
+
+
+def remove_upstream() -> Call[results.Removal]:
+    """Forget the upstream and its key."""
+    return Call("DELETE", "/v1/upstream", results.Removal)
+
+
+def feedback(signal: Signal) -> Call[results.SignalOutcome]:
+    """Say what the person did with a ranking; they are trained again after a few of these."""
+    return Call("POST", "/v1/feedback", results.SignalOutcome, _signal(signal))
+
+
+def feedback_batch(signals: Sequence[Signal]) -> Call[results.BatchOutcome]:
+    """Up to 100 signals: checked together, then each is stored and answered for by itself."""
+    return Call("POST", "/v1/feedback", results.BatchOutcome, {"signals": [_signal(signal) for signal in signals]})
+
+
+def consent(user: str) -> Call[results.Consent]:
+    """What this person agreed to."""
+    return Call("GET", f"{_user(user)}/personalization", results.Consent)
+
+
+def set_consent(
+    user: str,
+    *,
+    opted_in: bool | None = None,
+    paused: bool | None = None,
+    strength: float | None = None,
+    domains: Mapping[str, DomainChoice] | None = None,
+    if_revision: int | None = None,
+) -> Call[results.Consent]:
+    """Change what is given; of `domains`, those that are named.
+
+    With `if_revision`: ApiPreconditionError if somebody changed it since. Such a change is not sent again when its
+    answer is lost: it may have been made, and would then be refused.
+    """
+    chosen = None if domains is None else {name: _given(asdict(choice)) for name, choice in domains.items()}
+    body = _given({"opted_in": opted_in, "paused": paused, "strength": strength, "domains": chosen})
+    headers = {} if if_revision is None else {"If-Match": f'"{if_revision}"'}
+    path = f"{_user(user)}/personalization"
+    return Call("PUT", path, results.Consent, body, headers=headers, safe=if_revision is None)
+
+
+def consent_receipt(user: str) -> Call[results.ConsentReceipt]:
+    """What this person agreed to or refused, signed."""
+    return Call("GET", f"{_user(user)}/personalization/receipt", results.ConsentReceipt)
+
+
+def reset(
+    user: str, scope: ResetScope = "all", *, domain: str | None = None, idempotency_key: str | None = None
+) -> Call[results.ResetReceipt]:
+    """Forget the adapter; also the feedback; or `all`, also the consent. When it answers, it holds everywhere.
+
+    With `domain` the feedback or consent of that one alone; the adapter goes as a whole.
+    """
+    headers = {"Idempotency-Key": idempotency_key or _new_id()}
+    path = f"{_user(user)}/personalization/reset"
+    return Call("POST", path, results.ResetReceipt, _given({"scope": scope, "domain": domain}), headers=headers)
+
+
+def erase(user: str) -> Call[results.ResetReceipt]:
+    """Erase everything of this person. Doing it twice is harmless, and answers the first receipt."""
+    return Call("DELETE", _user(user), results.ResetReceipt)
+
+
+def export(user: str) -> Call[results.Archive]:
+    """Everything that is stored of this person, as a zip file."""
+    return Call("POST", f"{_user(user)}/exports", results.Archive)
+
+
+def reset_receipt(user: str, reset_id: str) -> Call[results.ResetReceipt]:
+    """The receipt of an earlier reset."""
+    return Call("GET", f"{_user(user)}/personalization/resets/{_segment('reset', reset_id)}", results.ResetReceipt)
+
+
+def explanation(user: str) -> Call[results.Explanation]:
+    """What was learned about this person, and at what cost in privacy."""
+    return Call("GET", f"{_user(user)}/explanation", results.Explanation)
+
+
+def adapters(
+    *, user: str | None = None, limit: int | None = None, page_token: str | None = None
+) -> Call[results.AdapterPage]:
+    """Adapter versions, a page at a time."""
+    query = _given({"user": user, "limit": limit, "page_token": page_token})
+    return Call("GET", "/v1/adapters", results.AdapterPage, query=query)
+
+
+def adapter(version_id: str) -> Call[results.Adapter]:
+    """One version with its signed manifest."""
+    return Call("GET", f"/v1/adapters/{_segment('version', version_id)}", results.Adapter)
+
+
+def releases(*, limit: int | None = None) -> Call[results.Releases]:
+    """The newest releases."""
+    return Call("GET", "/v1/releases", results.Releases, query=_given({"limit": limit}))
+
+
+def revoke_release(release_id: str, reason: str) -> Call[results.Revocation]:
+    """Take everything that one training published out of service, at once."""
+    path = f"/v1/releases/{_segment('release', release_id)}/revoke"
+    return Call("POST", path, results.Revocation, {"reason": reason})
+
+
+def ledger(*, limit: int | None = None) -> Call[results.Ledger]:
+    """What trainings were charged, newest first."""
+    return Call("GET", "/v1/privacy/ledger", results.Ledger, query=_given({"limit": limit}))
+
+
+def health() -> Call[results.Health]:
+    """Whether the process answers at all."""
+    return Call("GET", "/healthz", results.Health)
+
+
+def ready() -> Call[results.Health]:
+    """Whether it can serve. Raises ApiUnavailableError if its store can't be reached."""
+    return Call("GET", "/readyz", results.Health)
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _person(user: str | None, domain: str | None, mode: Mode, strength: float | None, explain: bool) -> dict[str, Any]:
+    return {
+        "user": user,
+        "domain": domain,
+        "personalization": None if mode == "auto" else mode,
+        "strength": strength,
+        "explain": explain or None,
+    }
+
+
+def _documents(documents: Sequence[str | Document]) -> list[Any]:
+    if isinstance(documents, str):
+        raise InvalidInputError("the documents are one text.", mend="Pass a list of texts.")
+    return [document if isinstance(document, str) else _given(asdict(document)) for document in documents]
+
+
+def _signal(signal: Signal) -> dict[str, Any]:
+    body = _given(asdict(signal))
+    if signal.occurred_at is not None:
+        if signal.occurred_at.tzinfo is None:
+            raise InvalidInputError("occurred_at has no time zone.", mend="Pass one, such as datetime.now(UTC).")
+        body["occurred_at"] = signal.occurred_at.isoformat()
+    return {"id": _new_id(), **body}
+
+
+def _user(user: str) -> str:
+    return f"/v1/users/{_segment('user', user)}"
+
+
+def _segment(what: str, value: str) -> str:
+    """Percent-encoded, dots too: an id of '..' must stay an id. Raises InvalidInputError for an empty one."""
+    if not value:
+        raise InvalidInputError(f"the {what} is empty.", mend="Name one.")
+    return quote(value, safe="", errors="strict").replace(".", "%2E")

@@ -1,0 +1,331 @@
+"""Moving pointers. A move locks one person's or domain's pointer, never the tenant, so a long publish delays none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, and_, case, delete, func, literal, or_, select, update
+from sqlalchemy.sql.elements import ColumnElement
+
+from idiolect.audit import AuditEvent
+from idiolect.errors import ConflictError, NotFoundError, PreconditionError
+from idiolect.registry.pointers import (
+    LIVE,
+    PREVIOUS,
+    ROLLED_BACK,
+    Adapter,
+    Candidate,
+    Pointer,
+    PointerMove,
+    check_promotable,
+)
+from idiolect.stores.sql import schema
+from idiolect.stores.sql.audit import append
+from idiolect.stores.sql.engine import AnyRow, Hold, hold, insert
+from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.people import load_state
+from idiolect.stores.sql.times import micros, moment
+from idiolect.stores.sql.withheld import KEY_WITHDRAWN
+
+_P, _V, _R = schema.pointers.c, schema.versions.c, schema.releases.c
+_S, _T, _M, _G = schema.subjects.c, schema.tombstones.c, schema.pointer_history.c, schema.global_pointer.c
+_LIVE_GLOBAL = select(_G.digest).order_by(_G.id.desc()).limit(1)
+_ID = case(
+    (
+        _P.subject == "",
+        literal("domain:") + _P.domain,
+    ),
+    else_=literal("user:") + _P.subject,
+)
+_CANDIDATE = (
+    select(
+        _V.id,
+        _V.seq,
+        _V.subject,
+        _V.domain,
+        _V.generation,
+        _V.withheld,
+        _V.withheld_reason,
+        _R.revoked_at,
+        _R.global_digest,
+        KEY_WITHDRAWN.label("key_withdrawn"),
+    )
+    .select_from(schema.versions)
+    .join(schema.releases, and_(_R.tenant == _V.tenant, _R.id == _V.release))
+)
+
+
+class Pointers(Part):
+    def pointers(self, tenant: str, adapter: Adapter) -> Sequence[Pointer]:
+        with self._database.reading() as connection:
+            found = _pointers(connection, tenant, adapter, lock=False)
+        return [found.pop(LIVE, Pointer(LIVE, None, 0)), *(found[name] for name in sorted(found))]
+
+    def adapters(self, tenant: str, *, after: str = "", limit: int = 100) -> Sequence[tuple[Adapter, Pointer]]:
+        query = select(_P.subject, _P.domain, _P.version, _P.revision).where(_P.tenant == tenant, _P.name == LIVE)
+        if after:
+            query = query.where(_beyond(Adapter.parse(after)))
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(_P.subject, _P.domain).limit(limit)).all()
+        return [(Adapter.of(row.subject, row.domain), Pointer(LIVE, row.version, row.revision)) for row in rows]
+
+    def promote(
+        self, tenant: str, version_id: str, now: datetime, *, reason: str, actor: str, if_match: str | None = None
+    ) -> Pointer:
+        move = _Move(tenant, micros(now), reason, actor, if_match)
+        return self._database.write(lambda connection: _promote(connection, move, version_id))
+
+    def promote_release(self, tenant: str, release: str, now: datetime, *, reason: str, actor: str) -> int:
+        move = _Move(tenant, micros(now), reason, actor, None)
+        return self._database.write(lambda connection: _promote_release(connection, move, release))
+
+    def rollback(
+        self, tenant: str, adapter: Adapter, now: datetime, *, reason: str, actor: str, if_match: str | None = None
+    ) -> Pointer:
+        move = _Move(tenant, micros(now), reason, actor, if_match)
+        return self._database.write(lambda connection: _rollback(connection, move, adapter))
+
+    def pointer_history(
+        self, tenant: str, adapter: Adapter, *, before: int | None = None, limit: int = 100
+    ) -> Sequence[PointerMove]:
+        query = select(schema.pointer_history).where(
+            _M.tenant == tenant, _M.subject == adapter.subject, _M.domain == adapter.domain
+        )
+        if before is not None:
+            query = query.where(_M.id < before)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(_M.id.desc()).limit(limit)).all()
+        return [_move_of(row) for row in rows]
+
+
+class _Move:
+    """Who moves a pointer, when and why."""
+
+    def __init__(self, tenant: str, at: int, reason: str, actor: str, if_match: str | None) -> None:
+        self.tenant, self.at, self.reason, self.actor, self.if_match = tenant, at, reason, actor, if_match
+
+    def event(self, action: str, of: str, **details: Any) -> AuditEvent:
+        return AuditEvent(self.actor, action, of, self.reason, details)
+
+
+def _beyond(adapter: Adapter) -> ColumnElement[bool]:
+    later_domain = and_(_P.subject == adapter.subject, _P.domain > adapter.domain)
+    return or_(_P.subject > adapter.subject, later_domain)
+
+
+def _pointers(connection: Connection, tenant: str, adapter: Adapter, *, lock: bool) -> dict[str, Pointer]:
+    mine = (_P.tenant == tenant, _P.subject == adapter.subject, _P.domain == adapter.domain)
+    query = select(_P.name, _P.version, _P.revision).where(*mine).order_by(_P.name)
+    rows = connection.execute(query.with_for_update() if lock else query)
+    return {row.name: Pointer(row.name, row.version, row.revision) for row in rows}
+
+
+def _promote(connection: Connection, move: _Move, version_id: str) -> Pointer:
+    hold(connection, move.tenant, Hold.NOTHING_ERASED)
+    candidate = _candidate(connection, move.tenant, version_id)
+    if candidate is None:
+        raise NotFoundError(f"there is no version {version_id[:80]!r}.", mend="See: idiolect registry list --versions.")
+    live = _expected(connection, move, candidate.adapter)
+    _check(connection, move.tenant, candidate, "be made live")
+    if live.version == candidate.version:
+        return live
+    moved = _set(connection, move, candidate.adapter, live, candidate.version)
+    if live.version is not None:
+        _upsert(connection, move.tenant, candidate.adapter, PREVIOUS, live.version)
+    if candidate.withheld == ROLLED_BACK:
+        _withhold(connection, move.tenant, candidate.version, None, None)
+    event = move.event("pointer.promote", f"adapter {candidate.adapter.id}", old=live.version, new=moved.version)
+    append(connection, move.tenant, event, move.at)
+    return moved
+
+
+def _rollback(connection: Connection, move: _Move, adapter: Adapter) -> Pointer:
+    hold(connection, move.tenant, Hold.NOTHING_ERASED)
+    live = _expected(connection, move, adapter)
+    if live.version is None:
+        raise NotFoundError(f"nothing is live for {adapter.id[:80]!r}.", mend="See: idiolect registry list.")
+    previous = _pointers(connection, move.tenant, adapter, lock=False).get(PREVIOUS)
+    candidate = None
+    if previous is not None and previous.version is not None:
+        candidate = _candidate(connection, move.tenant, previous.version)
+    if candidate is None or candidate.version == live.version:
+        raise ConflictError(
+            f"{adapter.id} has no previous version to go back to.",
+            mend="Promote another version, or revoke the release of the live one.",
+            code="not_promotable",
+        )
+    _check(connection, move.tenant, candidate, "be gone back to")
+    moved = _set(connection, move, adapter, live, candidate.version)
+    _withhold(connection, move.tenant, live.version, ROLLED_BACK, move.reason)
+    _renew_previous(connection, move.tenant, candidate)
+    event = move.event("pointer.rollback", f"adapter {adapter.id}", old=live.version, new=moved.version)
+    append(connection, move.tenant, event, move.at)
+    return moved
+
+
+def _expected(connection: Connection, move: _Move, adapter: Adapter) -> Pointer:
+    """The live pointer, locked. Raises PreconditionError if the caller expected another."""
+    live = _pointers(connection, move.tenant, adapter, lock=True).get(LIVE, Pointer(LIVE, None, 0))
+    if move.if_match is not None and move.if_match != live.etag:
+        raise PreconditionError(
+            f"the live pointer of {adapter.id} is at revision {live.revision}, not the expected one.",
+            mend="Read it again and decide.",
+        )
+    return live
+
+
+def _check(connection: Connection, tenant: str, candidate: Candidate, what: str) -> None:
+    subject = candidate.adapter.subject
+    state = load_state(connection, tenant, subject, lock=True) if subject else None
+    stone = connection.scalar(select(_T.generation).where(_T.tenant == tenant, _T.subject == subject))
+    check_promotable(candidate, state, -1 if stone is None else stone, connection.scalar(_LIVE_GLOBAL), what)
+
+
+def _candidate(connection: Connection, tenant: str, version_id: str) -> Candidate | None:
+    row = connection.execute(_CANDIDATE.where(_V.tenant == tenant, _V.id == version_id)).one_or_none()
+    return None if row is None else _candidate_of(row)
+
+
+def _candidate_of(row: AnyRow) -> Candidate:
+    return Candidate(
+        row.id,
+        Adapter.of(row.subject, row.domain),
+        row.generation,
+        row.revoked_at is not None,
+        row.withheld,
+        row.withheld_reason,
+        bool(row.key_withdrawn),
+        row.global_digest,
+    )
+
+
+def _set(connection: Connection, move: _Move, adapter: Adapter, live: Pointer, version: str) -> Pointer:
+    row = {"tenant": move.tenant, "subject": adapter.subject, "domain": adapter.domain, "name": LIVE}
+    if live.version is None:
+        connection.execute(schema.pointers.insert(), row | {"version": version, "revision": 1})
+    else:
+        mine = and_(*(_P[name] == value for name, value in row.items()))
+        change = {"version": version, "revision": live.revision + 1}
+        connection.execute(update(schema.pointers).where(mine).values(change))
+    said = {"old_version": live.version, "version": version, "at": move.at, "reason": move.reason, "actor": move.actor}
+    connection.execute(schema.pointer_history.insert(), row | said)
+    return Pointer(LIVE, version, live.revision + 1)
+
+
+def _upsert(connection: Connection, tenant: str, adapter: Adapter, name: str, version: str) -> None:
+    row = {"tenant": tenant, "subject": adapter.subject, "domain": adapter.domain, "name": name}
+    statement = insert(connection, schema.pointers).values(row | {"version": version, "revision": 1})
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["tenant", "subject", "domain", "name"],
+            set_={"version": version, "revision": _P.revision + 1},
+        )
+    )
+
+
+def _withhold(connection: Connection, tenant: str, version: str, why: str | None, reason: str | None) -> None:
+    """A quarantine stays whatever happens."""
+    mine = (_V.tenant == tenant, _V.id == version, or_(_V.withheld.is_(None), _V.withheld == ROLLED_BACK))
+    connection.execute(update(schema.versions).where(*mine).values(withheld=why, withheld_reason=reason))
+
+
+def _renew_previous(connection: Connection, tenant: str, live: Candidate) -> None:
+    """`previous` becomes the newest version before `live` that could be served, or goes."""
+    owner = (_V.tenant == tenant, _V.subject == live.adapter.subject, _V.domain == live.adapter.domain)
+    seq = select(_V.seq).where(_V.tenant == tenant, _V.id == live.version).scalar_subquery()
+    older = connection.scalar(
+        select(_V.id)
+        .join(schema.releases, and_(_R.tenant == _V.tenant, _R.id == _V.release))
+        .where(*owner, _V.seq < seq, _V.generation == live.generation, _R.global_digest == live.global_digest)
+        .where(_R.revoked_at.is_(None), ~_R.staged, _V.withheld.is_(None), ~KEY_WITHDRAWN)
+        .order_by(_V.seq.desc())
+        .limit(1)
+    )
+    if older is not None:
+        _upsert(connection, tenant, live.adapter, PREVIOUS, older)
+        return
+    mine = (_P.tenant == tenant, _P.subject == live.adapter.subject, _P.domain == live.adapter.domain)
+    connection.execute(delete(schema.pointers).where(*mine, _P.name == PREVIOUS))
+
+
+def _promote_release(connection: Connection, move: _Move, release: str) -> int:
+    """Four statements whatever the size. Versions that may not be live keep their owner's pointer where it is."""
+    tenant = move.tenant
+    hold(connection, tenant, Hold.ONE_RUN)
+    row = connection.execute(
+        select(_R.revoked_at, _R.global_digest).where(_R.tenant == tenant, _R.id == release).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise NotFoundError(f"the release {release[:80]!r} does not exist.", mend="List the tenant's releases.")
+    if row.revoked_at is not None or row.global_digest != connection.scalar(_LIVE_GLOBAL):
+        why = "it was revoked" if row.revoked_at is not None else "it is bound to another global model"
+        raise ConflictError(
+            f"the release {release[:80]} can't be made live: {why}.", mend="Train again.", code="not_promotable"
+        )
+    moved = _move_all(connection, move, release)
+    if moved:
+        connection.execute(update(schema.releases).where(_R.tenant == tenant, _R.id == release).values(staged=False))
+        event = move.event("release.promote", f"release {release}", pointers=moved)
+        append(connection, tenant, event, move.at)
+    return moved
+
+
+def _move_all(connection: Connection, move: _Move, release: str) -> int:
+    tenant = move.tenant
+    table = schema.pointers
+    wanted = (
+        select(_V.subject, _V.domain, _V.id.label("new"), _P.version.label("old"))
+        .select_from(schema.versions)
+        .outerjoin(table, and_(_P.tenant == tenant, _P.subject == _V.subject, _P.domain == _V.domain, _P.name == LIVE))
+        .outerjoin(schema.subjects, and_(_S.tenant == tenant, _S.subject == _V.subject))
+        .outerjoin(schema.tombstones, and_(_T.tenant == tenant, _T.subject == _V.subject))
+        .where(_V.tenant == tenant, _V.release == release, func.coalesce(_V.withheld, ROLLED_BACK) == ROLLED_BACK)
+        .where(~KEY_WITHDRAWN, or_(_P.version.is_(None), _P.version != _V.id))
+        .where(
+            or_(
+                _V.subject == "",
+                and_(_S.opted_in, _S.generation == _V.generation, func.coalesce(_T.generation, -1) <= _V.generation),
+            )
+        )
+        .subquery("wanted")
+    )
+    said = [literal(value) for value in (move.at, move.reason, move.actor)]
+    columns = ["tenant", "subject", "domain", "name", "old_version", "version", "at", "reason", "actor"]
+    owner = (literal(tenant), wanted.c.subject, wanted.c.domain)
+    history = select(*owner, literal(LIVE), wanted.c.old, wanted.c.new, *said)
+    first = connection.scalar(select(func.coalesce(func.max(_M.id), 0))) or 0
+    connection.execute(schema.pointer_history.insert().from_select(columns, history))
+    # From here on what moves is read from the history that was just written: moving pointers changes `wanted`.
+    mine = and_(_M.id > first, _M.tenant == tenant, _M.name == LIVE, _M.at == move.at)
+    chosen = select(_M.subject, _M.domain, _M.old_version, _M.version).where(mine)
+    moved = chosen.join(schema.versions, and_(_V.tenant == tenant, _V.id == _M.version)).where(_V.release == release)
+    rows = moved.subquery("moved")
+    _upsert_all(connection, tenant, PREVIOUS, select(rows).where(rows.c.old_version.is_not(None)), "old_version")
+    count = _upsert_all(connection, tenant, LIVE, select(rows), "version")
+    freed = (_V.tenant == tenant, _V.release == release, _V.withheld == ROLLED_BACK)
+    connection.execute(
+        update(schema.versions)
+        .where(*freed, _V.id.in_(select(rows.c.version)))
+        .values(withheld=None, withheld_reason=None)
+    )
+    return count
+
+
+def _upsert_all(connection: Connection, tenant: str, name: str, rows: Any, version: str) -> int:
+    inner = rows.subquery(f"for_{name}")
+    row = (literal(tenant), inner.c.subject, inner.c.domain, literal(name), inner.c[version], literal(1))
+    chosen = select(*row).where(literal(1) == 1)  # SQLite reads an ON after a SELECT without WHERE as part of a join
+    statement = insert(connection, schema.pointers).from_select(
+        ["tenant", "subject", "domain", "name", "version", "revision"], chosen
+    )
+    moved = statement.on_conflict_do_update(
+        index_elements=["tenant", "subject", "domain", "name"],
+        set_={"version": statement.excluded.version, "revision": _P.revision + 1},
+    )
+    return connection.execute(moved, execution_options={"preserve_rowcount": True}).rowcount
+
+
+def _move_of(row: AnyRow) -> PointerMove:
+    return PointerMove(row.id, row.name, row.old_version, row.version, moment(row.at), row.reason, row.actor)

@@ -1,0 +1,136 @@
+"""Recording what was shown: many inferences in one transaction, each of which is taken or refused by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Insert, bindparam, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from idiolect.errors import ConflictError, IdiolectError, InvalidInputError
+from idiolect.ids import text_digest
+from idiolect.signals.events import Inference
+from idiolect.stores.ports import RecordOutcome, ShownInference
+from idiolect.stores.sql import schema
+from idiolect.stores.sql.engine import CHUNK, Hold, chunks, hold
+from idiolect.stores.sql.inference_rows import digest_bytes, inference_row, load_inference
+
+_T = schema.tombstones.c
+_TOMBSTONE = select(_T.at, _T.generation).where(_T.tenant == bindparam("tenant"), _T.subject == bindparam("subject"))
+_TEXT = select(schema.texts.c.digest).where(
+    schema.texts.c.tenant == bindparam("tenant"), schema.texts.c.digest == bindparam("digest")
+)
+_KEEP_TEXT: dict[str, Insert] = {
+    "sqlite": sqlite.insert(schema.texts).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(schema.texts).on_conflict_do_nothing(),
+}
+_INFERENCE = schema.inferences.insert()
+_LINK = schema.inference_texts.insert()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An inference as rows, made before the transaction so that it holds the lock for less."""
+
+    shown: ShownInference
+    row: dict[str, Any]
+    used: frozenset[bytes]
+    bodies: dict[bytes, str]  # by digest
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What passed every check: written together at the end, in one order, so that no two writers can deadlock."""
+
+    inferences: dict[tuple[str, str], Candidate] = field(default_factory=dict)
+
+    def texts(self) -> list[dict[str, Any]]:
+        bodies = {
+            (one.shown.tenant, digest): body for one in self.inferences.values() for digest, body in one.bodies.items()
+        }
+        return [
+            {"tenant": key[0], "digest": key[1], "body": bodies[key].encode("utf-8", "surrogatepass")}
+            for key in sorted(bodies)
+        ]
+
+    def links(self) -> list[dict[str, Any]]:
+        keys = [
+            (one.shown.tenant, digest, one.shown.inference.id)
+            for one in self.inferences.values()
+            for digest in one.used
+        ]
+        return [{"tenant": tenant, "digest": digest, "inference": id_} for tenant, digest, id_ in sorted(keys)]
+
+
+def candidate_of(shown: ShownInference) -> Candidate | InvalidInputError:
+    try:
+        row = inference_row(shown.tenant, shown.inference)
+    except InvalidInputError as error:
+        return error
+    used = frozenset({row["query"], *map(digest_bytes, shown.inference.documents)})
+    return Candidate(shown, row, used, {bytes.fromhex(text_digest(body)): body for body in shown.texts})
+
+
+def record_all(connection: Connection, candidates: Sequence[Candidate]) -> list[RecordOutcome]:
+    for tenant in sorted({one.shown.tenant for one in candidates}):
+        hold(connection, tenant, Hold.NOTHING_ERASED)
+    gathered = Gathered()
+    outcomes = [_judged(connection, one, gathered) for one in candidates]
+    _write(connection, gathered)
+    return outcomes
+
+
+def _judged(connection: Connection, one: Candidate, gathered: Gathered) -> RecordOutcome:
+    tenant, inference = one.shown.tenant, one.shown.inference
+    if _is_outdated(connection, one):
+        return "outdated"
+    earlier = gathered.inferences.get((tenant, inference.id))
+    stored = load_inference(connection, tenant, inference.id) if earlier is None else earlier.shown.inference
+    if stored is not None:
+        return "recorded" if stored == inference else _differs(inference)
+    missing = sum(not _is_known(connection, tenant, digest) for digest in one.used - one.bodies.keys())
+    if missing:
+        return _unsent(inference, missing)
+    gathered.inferences[tenant, inference.id] = one
+    return "recorded"
+
+
+def _is_outdated(connection: Connection, one: Candidate) -> bool:
+    """By generation where it is known: the clocks of two machines may differ by more than a reset takes."""
+    shown = one.shown
+    if shown.inference.subject is None:
+        return False
+    names = {"tenant": shown.tenant, "subject": shown.inference.subject}
+    tombstone = connection.execute(_TOMBSTONE, names).one_or_none()
+    if tombstone is None:
+        return False
+    if shown.generation is not None:
+        return bool(shown.generation < tombstone.generation)
+    return bool(one.row["created_at"] < tombstone.at)
+
+
+def _is_known(connection: Connection, tenant: str, digest: bytes) -> bool:
+    return connection.scalar(_TEXT, {"tenant": tenant, "digest": digest}) is not None
+
+
+def _differs(inference: Inference) -> IdiolectError:
+    return ConflictError(f"the inference {inference.id[:80]!r} exists with other content.", mend="Use a new id.")
+
+
+def _unsent(inference: Inference, count: int) -> IdiolectError:
+    return InvalidInputError(
+        f"the inference {inference.id[:80]} shows {count} texts that were not sent along.",
+        mend="Send the query and every document.",
+    )
+
+
+def _write(connection: Connection, gathered: Gathered) -> None:
+    if not gathered.inferences:
+        return
+    for texts in chunks(gathered.texts(), CHUNK):
+        connection.execute(_KEEP_TEXT[connection.dialect.name], texts)
+    connection.execute(_INFERENCE, [one.row for one in gathered.inferences.values()])
+    for links in chunks(gathered.links(), CHUNK):
+        connection.execute(_LINK, links)
