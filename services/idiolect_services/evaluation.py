@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.signals.data import EvaluationData
-from idiolect_adapters.evaluation.accuracy import Accuracy, bootstrap_mean, person_accuracies
-from idiolect_adapters.evaluation.calibration import expected_calibration_error
+from idiolect_adapters.evaluation.judging import Judged, Pairs, judge
+from idiolect_adapters.evaluation.oddities import oddities
+from idiolect_adapters.evaluation.report import Evaluation
 from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.features import FeatureCache, digested
 from idiolect_services.stacks import DomainStack, live_weights
 from idiolect_services.wiring import Installation
 
 FloatArray = NDArray[np.float64]
+Scores = Callable[[NDArray[np.int32], NDArray[np.int32]], FloatArray]  # (person, item) -> score
 PROJECT_AT_ONCE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationRow:
-    """`part` of the data set under `stack` ("global", "+ domain", "+ user")."""
-
-    part: str
-    stack: str
-    accuracy: Accuracy
-    calibration_error: float
 
 
 def evaluate_dataset(
     installation: Installation, tenant: str, dataset: str, progress: Callable[[int, int], None]
-) -> list[EvaluationRow]:
+) -> Evaluation:
     """Raises NotFoundError for an unknown data set, InvalidInputError for one that was not declared public: a metric on
     private data would be a release that nobody charged."""
     info = next((info for info in installation.store.datasets(tenant) if info.name == dataset), None)
@@ -48,19 +39,30 @@ def evaluate_dataset(
     data = installation.store.evaluation_data(tenant, dataset)
     features_I_P = _features(installation, model, tenant, data, progress)
     stacks = _scores(installation, model, tenant, data, features_I_P)
-    return [
-        EvaluationRow(
-            part,
-            stack,
-            bootstrap_mean(person_accuracies(margin_C, pairs.person_C)),
-            expected_calibration_error(margin_C, model.temperature),
-        )
-        for part, pairs in data.parts.items()
-        for stack, margin_C in (
-            (stack, score_P_I(pairs.person_C, pairs.chosen_C) - score_P_I(pairs.person_C, pairs.rejected_C))
-            for stack, score_P_I in stacks
-        )
-    ]
+    judged = [one for part in data.parts for one in _judged(data, part, stacks, model.temperature)]
+    about = {"data set": dataset, "tenant": tenant, "global model": model.digest[:12]}
+    return Evaluation(f"Evaluation of {dataset}", about, _counts(data), tuple(judged))
+
+
+def _judged(
+    data: EvaluationData, part: str, stacks: Sequence[tuple[str, Scores]], temperature: float
+) -> Iterator[Judged]:
+    """Each stack of a part, with its gain over the one below: what the domain adds, and what the user part adds."""
+    pairs = data.parts[part]
+    below = None
+    for stack, score_P_I in stacks:
+        margin_C = score_P_I(pairs.person_C, pairs.chosen_C) - score_P_I(pairs.person_C, pairs.rejected_C)
+        yield judge(Pairs(part, data.items, pairs), stack, margin_C, temperature, below=below)
+        below = (stack, margin_C)
+
+
+def _counts(data: EvaluationData) -> dict[str, int]:
+    """What can't teach an evaluation anything is still scored, but said: the figures above it may rest on it."""
+    counts = {"people": len(data.people), "texts": len(data.items)}
+    for part, pairs in data.parts.items():
+        for name, count in oddities(pairs, data.items).items():
+            counts[f"{part}: {name}"] = count
+    return counts
 
 
 def _features(
@@ -77,9 +79,6 @@ def _features(
         parts.append(cache.project(tenant, [(digested(item.prompt), digested(item.text)) for item in some]))
         progress(start + len(some), len(data.items))
     return np.concatenate(parts)
-
-
-Scores = Callable[[NDArray[np.int32], NDArray[np.int32]], FloatArray]  # (person, item) -> score
 
 
 def _scores(

@@ -7,16 +7,21 @@ once more after it was computed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from idiolect.errors import ConfigurationError, ConsentError, CorruptArtifactError, NotFoundError, UnavailableError
 from idiolect.registry.resolution import Resolution, ResolvedVersion
+from idiolect.resets.fence import uptime
+from idiolect.rollouts.outcomes import Served, Trial
 from idiolect.stores.ports import Store
 from idiolect_adapters.runtime.bank import AdapterBank, Owner, Weights
 from idiolect_adapters.runtime.features import FeatureCache, Features, Pair
+from idiolect_services.quarantine import Quarantine
 
 Mode = Literal["auto", "off", "required"]
 Reason = Literal[
@@ -26,6 +31,7 @@ Reason = Literal[
     "unknown_user",
     "not_opted_in",
     "paused",
+    "domain_opted_out",  # the person is out of this domain alone
     "no_adapter",  # not trained yet, revoked, or reset
     "adapter_invalid",  # did not verify: served without it
     "zero_strength",
@@ -38,6 +44,9 @@ Reason = Literal[
 # A store that is gone, busy, damaged or wrongly set: whatever it is, it confirms nothing.
 STORE_TROUBLE = (UnavailableError, ConfigurationError)
 
+# Versions of one stack that may turn out bad within one request; the next request goes on from there.
+FALLBACKS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
@@ -49,6 +58,7 @@ class ScoreRequest:
     domain: str | None = None
     mode: Mode = "auto"
     strength: float = 1.0
+    explain: bool = False  # also say what each direction adds
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +87,23 @@ class Personalization:
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """`score_N[i] == (global_N[i] + domain_N[i]) + user_N[i]`, exactly."""
+    """`score_N[i] == (global_N[i] + domain_N[i]) + user_N[i]`, exactly.
+
+    Of a request to `explain`, each row of the directions adds up to that text's domain or user part, but for rounding:
+    to 1e-12 of the largest of them. Empty rows where nothing was applied.
+    """
 
     score_N: list[float]
     global_N: list[float]
     domain_N: list[float]
     user_N: list[float]
     personalization: Personalization
-    consented: bool  # the person is known and has opted in
+    consented: bool  # the person is known and has opted in, also in this domain
+    recordable: bool = True  # False if the store is known to be out of reach
+    # Of fence.uptime, before the last read that says that the generation is the current one.
+    looked_at: float = field(default=0.0, compare=False)
+    domain_directions_N_M: list[list[float]] | None = None
+    user_directions_N_K: list[list[float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,61 +114,149 @@ class Stack:
     domain_M: Weights | None
     user_K: Weights | None
     consented: bool
+    trials: tuple[Trial, ...] = ()  # rollouts that this request counts in
+    since: float = 0.0  # of time.perf_counter, when it was resolved
+    fell_back: bool = False  # something that was resolved could not be applied
+
+
+OnServed = Callable[[Served], None]
+
+
+def nobody_counts(_served: Served) -> None:
+    """Where no rollout is evaluated."""
+
+
+class _QuarantinedError(Exception):
+    """A version was quarantined just now: what was resolved is out of date."""
 
 
 class Scorer:
     """Thread-safe. One scorer serves one global model: another one needs a new scorer, cache and bank."""
 
-    def __init__(self, store: Store, features: FeatureCache, bank: AdapterBank) -> None:
+    def __init__(
+        self,
+        store: Store,
+        features: FeatureCache,
+        bank: AdapterBank,
+        quarantine: Quarantine | None = None,
+        on_served: OnServed = nobody_counts,
+    ) -> None:
+        """`on_served` counts requests of people who take part in a rollout; it must not block."""
+        self._on_served = on_served
+        self.quarantine = quarantine or Quarantine(store)
         self.store = store
         self.features = features
         self.bank = bank
         self.model = features.projector
 
-    def try_score(self, request: ScoreRequest) -> ScoreResult | None:
-        """As `score` if all features are cached, else None. Never runs the model, so it may run on a store thread."""
-        stack = self._stack(request)
-        features_NW = self.features.cached(request.tenant, request.pairs)
-        return None if features_NW is None else self._finish(request, stack, features_NW)
+    def try_score(self, request: ScoreRequest, *, resident: bool = False) -> ScoreResult | None:
+        """As `score` if all features are cached, else None: never runs the model.
+
+        With `resident` also None if an adapter had to be loaded first; all that is left are point reads of the store.
+        """
+        features_NW = self.features.cached(request.tenant, request.pairs, request.subject)
+        if features_NW is None:
+            return None
+        looked_at = uptime()
+        resolution = self._resolved(request)
+        if resident and resolution is not None and not self._is_resident(request, resolution):
+            return None
+        try:
+            return self._finish(request, self._stack(request, resolution), features_NW, looked_at)
+        except Exception as error:
+            self._failed(request, error)
+            raise
+
+    def forget(self, tenant: str, subject: str) -> None:
+        """Free what this process keeps of a person's own, and of the texts that only they had scored."""
+        self.bank.purge(tenant, subject)
+        self.features.purge_person(tenant, subject)
+
+    def _failed(self, request: ScoreRequest, error: Exception) -> None:
+        if request.subject is not None and not isinstance(error, ConsentError):
+            self._on_served(Served(request.tenant, request.subject, (), 0.0, failed=True))
+
+    def _served(self, request: ScoreRequest, stack: Stack) -> None:
+        seconds = time.perf_counter() - stack.since
+        self._on_served(Served(request.tenant, request.subject or "", stack.trials, seconds, fallback=stack.fell_back))
 
     def compute_features(self, request: ScoreRequest) -> Features:
         """The slow part, which needs no decision: runs the model on what is not cached."""
-        return self.features.project(request.tenant, request.pairs)
+        return self.features.project(request.tenant, request.pairs, request.subject)
 
     def score(self, request: ScoreRequest, features_NW: Features | None = None) -> ScoreResult:
         """Raises ConsentError if personalization is `required` and not possible, UnavailableError if only because the
         store can't be reached. In every other mode an unreachable store or a bad adapter only takes away its part."""
-        stack = self._stack(request)
-        return self._finish(request, stack, self.compute_features(request) if features_NW is None else features_NW)
+        if features_NW is None:
+            features_NW = self.compute_features(request)
+        looked_at = uptime()
+        try:
+            return self._finish(request, self._stack(request, self._resolved(request)), features_NW, looked_at)
+        except Exception as error:
+            self._failed(request, error)
+            raise
 
     def score_without_person(self, request: ScoreRequest, features_NW: Features | None) -> ScoreResult:
         """For a person whose generation won't stand still: claims nothing about them, so it can't be outdated."""
-        stack = self._stack(replace(request, subject=None, mode="auto"))
+        shared = replace(request, subject=None, mode="auto")
+        stack = self._stack(shared, self._resolved(shared))
         unconfirmed = replace(stack, personalization=replace(stack.personalization, reason="unconfirmed"))
         held = _required_holds(request, unconfirmed)
-        return self._finish(request, held, self.compute_features(request) if features_NW is None else features_NW)
+        if features_NW is None:
+            features_NW = self.compute_features(request)
+        return self._finish(request, held, features_NW, uptime())
 
-    def _stack(self, request: ScoreRequest) -> Stack:
+    def _resolved(self, request: ScoreRequest) -> Resolution | None:
+        """None if the store can't be read: then nothing about anybody is confirmed."""
         try:
-            resolution = self.store.resolve(request.tenant, request.subject, request.domain)
+            return self.store.resolve(request.tenant, request.subject, request.domain)
         except STORE_TROUBLE:
-            return _required_holds(request, self._bare("store_unavailable"))
-        return _required_holds(request, self._stack_from(request, resolution))
+            return None
+
+    def _stack(self, request: ScoreRequest, resolution: Resolution | None) -> Stack:
+        return _required_holds(request, self._strongest(request, resolution))
+
+    def _strongest(self, request: ScoreRequest, resolution: Resolution | None) -> Stack:
+        """The strongest stack whose parts all verify: a bad version is quarantined, and the next one tried."""
+        first = resolution
+        for attempt in range(FALLBACKS):
+            if resolution is None:
+                return self._bare("store_unavailable")
+            try:
+                stack = self._stack_from(request, resolution)
+            except _QuarantinedError:
+                resolution = self._resolved(request)
+                continue
+            if attempt and first is not None:  # it counts as what it was before its version was found to be bad
+                stack = replace(stack, trials=_counted(request, first), fell_back=True)
+            return stack
+        return self._bare("adapter_invalid")
+
+    def _is_resident(self, request: ScoreRequest, resolution: Resolution) -> bool:
+        domain, user = resolution.domain, resolution.user
+        return (domain is None or self.bank.holds(_owner_of_domain(request), domain)) and (
+            user is None or self.bank.holds(_owner_of_user(request), user)
+        )
 
     def _bare(self, reason: Reason) -> Stack:
         return Stack(Personalization(False, reason, 0.0, self.model.digest, None, None, None), None, None, False)
 
     def _stack_from(self, request: ScoreRequest, resolution: Resolution) -> Stack:
         state = resolution.state
-        strength = 0.0 if state is None else state.strength * request.strength
+        since = time.perf_counter()
+        strength = 0.0 if state is None else state.strength_in(request.domain) * request.strength
+        for trial in resolution.trials:
+            strength *= trial.strength
         reason = decide(request, resolution, self.model.digest, strength)
         domain_M, user_K = None, None
-        if resolution.domain is not None and resolution.global_digest == self.model.digest:
-            owner = Owner(request.tenant, "domain", request.domain or "")
-            domain_M, _ = self._load(owner, resolution.domain)
+        wants_domain = resolution.domain is not None and resolution.global_digest == self.model.digest
+        wants_user = reason == "applied"
+        if wants_domain and resolution.domain is not None:
+            domain_M, _ = self._load(_owner_of_domain(request), resolution.domain)
         if reason == "applied" and resolution.user is not None:
-            user_K, reason = self._load(Owner(request.tenant, "user", request.subject or ""), resolution.user)
+            user_K, reason = self._load(_owner_of_user(request), resolution.user)
         applied = user_K is not None
+        fell_back = (wants_user and not applied) or (wants_domain and domain_M is None)
         said = Personalization(
             applied=applied,
             reason=reason,
@@ -159,24 +266,32 @@ class Scorer:
             adapter=resolution.user.id if resolution.user is not None and applied else None,
             generation=None if state is None else state.generation,
         )
-        return Stack(said, domain_M, user_K, state is not None and state.known and state.opted_in)
+        consented = state is not None and state.known and state.agrees_in(request.domain)
+        return Stack(said, domain_M, user_K, consented, _counted(request, resolution), since, fell_back)
 
     def _load(self, owner: Owner, version: ResolvedVersion) -> tuple[Weights | None, Reason]:
         try:
             return self.bank.weights(owner, version), "applied"
-        except CorruptArtifactError:
+        except CorruptArtifactError as error:
+            if self.quarantine.report(owner.tenant, version.id, error):
+                raise _QuarantinedError from error
             return None, "adapter_invalid"
         except NotFoundError:
             return None, "no_adapter"
         except STORE_TROUBLE:
             return None, "store_unavailable"
 
-    def _finish(self, request: ScoreRequest, stack: Stack, features_NW: Features) -> ScoreResult:
-        result = sum_stack(stack, features_NW, self.model.user_rank)
-        if stack.user_K is None:
-            return result
-        confirmed = _required_holds(request, self._confirmed(request, stack))
-        return result if confirmed is stack else sum_stack(confirmed, features_NW, self.model.user_rank)
+    def _finish(self, request: ScoreRequest, stack: Stack, features_NW: Features, looked_at: float) -> ScoreResult:
+        """`looked_at`: before what `stack` was resolved from was read."""
+        if stack.user_K is not None:
+            looked_at = uptime()  # it is read once more
+        result = sum_stack(stack, features_NW, self.model.user_rank, looked_at, explain=request.explain)
+        confirmed = stack if stack.user_K is None else _required_holds(request, self._confirmed(request, stack))
+        if confirmed is not stack:
+            return sum_stack(confirmed, features_NW, self.model.user_rank, looked_at, explain=request.explain)
+        if stack.trials:
+            self._served(request, stack)
+        return result
 
     def _confirmed(self, request: ScoreRequest, stack: Stack) -> Stack:
         """`stack` itself, or without its personal part if the person's generation or consent moved meanwhile."""
@@ -185,10 +300,13 @@ class Scorer:
             state = self.store.subject(request.tenant, request.subject or "")
         except STORE_TROUBLE:
             return _without_person(stack, "store_unavailable", None, consented=False)
-        if state.generation == said.generation and state.refusal() is None:
+        refusal = state.refusal(request.domain)
+        if state.generation == said.generation and refusal is None:
             return stack
-        reason = state.refusal() or "no_adapter"
-        return _without_person(stack, reason, state.generation, consented=state.known and state.opted_in)
+        reason = refusal or "no_adapter"
+        return _without_person(
+            stack, reason, state.generation, consented=state.known and state.agrees_in(request.domain)
+        )
 
 
 def decide(request: ScoreRequest, resolution: Resolution, model: str, strength: float) -> Reason:
@@ -197,17 +315,19 @@ def decide(request: ScoreRequest, resolution: Resolution, model: str, strength: 
         return "off"
     if request.subject is None or resolution.state is None:
         return "no_user"
-    refusal = resolution.state.refusal()
+    refusal = resolution.state.refusal(request.domain)
     if refusal is not None:
         return refusal
     if resolution.global_digest != model:
         return "no_global_model" if resolution.global_digest is None else "model_changed"
     if resolution.user is None:
-        return "no_adapter"
+        return "adapter_invalid" if resolution.user_withheld else "no_adapter"
     return "applied" if strength > 0.0 else "zero_strength"
 
 
-def sum_stack(stack: Stack, features_NW: Features, user_rank: int) -> ScoreResult:
+def sum_stack(
+    stack: Stack, features_NW: Features, user_rank: int, looked_at: float = 0.0, *, explain: bool = False
+) -> ScoreResult:
     """Add the parts of every row.
 
     Products are summed along each row and never by BLAS, whose blocking depends on the number of rows: the bits of a
@@ -222,9 +342,37 @@ def sum_stack(stack: Stack, features_NW: Features, user_rank: int) -> ScoreResul
     if stack.user_K is not None:
         user_N = stack.personalization.strength * np.sum(features_NW[:, 1 : 1 + user_rank] * stack.user_K, axis=1)
         score_N, user_list = score_N + user_N, user_N.tolist()
-    return ScoreResult(
-        score_N.tolist(), global_N.tolist(), domain_list, user_list, stack.personalization, stack.consented
-    )
+    said = stack.personalization
+    reachable = said.reason != "store_unavailable"
+    lists = (score_N.tolist(), global_N.tolist(), domain_list, user_list)
+    result = ScoreResult(*lists, said, stack.consented, reachable, looked_at)
+    if not explain:
+        return result
+    domain_N_M = _each(features_NW[:, 1 + user_rank :], stack.domain_M, 1.0)
+    user_N_K = _each(features_NW[:, 1 : 1 + user_rank], stack.user_K, said.strength)
+    return replace(result, domain_directions_N_M=domain_N_M, user_directions_N_K=user_N_K)
+
+
+def _each(features_N_K: Features, weights_K: Weights | None, strength: float) -> list[list[float]]:
+    if weights_K is None:
+        return [[] for _ in features_N_K]
+    contributions: list[list[float]] = (strength * (features_N_K * weights_K)).tolist()
+    return contributions
+
+
+def _counted(request: ScoreRequest, resolution: Resolution) -> tuple[Trial, ...]:
+    """Whoever asked for no personalization was shown nothing personal, in either arm."""
+    if request.mode != "off":
+        return resolution.trials
+    return tuple(trial for trial in resolution.trials if trial.slot == "domain")
+
+
+def _owner_of_domain(request: ScoreRequest) -> Owner:
+    return Owner(request.tenant, "domain", request.domain or "")
+
+
+def _owner_of_user(request: ScoreRequest) -> Owner:
+    return Owner(request.tenant, "user", request.subject or "")
 
 
 def _required_holds(request: ScoreRequest, stack: Stack) -> Stack:

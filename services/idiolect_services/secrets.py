@@ -19,7 +19,7 @@ def load_or_create(path: Path) -> bytes:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
-            _create(path)
+            write_secret(path, os.urandom(SECRET_BYTES))
         secret = path.read_bytes()
     except OSError as error:
         raise ConfigurationError(
@@ -34,13 +34,13 @@ def load_or_create(path: Path) -> bytes:
     return secret
 
 
-def _create(path: Path) -> None:
-    """Written aside and linked into place: a crash leaves nothing half, and the first of two processes wins."""
+def write_secret(path: Path, secret: bytes) -> None:
+    """Unless there is one. Written aside and linked: a crash leaves nothing half, and the first of two wins."""
     # Not named by process id: two containers on one volume may have the same. mkstemp makes it 0600.
     handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(os.urandom(SECRET_BYTES))
+            file.write(secret)
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
@@ -16,17 +17,24 @@ from idiolect.errors import (
     BudgetExceededError,
     ConfigurationError,
     ConflictError,
+    CorruptArtifactError,
     IdiolectError,
     NotFoundError,
     UnavailableError,
 )
 from idiolect.settings import Settings
-from idiolect_adapters.preference import PreferenceModel
+from idiolect_adapters.preference import PreferenceModel, load_model
 from idiolect_adapters.runtime.bank import AdapterBank
 from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_services.gateway.app import create_app
 from idiolect_services.gateway.context import GatewayServices
+from idiolect_services.live import LiveScorer
+from idiolect_services.peft_export import peft_of
+from idiolect_services.purging import PurgeFollower, redis_hints
+from idiolect_services.quarantine import Quarantine
+from idiolect_services.rollouts import RolloutLoop
 from idiolect_services.scorer import Scorer
+from idiolect_services.takeover import Takeover, TakeoverLoop
 from idiolect_services.trainer import Trainer
 from idiolect_services.wiring import Installation
 
@@ -54,6 +62,11 @@ class RetrainingLoop:
         self._stop.set()
         self._wake.set()
         self._thread.join()
+
+    def use(self, trainer: Trainer) -> None:
+        """From the next training on."""
+        self._trainer = trainer
+        self._wake.set()
 
     def wake(self, _tenant: str, _subject: str) -> None:
         self._wake.set()
@@ -100,18 +113,33 @@ class RetrainingLoop:
 def create_server_app(installation: Installation, model: PreferenceModel | None = None) -> FastAPI:
     """The API over the live global model, with its retraining thread tied to the app's lifespan."""
     model = model or installation.load_live_model()
-    features = FeatureCache(model, max_bytes=installation.settings.feature_cache_bytes)
     store, signer = installation.store, installation.signer
-    loop = RetrainingLoop(installation, Trainer(installation, model, features))
+    rollouts = RolloutLoop(installation)
+    quarantine = Quarantine(store, installation.clock)
+
+    def scorer_on(model: PreferenceModel) -> Scorer:
+        features = FeatureCache(model, max_bytes=installation.settings.feature_cache_bytes)
+        return Scorer(store, features, AdapterBank(model, store.version, signer), quarantine, rollouts.note)
+
+    live = LiveScorer(scorer_on(model))
+    loop = RetrainingLoop(installation, _trainer(installation, live.current))
+    takeovers = TakeoverLoop(
+        Takeover(live, store.live_global, lambda digest: scorer_on(_warmed(load_model(installation.models, digest)))),
+        on_switch=lambda scorer: loop.use(_trainer(installation, scorer)),
+    )
+    purges = purge_follower(installation, live)
     app = create_app(
         GatewayServices(
             store=store,
-            scorer=Scorer(store, features, AdapterBank(model, store.version, signer)),
+            live=live,
             settings=installation.settings,
             signer=signer,
             clock=installation.clock,
             pseudonym=installation.pseudonym,
             on_feedback=loop.wake,
+            vault=installation.vault,
+            peft=lambda stored: peft_of(_model_of(live.current), signer)(stored),
+            purges=purges,
         )
     )
     gateway_lifespan = app.router.lifespan_context
@@ -119,12 +147,44 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
     @asynccontextmanager
     async def lifespan(running: FastAPI) -> AsyncIterator[None]:
         async with gateway_lifespan(running):
+            purges.start()
             loop.start()
+            rollouts.start()
+            takeovers.start()
             yield
+            takeovers.stop()
+            rollouts.stop()
             loop.stop()
+            purges.stop()
+        live.close()
 
     app.router.lifespan_context = lifespan
     return app
+
+
+def _trainer(installation: Installation, scorer: Scorer) -> Trainer:
+    """It trains on the model that is served, and shares what is cached of it."""
+    return Trainer(installation, _model_of(scorer), scorer.features)
+
+
+def _model_of(scorer: Scorer) -> PreferenceModel:
+    assert isinstance(scorer.model, PreferenceModel)
+    return scorer.model
+
+
+def _warmed(model: PreferenceModel) -> PreferenceModel:
+    """Its first forward takes longer than others. Nor does one take over that can't do any."""
+    features_NW = model.project([("warm", "up")])
+    if not np.isfinite(features_NW).all():
+        raise CorruptArtifactError("the model gives features that are not finite.", mend="Train it again.")
+    return model
+
+
+def purge_follower(installation: Installation, live: LiveScorer) -> PurgeFollower:
+    """Raises ConfigurationError for a Redis URL that can't be read."""
+    store, settings = installation.store, installation.settings
+    hints = None if settings.redis_url is None else redis_hints(settings.redis_url)
+    return PurgeFollower(store, live.forget, installation.clock, embedded=store.embedded, hints=hints)
 
 
 def listen(settings: Settings) -> socket.socket:

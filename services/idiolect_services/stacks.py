@@ -14,9 +14,11 @@ from idiolect.registry.resolution import ResolvedVersion
 from idiolect.registry.weights import verify_version
 from idiolect.signals.comparison import Item
 from idiolect_adapters.preference import PreferenceModel
+from idiolect_services.quarantine import Quarantine
 from idiolect_services.wiring import Installation
 
 FloatArray = NDArray[np.float64]
+FALLBACKS = 8  # bad versions of one domain that are passed over
 
 
 class DomainStack:
@@ -40,20 +42,27 @@ class DomainStack:
         return delta_I
 
     def _adapter(self, domain: str) -> FloatArray | None:
-        resolved = self._installation.store.resolve(self._tenant, None, domain).domain
-        return None if resolved is None else live_weights(self._installation, self._tenant, resolved)
+        for _ in range(FALLBACKS):
+            resolved = self._installation.store.resolve(self._tenant, None, domain).domain
+            if resolved is None:
+                return None
+            weights_M = live_weights(self._installation, self._tenant, resolved)
+            if weights_M is not None:
+                return weights_M
+        return None
 
 
 def live_weights(installation: Installation, tenant: str, resolved: ResolvedVersion) -> FloatArray | None:
     """The weights [K] of a version, scaled by alpha / rank; None if it is gone or does not verify: it is not served
-    then.
+    then, and quarantined, so that resolving again gives the next one.
     """
     stored = installation.store.version(tenant, resolved.id)
-    if stored is None:
+    if stored is None or stored.withheld is not None:
         return None
     try:
         tensors = verify_version(stored.template, stored.version, installation.signer)
-    except CorruptArtifactError:
+    except CorruptArtifactError as error:
+        Quarantine(installation.store, installation.clock).report(tenant, resolved.id, error)
         return None
     scale = stored.template.alpha / stored.template.rank
     (tensor,) = tensors.values()

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from idiolect.errors import BudgetExceededError, ConflictError, NotFoundError
 from idiolect.ids import new_id, sha256_hex
 from idiolect.privacy.accountant import filter_epsilon
-from idiolect.privacy.budget import Budget, default_delta, plan_run, statement_for
-from idiolect.privacy.events import GaussianEvent, Unit
+from idiolect.privacy.budget import Budget, plan_run, statement_for
+from idiolect.privacy.events import Event, Unit
 from idiolect.privacy.ledger import Reservation
-from idiolect.privacy.policy import budget_of
+from idiolect.privacy.policy import budget_of, delta_of
 from idiolect.registry.manifest import AdapterScope, ReleaseTemplate, TensorSpec, Version, manifest_bytes
 from idiolect.registry.weights import dump_weights, verify_version
 from idiolect.signals.comparison import Item
@@ -28,7 +28,7 @@ from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.features import FeatureCache, digested
 from idiolect_adapters.training.clip_noise import NoiseSource
 from idiolect_adapters.training.descent import Recipe
-from idiolect_adapters.training.domain import SubjectComparisons, releases, train_domain
+from idiolect_adapters.training.domain import COUNT_RELEASES, SubjectComparisons, releases, train_domain
 from idiolect_adapters.training.pairs import groups, person_pairs
 from idiolect_adapters.training.user import PEOPLE_AT_ONCE, pad_comparisons, train_users
 from idiolect_services.production_noise import checked_noise
@@ -78,26 +78,44 @@ class Trainer:
         self._features = features
         self._noise = checked_noise(noise)
 
-    def train_domain(self, tenant: str, domain: str, progress: Progress = _nothing) -> TrainingReport:
-        """Raises NotFoundError if nobody has said anything there, BudgetExceededError if nobody may be read."""
+    def train_domain(
+        self, tenant: str, domain: str, progress: Progress = _nothing, *, staged: bool = False
+    ) -> TrainingReport:
+        """Raises NotFoundError if nobody has said anything there, BudgetExceededError if nobody may be read.
+
+        A `staged` release is live for nobody: it waits for a rollout or a promotion.
+        """
         people = self._store.contributors(tenant, domain)
         if not people:
             raise NotFoundError(
                 f"domain {domain!r} has no feedback to learn from.", mend="Import data or wait for some."
             )
         recipe = self._model.recipes.domain
-        budget = budget_of(self._settings, "subject", default_delta(len(people)))
-        event = self._plan(self._settings.domain_epsilon, budget, releases(recipe), len(people))
+        budget = budget_of(self._settings, "subject", delta_of(self._settings, len(people)))
+        event = plan_run(
+            self._settings.domain_epsilon,
+            budget.delta,
+            releases(recipe),
+            units=len(people),
+            allow_weak=self._settings.allow_weak_privacy,
+            sample_rate=self._settings.domain_sample_rate,
+            unsampled_steps=COUNT_RELEASES,
+        )
         reservation = self._reserve(tenant, "subject", f"domain {domain}", event, people, budget)
         data = self._store.shared_data(tenant, domain=domain)
         adapter_M = self._domain_adapter(tenant, data, reservation, recipe, event, progress)
         template = self._template(tenant, "domain", recipe, event, budget, reservation.run, f"all feedback in {domain}")
         parent = self._store.resolve(tenant, None, domain).domain
         version = self._version("", domain, 0, parent.id if parent else None, adapter_M)
-        return self._publish(template, [version], reservation, f"training of domain {domain}")
+        return self._publish(template, [version], reservation, f"training of domain {domain}", staged)
 
     def train_users(
-        self, tenant: str, subjects: Sequence[str] | None = None, progress: Progress = _nothing
+        self,
+        tenant: str,
+        subjects: Sequence[str] | None = None,
+        progress: Progress = _nothing,
+        *,
+        staged: bool = False,
     ) -> TrainingReport:
         """Train and publish the adapters of `subjects`, or of everyone who opted in and has comparisons, as one
         release.
@@ -113,8 +131,14 @@ class Trainer:
         started = self._installation.clock.now()
         epsilon = self._settings.user_epsilon
         recipe = self._model.recipes.user.at(epsilon)
-        budget = budget_of(self._settings, "comparison", default_delta(MAX_COMPARISONS))
-        event = self._plan(epsilon, budget, recipe.steps, MAX_COMPARISONS)
+        budget = budget_of(self._settings, "comparison", delta_of(self._settings, MAX_COMPARISONS))
+        event = plan_run(
+            epsilon,
+            budget.delta,
+            recipe.steps,
+            units=MAX_COMPARISONS,
+            allow_weak=self._settings.allow_weak_privacy,
+        )
         reservation = self._reserve(tenant, "comparison", "user adapters", event, people, budget)
         snapshot = self._store.personal_snapshot(
             tenant, subjects=sorted(reservation.granted), max_comparisons=MAX_COMPARISONS
@@ -126,16 +150,12 @@ class Trainer:
             self._version(person, "", snapshot.generation_P[p], snapshot.parent_P[p], adapters_P_K[p])
             for p, person in enumerate(snapshot.people)
         ]
-        report = self._publish(template, versions, reservation, "training of user adapters")
+        report = self._publish(template, versions, reservation, "training of user adapters", staged)
         self._store.mark_trained(tenant, people, started)
         return report
 
-    def _plan(self, epsilon: float, budget: Budget, steps: int, units: int) -> GaussianEvent:
-        allow_weak = self._settings.allow_weak_privacy
-        return plan_run(epsilon, budget.delta, steps, units=units, allow_weak=allow_weak)
-
     def _reserve(
-        self, tenant: str, unit: Unit, purpose: str, event: GaussianEvent, people: Sequence[str], budget: Budget
+        self, tenant: str, unit: Unit, purpose: str, event: Event, people: Sequence[str], budget: Budget
     ) -> Reservation:
         if self._store.live_global() != self._model.digest:
             raise ConflictError(
@@ -143,11 +163,12 @@ class Trainer:
                 mend="Restart this process; it then loads the live one.",
             )
         now = self._installation.clock.now()
-        reservation = self._store.reserve(tenant, unit, purpose, event, people, budget.rho, now, window=budget.window)
+        charged = event.charged
+        reservation = self._store.reserve(tenant, unit, purpose, charged, people, budget.rho, now, window=budget.window)
         if reservation.granted:
             return reservation
         spent = self._store.account(tenant, unit, people[0], since=budget.since(now)).spent_rho
-        before, after = (filter_epsilon(rho, budget.delta) for rho in (spent, spent + event.rho))
+        before, after = (filter_epsilon(rho, budget.delta) for rho in (spent, spent + charged.rho))
         raise BudgetExceededError(
             f"training {purpose} would raise epsilon from {before:.2f} to {after:.2f}, over the budget of "
             f"{budget.epsilon:g} (delta {budget.delta:g}, unit {unit}).",
@@ -160,7 +181,7 @@ class Trainer:
         data: SharedData,
         reservation: Reservation,
         recipe: Recipe,
-        event: GaussianEvent,
+        event: Event,
         progress: Progress,
     ) -> FloatArray:
         """[M]. People who were refused, or came since the reservation, are left out."""
@@ -179,10 +200,10 @@ class Trainer:
             margins_C=_margins(features_I_P[:, 0], pairs),
             weights_C=pairs.weight_C.astype(np.float64),
         )
-        return train_domain(comparisons, recipe, event.noise_multiplier, self._noise)
+        return train_domain(comparisons, recipe, event.noise_multiplier, self._noise, sample_rate=event.sample_rate)
 
     def _user_adapters(
-        self, tenant: str, snapshot: PersonalSnapshot, recipe: Recipe, event: GaussianEvent, progress: Progress
+        self, tenant: str, snapshot: PersonalSnapshot, recipe: Recipe, event: Event, progress: Progress
     ) -> FloatArray:
         """[P, K], on top of the domain adapters that are live now."""
         features_I_P = self._project(tenant, snapshot.items, progress)
@@ -216,7 +237,7 @@ class Trainer:
         tenant: str,
         scope: AdapterScope,
         recipe: Recipe,
-        event: GaussianEvent,
+        event: Event,
         budget: Budget,
         run: str,
         window: str,
@@ -270,11 +291,16 @@ class Trainer:
         )
 
     def _publish(
-        self, template: ReleaseTemplate, versions: Sequence[Version], reservation: Reservation, reason: str
+        self,
+        template: ReleaseTemplate,
+        versions: Sequence[Version],
+        reservation: Reservation,
+        reason: str,
+        staged: bool,
     ) -> TrainingReport:
         release, now = new_id(), self._installation.clock.now()
         signed = [self._signed(template, replace(version, release=release)) for version in versions]
-        outcome = self._store.publish(release, template, signed, now, reason=reason, actor=ACTOR)
+        outcome = self._store.publish(release, template, signed, now, reason=reason, actor=ACTOR, staged=staged)
         self._store.settle(template.tenant, reservation.run, self._installation.clock.now())
         return TrainingReport(
             release=release,

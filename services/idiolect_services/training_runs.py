@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from idiolect.errors import InvalidInputError
+from idiolect.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from idiolect_adapters.backbone import Backbone, find_backbone
 from idiolect_adapters.preference import PreferenceModel, remove_staging
 from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_adapters.training.build import build_global
 from idiolect_adapters.training.global_model import GlobalOptions
+from idiolect_services.carrying import Carrier, CarryReport
 from idiolect_services.trainer import Trainer
 from idiolect_services.wiring import Installation
 
-# Chosen on held-out training people: deploy/decisions/0003-global-training.md.
-QUICK_EPOCHS = 4
-SAMPLE_EPOCHS = 6  # the shipped sample has few texts, so an epoch is few steps
-FULL_EPOCHS = 10
+GLOBAL_OPTIONS = GlobalOptions()
 
 
 class Stages(Protocol):
@@ -26,8 +24,22 @@ class Stages(Protocol):
     def stage(self, name: str) -> Callable[[int, int], None]: ...
 
 
-def train_global_model(installation: Installation, tenant: str, epochs: int, stages: Stages) -> PreferenceModel:
-    """Train on the tenant's public data sets and make the result live. The old model keeps serving until then."""
+def _told_nobody(_report: CarryReport) -> None:
+    """For callers who don't show it."""
+
+
+def train_global_model(
+    installation: Installation,
+    tenant: str,
+    stages: Stages,
+    *,
+    carry: bool = True,
+    on_carried: Callable[[CarryReport], None] = _told_nobody,
+) -> PreferenceModel:
+    """Train on the tenant's public data sets and make the result live, with everybody's adapters carried to it.
+
+    The old model keeps serving until then. A kill at any point leaves it so, and the same call again goes through.
+    """
     data = installation.store.shared_data(tenant, public_only=True)
     if not data.ratings and not data.comparisons:
         raise InvalidInputError(
@@ -42,11 +54,40 @@ def train_global_model(installation: Installation, tenant: str, epochs: int, sta
         "privacy": "declared public data",
         "datasets": {info.name: info.digest for info in installation.store.datasets(tenant) if info.public},
     }
-    model = build_global(installation.models, backbone, data, GlobalOptions(epochs=epochs), described, stages)
+    before = _before(installation) if carry else None
+    model = build_global(installation.models, backbone, data, GLOBAL_OPTIONS, described, stages, before)
+    carrier = Carrier(installation, model, data.items)
+    waiting, report = carrier.stage(stages.stage("carrying adapters")) if carry else ([], CarryReport())
     installation.store.set_global(
         model.digest, installation.clock.now(), reason="training of the global model", actor="trainer"
     )
+    carrier.make_live(waiting)
+    on_carried(report)
     return model
+
+
+def _before(installation: Installation) -> PreferenceModel | None:
+    """The model that is live now, if it is intact: a damaged one must not keep a new one from being trained."""
+    try:
+        return installation.load_live_model()
+    except (NotFoundError, CorruptArtifactError):
+        return None
+
+
+def carry_adapters(installation: Installation, tenant: str, stages: Stages) -> CarryReport:
+    """Carry what is still bound to older models to the live one. The tenant's public data give the anchors; the
+    adapters are those of all tenants, since the global model is everybody's."""
+    model = installation.load_live_model()
+    items = installation.store.shared_data(tenant, public_only=True).items
+    if not items:
+        raise InvalidInputError(
+            f"tenant {tenant!r} has no data set that was declared public.",
+            mend="Name the tenant whose data the global model was trained on (--tenant).",
+        )
+    carrier = Carrier(installation, model, items)
+    waiting, report = carrier.stage(stages.stage("carrying adapters"))
+    carrier.make_live(waiting)
+    return report
 
 
 def open_trainer(installation: Installation) -> Trainer:

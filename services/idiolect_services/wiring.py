@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
 
 from idiolect.clock import Clock, SystemClock
 from idiolect.errors import ConfigurationError, NotFoundError
-from idiolect.ids import pseudonym
+from idiolect.ids import pseudonym, sha256_hex
 from idiolect.registry.signing import Signer
 from idiolect.settings import Settings
+from idiolect.stores.blobs import BlobStore, open_blobs
 from idiolect.stores.ports import Store
-from idiolect.stores.sql import open_store
+from idiolect.stores.recovery_log import RecoveryLog
+from idiolect.stores.sql import SqlStore, open_store
 from idiolect_services.secrets import load_or_create, tenant_key
+from idiolect_services.signing_keys import SigningKeys
+from idiolect_services.vault import Vault
 
 if TYPE_CHECKING:  # importing torch takes seconds, and most commands never need it
     from idiolect_adapters.preference import PreferenceModel
@@ -39,6 +44,14 @@ class Installation:
     @property
     def models(self) -> Path:
         return self.root / "models"
+
+    @property
+    def blobs(self) -> BlobStore:
+        return open_blobs(self.settings.blob_url or (self.root / "blobs").as_uri())
+
+    @property
+    def vault(self) -> Vault:
+        return Vault(self.master_key)
 
     def pseudonym(self, tenant: str, user: str) -> str:
         return pseudonym(_tenant_key(self.master_key, tenant), user)
@@ -68,9 +81,30 @@ def open_installation(settings: Settings, clock: Clock | None = None) -> Iterato
         ) from error
     secrets = root / "secrets"
     master = load_or_create(secrets / "master.key")
-    signer = Signer(load_or_create(secrets / "signing.key"))
+    signer = SigningKeys(secrets).signer()
     store = open_store(settings.sql_url)
     try:
+        _keep_up(store, recovery_log_of(settings))
         yield Installation(settings, store, signer, clock or SystemClock(), master)
     finally:
         store.close()
+
+
+def recovery_log_of(settings: Settings) -> RecoveryLog:
+    """One for each database: of the same name wherever the home lies, and whoever logs in to the server."""
+    parts = urlsplit(settings.sql_url)
+    host = parse_qs(parts.query).get("host", [parts.hostname or ""])[0]
+    where = f"{host}:{parts.port or ''}{parts.path}".replace(str(settings.root), "")
+    return RecoveryLog(settings.root / "recovery" / f"{sha256_hex(where.encode())[:16]}.log")
+
+
+def _keep_up(store: SqlStore, log: RecoveryLog) -> None:
+    """A database that is behind its log was restored from an older copy: before anything else it learns what came
+    after. Raises ConfigurationError if a part of that is in the logs of other machines only."""
+    store.keep_log(log)
+    last = log.last()
+    if last is None or store.knows(last):
+        return
+    with log.held(alone=True):  # whoever is just committing what was logged is waited for
+        if not store.knows(last):
+            store.recover(log.read())

@@ -17,7 +17,7 @@ from idiolect_services.bench.form import Measured
 from idiolect_services.bench.preference_bench import Protocol, measure_dataset
 from idiolect_services.bench.trained import trained_model, training_key
 
-OPTIONS = GlobalOptions(epochs=1, user_rank=3, domain_rank=2)
+OPTIONS = GlobalOptions(user_rank=3, domain_rank=2)
 SIZES = (5, 10)
 LONG = " and so it goes on with many more words in it, for those who like that"
 
@@ -73,7 +73,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(backbone: Path, models: Path, stages: QuietStages, **changes: object) -> dict[str, Measured]:
     dataset = replace(tiny_dataset(), **changes)  # type: ignore[arg-type]
-    protocol = Protocol("polis", Path(), SIZES)
+    protocol = Protocol("polis", Path(), SIZES, SIZES)
     rows = measure_dataset(
         dataset, protocol, backbone=backbone, models=models, options=OPTIONS, noise=SecureNoise(), stages=stages
     )
@@ -82,7 +82,7 @@ def run(backbone: Path, models: Path, stages: QuietStages, **changes: object) ->
 
 def test_exactly_the_announced_metrics_come_out_each_within_its_interval(backbone: Path, models: Path) -> None:
     rows = run(backbone, models, QuietStages())
-    assert set(rows) == set(Protocol("polis", Path(), SIZES).metrics())
+    assert set(rows) == set(Protocol("polis", Path(), SIZES, SIZES).metrics())
     for row in rows.values():
         if row.low is not None and row.high is not None:
             assert 0.0 <= row.low <= row.value <= row.high <= 1.0, row
@@ -109,7 +109,7 @@ def test_other_data_options_or_backbones_are_other_trainings(backbone: Path, tmp
     keys = {
         training_key(backbone, "a", OPTIONS),
         training_key(backbone, "b", OPTIONS),
-        training_key(backbone, "a", replace(OPTIONS, epochs=2)),
+        training_key(backbone, "a", replace(OPTIONS, seed=2)),
         training_key(tmp_path, "a", OPTIONS),
     }
     assert len(keys) == 4

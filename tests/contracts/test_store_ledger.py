@@ -70,6 +70,20 @@ def test_a_run_is_reserved_until_it_is_settled(store: Store) -> None:
     assert (settled.state, settled.settled_at) == ("settled", at(2))
 
 
+def test_a_run_that_was_refused_to_everyone_is_over_at_once(store: Store) -> None:
+    run = reserve(store, ["ann", "bob"], 0.5, minutes=1).run
+    (refused,) = store.runs(TENANT)
+    assert (refused.id, refused.state, refused.accounts, refused.settled_at) == (run, "refused", 0, at(1))
+    store.settle(TENANT, run, at(2))
+    assert store.runs(TENANT)[0].state == "refused"
+
+
+def test_a_run_that_was_refused_to_some_is_reserved_for_the_others(store: Store) -> None:
+    reserve(store, ["ann"], 1.0)
+    reserve(store, ["ann", "bob"], 1.0, minutes=1)
+    assert store.runs(TENANT)[0].state == "reserved"
+
+
 def test_an_unknown_run_can_not_be_settled(store: Store) -> None:
     run = reserve(store, ["ann"], 1.0).run
     for tenant, name in ((TENANT, "missing"), ("other", run)):

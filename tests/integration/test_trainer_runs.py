@@ -187,6 +187,7 @@ def test_a_run_over_everybodys_budget_is_refused_before_any_data_is_read(home: H
     assert refused.value.mend
     assert {person: home.spent(person, unit) for person in people} == spent
     assert {person: home.live(person) for person in home.new_people} == live
+    assert sorted(run.state for run in home.store.runs(TENANT)) == ["refused", "settled"]
 
 
 def test_who_is_over_budget_is_left_out_and_the_others_are_trained(home: Home) -> None:
@@ -208,7 +209,7 @@ def test_a_domain_leaves_out_who_is_over_budget(home: Home, monkeypatch: pytest.
         home.overspend(person, "subject")
     seen: list[int] = []
 
-    def counted(data: SubjectComparisons, *_: Any) -> np.ndarray:
+    def counted(data: SubjectComparisons, *_: Any, **__: Any) -> np.ndarray:
         seen.append(data.subjects)
         assert set(data.subject_C.tolist()) == {0}
         return np.zeros(data.differences_C_K.shape[1])
@@ -286,16 +287,18 @@ def test_trying_again_pays_again_and_settles_only_what_was_published(home: Home)
     assert home.spent(home.person(NEW[0])) == pytest.approx(newest.event.rho + oldest.event.rho)
 
 
+@pytest.mark.parametrize("where", ["personal_snapshot", "publish", "settle"])
 def test_a_process_that_is_killed_while_it_trains_has_paid(
-    prepared_home: Path, tiny_bert: Path, tmp_path: Path
+    prepared_home: Path, tiny_bert: Path, tmp_path: Path, where: str
 ) -> None:
+    """Before it reads, before it publishes, and before it settles: then what it published is live, and paid for."""
     shutil.copytree(prepared_home, tmp_path / "home")
     code = (
         "import os, sys\nfrom pathlib import Path\n"
         f"sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}\n"
         "from training_home import TENANT, WatchedStore, opened\n"
         "with opened(Path(sys.argv[1]), Path(sys.argv[2])) as home:\n"
-        "    store = WatchedStore(home.store, {'publish': lambda *a, **k: os.kill(os.getpid(), 9)})\n"
+        f"    store = WatchedStore(home.store, {{{where!r}: lambda *a, **k: os.kill(os.getpid(), 9)}})\n"
         "    home.trainer(store=store).train_users(TENANT)\n"
     )
     killed = subprocess.run(
@@ -309,7 +312,48 @@ def test_a_process_that_is_killed_while_it_trains_has_paid(
         (run,) = home.store.runs(TENANT)
         assert run.state == "reserved"
         assert all(home.spent(person) == run.event.rho for person in home.new_people)
-        assert not home.store.versions(TENANT)
+        assert len(home.store.versions(TENANT)) == (len(NEW) if where == "settle" else 0)
+
+
+# Sampled
+
+
+def test_a_sampled_domain_claims_its_sample_and_charges_as_if_it_had_read_everybody(home: Home) -> None:
+    report = home.trainer(domain_sample_rate=0.5).train_domain(TENANT, "chat")
+    (run,), (one,) = home.store.runs(TENANT), home.store.versions(TENANT)
+    verify_version(one.template, one.version, home.installation.signer)
+    privacy = one.template.privacy
+    assert (privacy.sample_rate, privacy.unsampled_steps) == (0.5, 1)
+    assert privacy.event.charged == run.event
+    assert privacy.epsilon == epsilon_of_run(privacy.event, privacy.delta) == report.epsilon
+    assert 0.98 * 4.0 <= privacy.epsilon <= 4.0
+    assert privacy.epsilon < epsilon_of_run(run.event, privacy.delta)
+    assert run.accounts == len(TRAINING)
+    assert all(home.spent(person, "subject") == run.event.rho for person in home.store.contributors(TENANT, "chat"))
+
+
+def test_the_rate_that_is_claimed_is_the_rate_that_is_drawn(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def watched(data: SubjectComparisons, *_: Any, sample_rate: float) -> np.ndarray:
+        asked.append(sample_rate)
+        return np.zeros(data.differences_C_K.shape[1])
+
+    monkeypatch.setattr(trainer_module, "train_domain", watched)
+    for rate in (0.25, 1.0):
+        home.trainer(domain_sample_rate=rate, domain_budget_epsilon=50.0).train_domain(TENANT, "chat")
+    claimed = {one.template.privacy.sample_rate for one in home.store.versions(TENANT)}
+    assert (asked, claimed) == ([0.25, 1.0], {0.25, None})
+
+
+def test_a_sampled_run_over_the_budget_is_refused_by_what_it_charges(home: Home) -> None:
+    """Its claim of 4 would fit into 6; as if everybody were read in each step it would not."""
+    store = WatchedStore(home.store)
+    with pytest.raises(BudgetExceededError, match="over the budget of 6"):
+        home.trainer(store=store, domain_sample_rate=0.1, domain_budget_epsilon=6.0).train_domain(TENANT, "chat")
+    assert not set(store.calls) & {*READS, "publish"}
+    (run,) = home.store.runs(TENANT)
+    assert (run.state, run.accounts) == ("refused", 0)
 
 
 # Overtaken

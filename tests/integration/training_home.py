@@ -27,7 +27,7 @@ from tasteful_world import World, as_dataset, make_world
 
 TENANT = "acme"
 TRAINING, NEW = list(range(20)), list(range(20, 26))
-RANK, DOMAIN_RANK = 12, 16  # those of GlobalOptions
+RANK, DOMAIN_RANK = 6, 16  # those of GlobalOptions
 
 
 class Quiet:
@@ -138,7 +138,7 @@ def prepare(root: Path, backbone: Path) -> None:
     with open_installation(settings_at(root, backbone)) as installation:
         options = ImportOptions(public=True, opt_in=True)
         import_dataset(installation, TENANT, as_dataset(world, TRAINING, NEW), options, lambda *_: None)
-        training_runs.train_global_model(installation, TENANT, 2, Quiet())
+        training_runs.train_global_model(installation, TENANT, Quiet())
 
 
 @contextmanager

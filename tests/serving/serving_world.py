@@ -30,7 +30,9 @@ from idiolect.tenancy import Scope, hash_secret, new_secret
 from idiolect_adapters.runtime.bank import HEAD_B, AdapterBank
 from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_services.gateway import GatewayServices, create_app
+from idiolect_services.live import LiveScorer
 from idiolect_services.scorer import Scorer
+from idiolect_services.vault import Vault
 
 K, M = 8, 4
 
@@ -105,6 +107,7 @@ class World:
         self.features = FeatureCache(self.model, max_bytes=self.settings.feature_cache_bytes)
         self.bank = AdapterBank(self.model, self.store.version, self.signer)
         self.scorer = Scorer(self.store, self.features, self.bank)
+        self.live = LiveScorer(self.scorer)
         for tenant in ("acme", "other"):
             self.store.create_tenant(tenant, self.clock.now())
         self.store.set_global(self.model.digest, self.clock.now(), reason="test", actor="test")
@@ -113,17 +116,18 @@ class World:
     def make_app(self, **changes: Any) -> FastAPI:
         services = GatewayServices(
             store=self.store,
-            scorer=self.scorer,
+            live=self.live,
             settings=self.settings,
             signer=self.signer,
             clock=self.clock,
             pseudonym=self.pseudonym,
             on_feedback=lambda tenant, subject: self.fed_back.append((tenant, subject)),
+            vault=Vault(b"\x02" * 32),
         )
         return create_app(replace(services, **changes))
 
     def close(self) -> None:
-        self.app.state.gateway.lanes.close()
+        self.app.state.gateway.close()
         self.store.close()
 
     def pseudonym(self, tenant: str, user: str) -> str:

@@ -172,7 +172,7 @@ def test_the_receipt_is_signed_and_idempotent(world: World) -> None:
     assert "ann" not in json.dumps(first)
     for person, scope in (("bob", "feedback"), ("ann", "all")):
         reused = api.post(f"/v1/users/{person}/personalization/reset", {"scope": scope}, headers=key)
-        assert reused.status_code == 409
+        assert_problem(reused, 422, "idempotency_key_reused")
     assert api.get("/v1/users/bob/personalization").json()["generation"] == 0
     assert api.get("/v1/users/bob/personalization/resets/once").status_code == 404
 

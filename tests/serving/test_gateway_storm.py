@@ -136,14 +136,16 @@ def test_no_ranking_leaves_under_an_older_generation_than_an_answered_reset(worl
 
 def test_the_checker_sees_a_gate_that_is_left_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the gate, and with a ranking that dawdles after its confirmation, old generations do leave."""
-    real = world.store.record_inference
+    real = world.store.record_inferences
 
-    def dawdle(*args: Any) -> None:
-        real(*args)
+    def dawdle(*args: Any) -> Any:
+        outcomes = real(*args)
         time.sleep(0.03)
+        return outcomes
 
-    monkeypatch.setattr(world.store, "record_inference", dawdle)
+    monkeypatch.setattr(world.store, "record_inferences", dawdle)
     monkeypatch.setattr(type(world.app.state.gateway.gate), "admits", lambda *_: True)
+    monkeypatch.setattr("idiolect_services.gateway.fencing.may_leave", lambda *_: True)
     found, _ = run_storm(world, resets=8)
     assert found > 0
 

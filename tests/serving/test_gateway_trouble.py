@@ -28,7 +28,7 @@ def test_a_store_that_is_away_leaves_the_ranking_but_no_feedback(world: World, m
     world.opt_in("ann")
     world.publish_user("ann")
     stranger = api.rerank("stranger")
-    for name in ("resolve", "subject", "record_inference"):
+    for name in ("resolve", "subject", "record_inferences"):
         monkeypatch.setattr(world.store, name, unreachable)
     response = api.rerank("ann")
     assert response["id"] is None
@@ -43,7 +43,7 @@ def test_a_store_that_is_away_leaves_the_ranking_but_no_feedback(world: World, m
 def test_a_ranking_that_could_not_be_recorded_has_no_id(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.opt_in("ann")
     world.publish_user("ann")
-    monkeypatch.setattr(world.store, "record_inference", unreachable)
+    monkeypatch.setattr(world.store, "record_inferences", unreachable)
     response = world.api(world.key()).rerank("ann")
     assert response["id"] is None
     assert response["personalization"]["applied"]
@@ -129,9 +129,10 @@ def test_a_flood_of_cold_texts_holds_up_neither_warm_requests_nor_resets(
     world.api(key).rerank("ann")
     slow = SlowModel()
     monkeypatch.setattr(world.model, "project", slow.project)
+    settings = world.settings.model_copy(update={"queue_texts": 640})
 
     async def scenario() -> None:
-        transport = httpx.ASGITransport(world.app)
+        transport = httpx.ASGITransport(world.make_app(settings=settings))
         headers = {"Authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
             cold = [
@@ -146,8 +147,8 @@ def test_a_flood_of_cold_texts_holds_up_neither_warm_requests_nor_resets(
             slow.release.set()
             answers = await asyncio.gather(*cold)
             codes = [answer.status_code for answer in answers]
-            assert codes.count(200) == 64
-            assert codes.count(503) == 16
+            assert 10 <= codes.count(503) <= 16  # one forward has room for up to 64 texts while the others wait
+            assert codes.count(200) == 80 - codes.count(503)
             refused = next(answer for answer in answers if answer.status_code == 503)
             assert_problem(refused, 503, "overloaded")
             assert refused.headers["retry-after"]
@@ -165,7 +166,9 @@ def test_a_reset_that_answers_while_a_ranking_is_written_is_seen_by_it(
     world.opt_in("ann")
     world.publish_user("ann")
     stranger = world.api(key).rerank("stranger")
-    name = {"confirmed": "subject", "recorded": "record_inference"}[moment]
+    name = {"confirmed": "subject", "recorded": "record_inferences"}[moment]
+    # Where nothing else can run while a request reads the store, there is nothing to fence.
+    monkeypatch.setattr(world.app.state.gateway.pace, "_embedded", False)
     real, entered, go_on = getattr(world.store, name), threading.Event(), threading.Event()
 
     def held_up(*args: Any) -> Any:
@@ -198,17 +201,20 @@ def test_what_was_shown_before_a_reset_is_not_recorded_after_it(world: World, mo
     """The ranking resolved first, then came the reset, then the record: it must not bring back the person's texts."""
     world.opt_in("ann")
     subject = world.pseudonym("acme", "ann")
-    real, once = world.store.record_inference, []
+    real, once = world.store.record_inferences, []
 
-    def record(*args: Any) -> None:
+    def record(shown: Any) -> Any:
         if not once:
-            once.append(args[1].id)
+            once.append(shown[0].inference.id)
             world.store.apply_reset("acme", subject, new_id(), plan_reset("feedback"), world.clock.now())
-        real(*args)
+        return real(shown)
 
-    monkeypatch.setattr(world.store, "record_inference", record)
-    world.api(world.key()).rerank("ann")
+    monkeypatch.setattr(world.store, "record_inferences", record)
+    answer = world.api(world.key()).rerank("ann")
     assert world.store.inference("acme", once[0]) is None
+    # Another process may have done that reset, whose gate is not ours: what was scored before it must not leave.
+    assert answer["personalization"]["generation"] == 1
+    assert world.store.inference("acme", answer["id"]) is not None
 
 
 def test_a_person_who_is_reset_without_end_is_still_served_and_nothing_is_claimed_about_them(

@@ -92,6 +92,10 @@ def test_calibration_error_of_a_case_worked_by_hand() -> None:
     assert expected_calibration_error(margin, 1.0, bins=2) == pytest.approx(0.25)
 
 
+def test_who_always_says_one_half_is_never_wrong_about_it() -> None:
+    assert expected_calibration_error(np.zeros(100), 1.0) == 0.0
+
+
 def test_item_means_are_the_mean_rating_and_unrated_items_get_the_average() -> None:
     ratings = Ratings(np.array([0, 1, 2, 0], np.int32), np.array([0, 0, 0, 1], np.int32), np.array([1, 1, -1, -1.0]))
     means = item_means(SharedData(ITEMS, ("u", "v", "w"), ratings, pairs()))

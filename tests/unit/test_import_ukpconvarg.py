@@ -10,6 +10,7 @@ import pytest
 from idiolect.errors import InvalidInputError
 from idiolect.signals.comparison import Comparison, PreferenceDataset
 from idiolect.signals.importers import load_ukpconvarg
+from idiolect.signals.importers.ukpconvarg import CrowdLabel, load_crowd_labels
 
 
 def argument(arg_id: str, text: str | None = None, side: str = "tea_yes", **columns: Any) -> dict[str, Any]:
@@ -81,3 +82,23 @@ def test_an_unknown_label_is_refused_with_its_line(value: Any, load) -> None:
 def test_nothing_but_equal_labels_is_refused(load) -> None:
     with pytest.raises(InvalidInputError, match=r"no preference of anybody.*labels_equal 1"):
         load(ARGUMENTS, [label("a", "b", "equal")])
+
+
+def test_the_benchmark_gets_every_label_also_those_that_decide_nothing(write_rows) -> None:
+    write_rows("arguments.jsonl.gz", [argument("a"), argument("b"), argument("twin", "argument a"), argument("c", " ")])
+    labels = [("a", "b", "a1"), ("b", "a", "a1"), ("a", "b", "equal"), ("a", "twin", "a2"), ("a", "c", "a1")]
+    read = load_crowd_labels(write_rows("crowdsample_folds.jsonl.gz", [label(*row) for row in labels]))
+    assert [item.text for item in read.items] == ["argument a", "argument b"]
+    assert read.labels == (
+        CrowdLabel("u", 0, 1, 1.0),
+        CrowdLabel("u", 1, 0, 1.0),
+        CrowdLabel("u", 0, 1, 0.5),
+        CrowdLabel("u", 0, 0, 0.0),
+    )
+
+
+def test_an_unreadable_label_is_refused_for_the_benchmark_as_well(write_rows) -> None:
+    write_rows("arguments.jsonl.gz", ARGUMENTS)
+    folder = write_rows("crowdsample_folds.jsonl.gz", [label("a", "b", "both")])
+    with pytest.raises(InvalidInputError, match="value 'both' is unknown"):
+        load_crowd_labels(folder)

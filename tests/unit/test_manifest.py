@@ -16,7 +16,7 @@ from idiolect.canonical import canonical_json
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
 from idiolect.privacy.budget import PrivacyStatement, plan_run, statement_for
-from idiolect.registry.manifest import ReleaseTemplate, TensorSpec, Version, manifest_bytes
+from idiolect.registry.manifest import Carried, ReleaseTemplate, TensorSpec, Version, manifest_bytes
 from idiolect.registry.signing import Signer, key_id
 from idiolect.registry.weights import dump_weights, verify_version
 
@@ -94,6 +94,8 @@ def edited_templates() -> Iterator[tuple[str, ReleaseTemplate]]:
             changed: list[Any] = list(edited_tensors())
         elif field.name == "targets":
             changed = [(), ("head", "q"), ("heads",)]
+        elif field.name == "carried":
+            changed = [Carried("r0", "a" * 64, noise) for noise in ((), (0.1,))]
         elif field.name == "privacy":
             changed = [
                 replace(value, **{part.name: new})
@@ -215,3 +217,44 @@ def test_what_is_no_signature_is_refused(signature: bytes) -> None:
 def test_the_same_message_always_has_the_same_signature() -> None:
     assert SIGNER.sign(b"m") == Signer(b"\x01" * 32).sign(b"m") != SIGNER.sign(b"n")
     SIGNER.verify(SIGNER.key_id, SIGNER.sign(b"m"), b"m", what="m")
+
+
+def _plainly(template: ReleaseTemplate, version: Version) -> bytes:
+    return canonical_json(
+        template.to_json()
+        | {
+            "version": version.id,
+            "release": version.release,
+            "subject": version.subject,
+            "domain": version.domain,
+            "generation": version.generation,
+            "parent": version.parent,
+            "weights_sha256": version.weights_sha256,
+            "evaluation": dict(version.evaluation),
+        }
+    )
+
+
+def test_a_manifest_that_reuses_its_templates_members_is_the_plain_rendering() -> None:
+    tricky = [TEMPLATE, replace(TEMPLATE, rank=True), replace(TEMPLATE, rank=1), replace(TEMPLATE, rank=1.0)]  # type: ignore[arg-type]
+    tricky += [replace(TEMPLATE, data_window='"quoted" \u2028 \U0001f600'), replace(TEMPLATE, alpha=1e21)]
+    for template in (*tricky, *[edited for _, edited in edited_templates()], TEMPLATE):
+        for version in (
+            signed(),
+            signed(id='a"b\\\u00e9/\x7f\t', release='q"\\/', parent="p", evaluation={"b": 1e-7, "a": 0.1}),
+        ):
+            assert manifest_bytes(template, version) == _plainly(template, version)
+
+
+CARRIED = replace(TEMPLATE, carried=Carried("r0", "b" * 64, (0.25, 0.5)))
+
+
+def test_where_a_release_was_carried_from_comes_back_and_is_left_out_where_there_is_nothing_to_say() -> None:
+    assert ReleaseTemplate.from_json(CARRIED.to_json()) == CARRIED
+    assert "carried" not in TEMPLATE.to_json()
+
+
+@pytest.mark.parametrize("broken", [{"release": "r0"}, {"release": "r0", "global": "b", "noise": [], "more": 1}])
+def test_where_a_release_was_carried_from_is_told_in_full_or_refused(broken: dict[str, Any]) -> None:
+    with pytest.raises(CorruptArtifactError, match="carried"):
+        ReleaseTemplate.from_json(CARRIED.to_json() | {"carried": broken})

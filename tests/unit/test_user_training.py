@@ -10,8 +10,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from idiolect.signals.data import Comparisons
+from idiolect_adapters.training.clip_noise import clip_lengths, clip_rows, directions_and_lengths
 from idiolect_adapters.training.descent import Recipe, noisy_descent
-from idiolect_adapters.training.user import PaddedComparisons, pad_comparisons, train_users
+from idiolect_adapters.training.user import BLOCK, PaddedComparisons, pad_comparisons, train_users
 
 NO_CLIPPING = 1e9
 
@@ -31,6 +32,37 @@ class Replayed:
         drawn = self.draws.pop(0)
         assert drawn.shape == shape
         return drawn
+
+
+class OnesInAnyOrder:
+    """Noise of which every draw is the same, so that threads may take it as they come; counts what was drawn."""
+
+    any_order = True
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        self.shapes.append(shape)
+        return np.ones(shape)
+
+
+def slow_and_obvious(data: PaddedComparisons, recipe: Recipe, noise_multiplier: float) -> np.ndarray:
+    """Person by person and comparison by comparison, with noise of 1 everywhere."""
+    rank = data.differences_P_C_K.shape[2]
+    step = np.linalg.inv(recipe.prior * np.eye(rank) + recipe.curvature_K_K)
+    adapters = []
+    for rows, margins, weights in zip(data.differences_P_C_K, data.margins_P_C, data.weights_P_C, strict=True):
+        adapter = np.zeros(rank)
+        for _ in range(recipe.steps):
+            total = np.zeros(rank)
+            for row, margin, weight in zip(rows, margins, weights, strict=True):
+                gradient = weight * expit(-(margin + row @ adapter)) * row
+                total += gradient * min(1.0, recipe.clip_norm / max(np.linalg.norm(gradient), 1e-300))
+            total += noise_multiplier * recipe.clip_norm
+            adapter = adapter + (total - recipe.prior * adapter) @ step
+        adapters.append(adapter)
+    return np.array(adapters).reshape(len(adapters), rank)
 
 
 def random_people(seed: int, people: int = 5, comparisons: int = 30, rank: int = 4) -> PaddedComparisons:
@@ -187,6 +219,65 @@ def test_the_descent_itself_solves_a_quadratic_in_one_step() -> None:
         lambda adapters: (target - adapters) @ hessian, (1, 3), Recipe(1.0, 1e-9, 1, hessian), 0.0, NoNoise()
     )
     assert np.allclose(found, target, atol=1e-6)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 7), st.integers(0, 9), st.integers(1, 5), st.floats(0.05, 5))
+@settings(max_examples=60, deadline=None)
+def test_the_fast_training_is_the_slow_and_obvious_one(
+    seed: int, people: int, comparisons: int, rank: int, clip_norm: float
+) -> None:
+    data = random_people(seed, people, comparisons, rank)
+    recipe = Recipe(clip_norm, 1.5, 5, np.eye(rank))
+    found = train_users(data, recipe, 0.8, OnesInAnyOrder())
+    assert np.allclose(found, slow_and_obvious(data, recipe, 0.8), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("people", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+def test_people_in_blocks_on_all_cores_keep_their_order_and_each_draws_noise_of_their_own(people: int) -> None:
+    data = random_people(5, people, comparisons=3, rank=2)
+    recipe = Recipe(0.3, 1.0, 4, np.eye(2))
+    noise = OnesInAnyOrder()
+    found = train_users(data, recipe, 0.5, noise)
+    assert np.allclose(found, slow_and_obvious(data, recipe, 0.5), rtol=1e-9, atol=1e-11)
+    assert sum(rows for rows, _ in noise.shapes) == people * recipe.steps
+
+
+def test_noise_whose_order_matters_is_drawn_for_all_people_at_once() -> None:
+    data = random_people(6, BLOCK + 3, comparisons=2, rank=2)
+    draws = np.random.default_rng(0).normal(size=(3, BLOCK + 3, 2))
+    recipe = Recipe(0.3, 1.0, 3, np.eye(2))
+    first, second = (train_users(data, recipe, 0.5, Replayed(draws)) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_an_error_in_one_block_is_not_lost_in_its_thread() -> None:
+    class Fails(OnesInAnyOrder):
+        def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+            raise OSError("no randomness left")
+
+    with pytest.raises(OSError, match="no randomness left"):
+        train_users(random_people(1, 2 * BLOCK, 1, 2), Recipe(1.0, 1.0, 1, np.eye(2)), 1.0, Fails())
+
+
+WILD = st.one_of(
+    st.floats(-10, 10), st.floats(width=64), st.sampled_from([0.0, 1e308, -1e308, 5e-324, np.nan, np.inf, -np.inf])
+)
+
+
+@given(st.lists(st.lists(WILD, min_size=3, max_size=3), max_size=5), st.floats(1e-3, 1e3))
+@settings(max_examples=300, deadline=None)
+def test_clipping_lengths_along_unit_vectors_is_clipping_rows(rows: list[list[float]], clip_norm: float) -> None:
+    rows_N_K = np.array(rows).reshape(-1, 3)
+    directions, lengths = directions_and_lengths(rows_N_K)
+    assert np.isfinite(directions).all()
+    assert np.isfinite(lengths).all()
+    clipped = clip_lengths(lengths, clip_norm)[:, None] * directions
+    assert np.allclose(clipped, clip_rows(rows_N_K, clip_norm), rtol=1e-9, atol=1e-300)
+    assert np.all(np.linalg.norm(clipped, axis=1) <= clip_norm * (1 + 1e-12))
+
+
+def test_a_length_that_is_no_number_or_negative_counts_as_zero() -> None:
+    assert clip_lengths(np.array([np.nan, -1.0, np.inf, 0.2]), 0.5).tolist() == [0.0, 0.0, 0.5, 0.2]
 
 
 # From columns to a padded batch

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idiolect.errors import InvalidInputError
+from idiolect.errors import ConfigurationError, InvalidInputError
 from idiolect.settings import Settings
 from idiolect_services.bench.form import Measured, Report, results_for
 from idiolect_services.bench.machine import commit, machine, versions
@@ -17,14 +19,12 @@ if TYPE_CHECKING:  # importing torch takes seconds, and a list of names never ne
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a benchmark may be told; each uses what concerns it.
-
-    `epochs` None: as few as a first start trains, or with `full` all.
-    """
+    """What a benchmark may be told; each uses what concerns it."""
 
     settings: Settings
-    epochs: int | None = None
-    full: bool = False
+    plots: Path | None = None  # a folder for figures; None: no figures
+    people: int | None = None  # how many; None: as many as the targets are about
+    resets: int | None = None  # how many under faults; None: as many as the targets are about
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Benchmark:
     about: str
     run: Callable[[Options, Stages], Iterable[Measured]]
     metrics: Callable[[], Sequence[str]]
+    draws: bool = False  # figures, if matplotlib is there
 
 
 def _run_http(options: Options, stages: Stages) -> Iterable[Measured]:
@@ -50,15 +51,98 @@ def _http_metrics() -> Sequence[str]:
 
 def _run_preference(options: Options, stages: Stages) -> Iterable[Measured]:
     from idiolect_services.bench.preference_bench import measure
-    from idiolect_services.training_runs import FULL_EPOCHS, QUICK_EPOCHS
 
-    return measure(options.settings, options.epochs or (FULL_EPOCHS if options.full else QUICK_EPOCHS), stages)
+    return measure(options.settings, stages)
 
 
 def _preference_metrics() -> Sequence[str]:
     from idiolect_services.bench.preference_bench import all_metrics
 
     return all_metrics()
+
+
+def _check_peer() -> None:
+    """Opacus is nothing that Idiolect needs to run, so it comes with the tools of development only."""
+    if find_spec("opacus") is None:
+        raise ConfigurationError("this benchmark's peer, opacus, is not installed.", mend="Run: pip install opacus.")
+
+
+def _run_training(options: Options, stages: Stages) -> Iterable[Measured]:
+    _check_peer()
+    from idiolect_adapters.backbone import find_backbone
+    from idiolect_services.bench.training_bench import Work, measure
+
+    return measure(find_backbone(options.settings.backbone), Work(), stages)
+
+
+def _training_metrics() -> Sequence[str]:
+    from idiolect_services.bench.training_bench import METRICS
+
+    return METRICS
+
+
+def _run_privacy(options: Options, stages: Stages) -> Iterable[Measured]:
+    _check_peer()
+    from idiolect_services.bench.privacy_bench import measure
+
+    return measure(options.settings, options.plots, stages)
+
+
+def _privacy_metrics() -> Sequence[str]:
+    from idiolect_services.bench.privacy_bench import all_metrics
+
+    return all_metrics()
+
+
+def _run_swap(_options: Options, stages: Stages) -> Iterable[Measured]:
+    from idiolect_services.bench.swap_bench import Work, measure
+
+    return measure(Work(), stages)
+
+
+def _swap_metrics() -> Sequence[str]:
+    from idiolect_services.bench.swap_bench import METRICS
+
+    return METRICS
+
+
+def _run_engine(options: Options, stages: Stages) -> Iterable[Measured]:
+    from idiolect_adapters.backbone import find_backbone
+    from idiolect_adapters.evaluation.engine_cases import Sizes
+    from idiolect_services.bench.engine_bench import ROUNDS, measure
+
+    return measure(find_backbone(options.settings.backbone), Sizes(), ROUNDS, stages)
+
+
+def _engine_metrics() -> Sequence[str]:
+    from idiolect_services.bench.engine_bench import metrics
+
+    return metrics()
+
+
+def _run_registry(options: Options, stages: Stages) -> Iterable[Measured]:
+    from idiolect_services.bench.registry_bench import Work, measure
+
+    return measure(Work() if options.people is None else Work(people=options.people), stages)
+
+
+def _registry_metrics() -> Sequence[str]:
+    from idiolect_services.bench.registry_bench import metrics
+
+    return metrics()
+
+
+def _run_reset(options: Options, stages: Stages) -> Iterable[Measured]:
+    from idiolect_services.bench.reset_bench import Work, measure
+
+    work = Work() if options.resets is None else Work.of(options.resets)
+    return measure(options.settings.root, work, stages)
+
+
+def _reset_metrics() -> Sequence[str]:
+    from idiolect_services.bench.reset_bench import METRICS
+
+    return METRICS
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -71,6 +155,37 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "Warm reranks of 10 cached candidates over HTTP, against an empty route with the same bodies.",
         _run_http,
         _http_metrics,
+    ),
+    "engine": Benchmark(
+        "Rows per second with an adapter stack for every row, against the bare model and PEFT's mixed batch.",
+        _run_engine,
+        _engine_metrics,
+    ),
+    "swap": Benchmark(
+        "New versions in a warm process, a million people, and loads beside warm traffic; against PEFT's add_adapter.",
+        _run_swap,
+        _swap_metrics,
+    ),
+    "registry": Benchmark(
+        "A release of a million people on SQLite and Postgres, its resolves and revocation; against MLflow's registry.",
+        _run_registry,
+        _registry_metrics,
+    ),
+    "reset": Benchmark(
+        "Resets on four servers over Postgres and Redis under load, while all of them are paused, killed and cut off.",
+        _run_reset,
+        _reset_metrics,
+    ),
+    "training": Benchmark(
+        "Private user adapters trained in a second, against Opacus with PEFT on the same comparisons.",
+        _run_training,
+        _training_metrics,
+    ),
+    "privacy": Benchmark(
+        "Accuracy against epsilon, beside a LoRA that Opacus trains; what attacks show; what secure noise costs.",
+        _run_privacy,
+        _privacy_metrics,
+        draws=True,
     ),
 }
 

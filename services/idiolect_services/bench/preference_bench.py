@@ -3,7 +3,8 @@
 The shared models train on everyone but the new people and on all but the new items. For each new person: adapt to the
 first n pairs, then predict both test parts. Accuracy is averaged over a person's pairs and then over people with at
 least four pairs in the part; the interval is a bootstrap over people (and noise draws). All hyper-parameters come
-from training people (training/tuning.py).
+from training people (training/tuning.py). The baselines (evaluation/baseline_rows.py) read the same features, people
+and pairs. With real data, the UKPConvArg half (preference_crowd.py) follows.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from pathlib import Path
 from idiolect.settings import Settings
 from idiolect.signals.comparison import PreferenceDataset
 from idiolect_adapters.backbone import find_backbone
+from idiolect_adapters.evaluation.baseline_rows import BaselineScore, baseline_scores, baselines_of
 from idiolect_adapters.evaluation.splits import new_people, shared_data
-from idiolect_adapters.evaluation.stacks import StackEvaluation, StackScore, stacks_of
+from idiolect_adapters.evaluation.stacks import KNOWN_ITEMS, StackEvaluation, StackScore, stacks_of
+from idiolect_adapters.preference import project_features
 from idiolect_adapters.training.clip_noise import NoiseSource, SecureNoise
 from idiolect_adapters.training.global_model import GlobalOptions
 from idiolect_services.bench.form import Measured
+from idiolect_services.bench.preference_crowd import KIND as CROWD
+from idiolect_services.bench.preference_crowd import measure_crowd
+from idiolect_services.bench.preference_crowd import metrics as crowd_metrics
 from idiolect_services.bench.trained import trained_model
 from idiolect_services.datasets import read_dataset, sample_folder
 from idiolect_services.training_runs import Stages
@@ -37,6 +43,7 @@ class Protocol:
     kind: str
     folder: Path
     sizes: tuple[int, ...]
+    baseline_sizes: tuple[int, ...]
 
     def metrics(self) -> list[str]:
         names = []
@@ -44,23 +51,25 @@ class Protocol:
             for stack in stacks_of(part, self.sizes):
                 name = f"{self.kind}_{part}_{stack.name}"
                 names += [name] if stack.kind == "item_mean" else [name, f"{name}_ece"]
+            names += [f"{self.kind}_{part}_{name}" for name in baselines_of(part, self.baseline_sizes, KNOWN_ITEMS)]
         return [*names, f"{self.kind}_{END_TO_END}"]
 
 
 def polis(data_dir: Path) -> Protocol:
-    return Protocol("polis", data_dir / "polis", (5, 10, 30, 50))
+    return Protocol("polis", data_dir / "polis", (5, 10, 30, 50), (10, 50))
 
 
 def sample() -> Protocol:
     """Its people have 30 adaptation pairs each."""
-    return Protocol("sample", sample_folder(), (5, 10, 30))
+    return Protocol("sample", sample_folder(), (5, 10, 30), (10, 30))
 
 
 def all_metrics() -> list[str]:
-    return [*polis(Path()).metrics(), *sample().metrics()]
+    return [*polis(Path()).metrics(), *sample().metrics(), *crowd_metrics()]
 
 
-def measure(settings: Settings, epochs: int, stages: Stages) -> Iterator[Measured]:
+def measure(settings: Settings, stages: Stages) -> Iterator[Measured]:
+    backbone = find_backbone(settings.backbone)
     protocol = sample() if settings.data_dir is None else polis(settings.data_dir)
     started = time.monotonic()
     dataset = read_dataset(protocol.kind, protocol.folder, stages.stage(f"reading {protocol.kind}"))
@@ -68,13 +77,15 @@ def measure(settings: Settings, epochs: int, stages: Stages) -> Iterator[Measure
     yield from measure_dataset(
         dataset,
         protocol,
-        backbone=find_backbone(settings.backbone),
+        backbone=backbone,
         models=settings.root / "bench" / "models",
-        options=GlobalOptions(epochs=epochs),
+        options=GlobalOptions(),
         noise=SecureNoise(),
         stages=stages,
         seconds=reading,
     )
+    if settings.data_dir is not None and (settings.data_dir / CROWD).is_dir():
+        yield from measure_crowd(settings.data_dir / CROWD, backbone, stages)
 
 
 def measure_dataset(
@@ -95,12 +106,18 @@ def measure_dataset(
     trained = trained_model(models, backbone, data, dataset.digest, options, stages)
     started = time.monotonic()
     texts = [(item.prompt, item.text) for item in data.items]
-    projected_I_P = trained.model.project(texts, stages.stage("reading all texts again"))
+    features_I_F = trained.model.features(texts, stages.stage("reading all texts again"))
+    projected_I_P = project_features(features_I_F, trained.model.head)
     evaluation = StackEvaluation(trained.model, projected_I_P, data, new, noise)
     scores = list(evaluation.evaluate(protocol.sizes, stages.stage("stacks")))
     seconds += trained.seconds + time.monotonic() - started
+    # Not what our own training made of the texts: the encoder's features and the counted ones.
+    plain_I_F = features_I_F[:, : features_I_F.shape[1] - trained.model.kernel_outputs]
+    baselines = list(baseline_scores(plain_I_F, data, new, protocol.baseline_sizes, KNOWN_ITEMS))
     for part in PARTS:
-        yield from _measured(protocol.kind, [score for score in scores if score.part == part])
+        ours = [score for score in scores if score.part == part]
+        yield from _measured(protocol.kind, ours)
+        yield from _measured_baselines(protocol.kind, ours[0], [score for score in baselines if score.part == part])
     yield Measured(f"{protocol.kind}_{END_TO_END}", "s", seconds)
 
 
@@ -116,6 +133,14 @@ def _measured(kind: str, scores: Sequence[StackScore]) -> Iterator[Measured]:
         if score.calibration is not None:
             error = score.calibration
             yield Measured(f"{_name(kind, score)}_ece", ERROR, error.value, error.low, error.high)
+
+
+def _measured_baselines(kind: str, peer: StackScore, scores: Sequence[BaselineScore]) -> Iterator[Measured]:
+    """Beside what the stacks of the part are beside."""
+    for score in scores:
+        found = score.accuracy
+        beside = (peer.stack.name, peer.accuracy.value)
+        yield Measured(f"{kind}_{score.part}_{score.metric}", ACCURACY, found.value, found.low, found.high, *beside)
 
 
 def _name(kind: str, score: StackScore) -> str:

@@ -10,8 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from idiolect.errors import ConfigurationError
 from idiolect_services.bench.catalogue import BENCHMARKS, Options, find_benchmark, run_benchmark
 from idiolect_services.bench.form import Report, Result, check_writable, write_report
+from idiolect_services.bench.privacy_plots import can_draw
 from idiolect_services.bench.targets import target_of
 from idiolect_services.cli.common import Home, bars, console, settings_for
 
@@ -23,10 +25,20 @@ def bench(
     json: Annotated[Path | None, typer.Option("--json", help="Write the outcome to this file as well.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="preference: folder of real data sets (default: IDIOLECT_DATA_DIR, else the sample)."),
+        typer.Option(
+            help="preference, privacy: folder of real data sets (default: IDIOLECT_DATA_DIR, else the sample)."
+        ),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="preference: train the global model to the end.")] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="preference: train for exactly so many epochs.")] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(help="privacy: folder for its figures (default: beside the --json file). Needs matplotlib."),
+    ] = None,
+    people: Annotated[
+        int | None, typer.Option(min=1000, help="registry: people in the release (default: a million).")
+    ] = None,
+    resets: Annotated[
+        int | None, typer.Option(min=1, help="reset: resets while things go wrong (default: 10,000, about 10 minutes).")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Run one benchmark, with its peer in the same run, and print the outcome beside the targets.
@@ -36,16 +48,30 @@ def bench(
     if name is None:
         _list()
         return
-    find_benchmark(name)
+    benchmark = find_benchmark(name)
     if json is not None:
         check_writable(json)
-    options = Options(settings_for(home, data_dir=data), epochs, full)
+    figures = _figures_folder(json, plots) if benchmark.draws else None
+    options = Options(settings_for(home, data_dir=data), figures, people, resets)
     with bars() as shown:
         report = run_benchmark(name, options, shown)
     if json is not None:
         write_report(report, json)
     _print_table(report)
     console.print(_where(report), soft_wrap=True)
+    if figures is not None:
+        console.print(f"Figures are in {figures}.", soft_wrap=True)
+
+
+def _figures_folder(json: Path | None, plots: Path | None) -> Path | None:
+    """Raises ConfigurationError if figures were asked for and can't be drawn; checked before anything runs."""
+    folder = plots or (None if json is None else json.absolute().parent)
+    if folder is None or can_draw():
+        return folder
+    if plots is not None:
+        raise ConfigurationError("figures need matplotlib.", mend="Install it, or leave --plots out.")
+    console.print("Without matplotlib there are no figures; the table does not need it.")
+    return None
 
 
 def _list() -> None:

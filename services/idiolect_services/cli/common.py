@@ -28,6 +28,7 @@ Home = Annotated[
 Tenant = Annotated[str, typer.Option("--tenant", help="The tenant that the data belongs to.")]
 
 DEFAULT_TENANT = "demo"
+OPERATOR = "operator"  # who moved a pointer or revoked a key, in the registry's history and the audit log
 DEBUG = "IDIOLECT_DEBUG"
 
 

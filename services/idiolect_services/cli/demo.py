@@ -27,7 +27,6 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="Folder of real data sets; its `polis` is used (default: IDIOLECT_DATA_DIR).")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Train the global model to the end.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Verify every step, then stop: exit code 0 or 1.")] = False,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
@@ -41,10 +40,10 @@ def demo(
 
     settings = settings_for(home, data_dir=data, host=host, port=port)
     with listen(settings) as listener, open_installation(settings) as installation, _alone(installation):
-        _run(installation, listener, full=full, check=check)
+        _run(installation, listener, check=check)
 
 
-def _run(installation: Installation, listener: socket.socket, *, full: bool, check: bool) -> None:
+def _run(installation: Installation, listener: socket.socket, *, check: bool) -> None:
     from idiolect_services.demo.check import DemoClient, check_demo
     from idiolect_services.demo.lines import curl_lines
     from idiolect_services.demo.prepare import prepare
@@ -52,7 +51,7 @@ def _run(installation: Installation, listener: socket.socket, *, full: bool, che
     from idiolect_services.serving import create_server_app
 
     settings = installation.settings
-    source = _source(settings, full)
+    source = _source(settings)
     console.print(f"Idiolect demo on {source.kind} data, state in {installation.root}")
     with bars() as shown:
         prepared = prepare(installation, source, shown)
@@ -80,18 +79,17 @@ def _run(installation: Installation, listener: socket.socket, *, full: bool, che
                 thread.join(0.5)
 
 
-def _source(settings: Settings, full: bool) -> DemoSource:
+def _source(settings: Settings) -> DemoSource:
     from idiolect_services.demo.prepare import DemoSource
-    from idiolect_services.training_runs import FULL_EPOCHS, QUICK_EPOCHS, SAMPLE_EPOCHS
 
     if settings.data_dir is None:
-        return DemoSource("sample", sample_folder(), FULL_EPOCHS if full else SAMPLE_EPOCHS)
+        return DemoSource("sample", sample_folder())
     folder = settings.data_dir.expanduser() / "polis"
     if not folder.is_dir():
         raise ConfigurationError(
             f"there is no folder {folder}.", mend="Point --data or IDIOLECT_DATA_DIR at the folder that holds `polis`."
         )
-    return DemoSource("polis", folder, FULL_EPOCHS if full else QUICK_EPOCHS)
+    return DemoSource("polis", folder)
 
 
 @contextmanager

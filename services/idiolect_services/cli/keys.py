@@ -1,4 +1,4 @@
-"""idiolect keys create|revoke"""
+"""idiolect keys create|revoke, and the commands of signing"""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import typer
 from idiolect.ids import check_name
 from idiolect.tenancy import Scope, hash_secret, new_secret
 from idiolect_services.cli.common import Home, console, settings_for
+from idiolect_services.cli.signing import rotate_signing, signing, withdraw_signing
 from idiolect_services.wiring import open_installation
 
-app = typer.Typer(help="Create and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="API keys of tenants, and the keys that sign manifests.", no_args_is_help=True)
+app.command("signing")(signing)
+app.command("rotate-signing")(rotate_signing)
+app.command("withdraw-signing")(withdraw_signing)
 
 
 @app.command("create")
@@ -30,6 +34,20 @@ def create(
         installation.store.create_tenant(check_name("tenant", tenant), now)
         key = installation.store.create_key(tenant, scope or [Scope.INFER, Scope.FEEDBACK], hash_secret(secret), now)
     console.print(f"key id {key.id}, scopes {', '.join(sorted(key.scopes))}")
+    console.print(secret, soft_wrap=True)
+
+
+@app.command("rotate")
+def rotate(key_id: Annotated[str, typer.Argument(help="The key's id (not the key).")], home: Home = None) -> None:
+    """Replace a key by a new one with the same scopes, and print that. The old one, and every token that was made with
+    it, stop within a second.
+
+    Example: idiolect keys rotate 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b
+    """
+    secret = new_secret()
+    with open_installation(settings_for(home)) as installation:
+        key = installation.store.rotate_key(key_id, hash_secret(secret), installation.clock.now())
+    console.print(f"key id {key.id}, scopes {', '.join(sorted(key.scopes))}; key {key_id} is revoked.")
     console.print(secret, soft_wrap=True)
 
 

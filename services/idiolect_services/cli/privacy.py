@@ -10,13 +10,15 @@ import typer
 
 from idiolect.errors import NotFoundError
 from idiolect.privacy.accountant import composed_epsilon, epsilon_of_run, filter_epsilon
-from idiolect.privacy.budget import DEFAULT_DELTA, Budget, plan_run
-from idiolect.privacy.events import UNITS, Unit
+from idiolect.privacy.budget import Budget, plan_run
+from idiolect.privacy.events import UNITS, GaussianEvent, Unit
 from idiolect.privacy.forecast import forecast as forecast_of
 from idiolect.privacy.ledger import Charge, LedgerRun
-from idiolect.privacy.policy import budget_of
+from idiolect.privacy.policy import budget_of, delta_of_run
+from idiolect.settings import Settings
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, settings_for
 from idiolect_services.cli.privacy_audit import audit
+from idiolect_services.spent import delta_for_forecast, delta_for_person
 from idiolect_services.wiring import Installation, open_installation
 
 app = typer.Typer(
@@ -36,6 +38,7 @@ class UnitOption(StrEnum):
 
 User = Annotated[str | None, typer.Option(help="The tenant's id of a person.")]
 SHOWN = 10  # of the runs that a forecast finds room for
+SAMPLED_STEPS = 7  # of a domain training unless --steps says otherwise: the count, and six steps
 
 
 @app.command("show")
@@ -55,7 +58,8 @@ def show(
     units = UNITS if unit is None else (unit.unit,)
     with open_installation(settings_for(home)) as installation:
         if user is None:
-            _show_runs(installation.store.runs(tenant, unit=None if unit is None else unit.unit, limit=limit))
+            runs = installation.store.runs(tenant, unit=None if unit is None else unit.unit, limit=limit)
+            _show_runs(installation.settings, runs)
         else:
             _show_person(installation, tenant, _known(installation, tenant, user), units, limit)
 
@@ -65,7 +69,9 @@ def forecast(
     epsilon: Annotated[float, typer.Option(help="Epsilon of each training.")],
     user: User = None,
     unit: Annotated[UnitOption, typer.Option(help="What the trainings protect.")] = UnitOption.COMPARISON,
-    steps: Annotated[int, typer.Option(help="Releases per training; at a given epsilon they cost the same.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Releases per training; they matter only where it samples subjects.")
+    ] = None,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
@@ -74,18 +80,32 @@ def forecast(
     Example: idiolect privacy forecast --epsilon 2 --user brief-01
     """
     settings = settings_for(home)
-    budget = budget_of(settings, unit.unit)
-    event = plan_run(epsilon, budget.delta, steps, allow_weak=settings.allow_weak_privacy)
-    spent_rho = 0.0
-    if user is not None:
-        with open_installation(settings) as installation:
-            spent_rho = _spent_rho(installation, tenant, _known(installation, tenant, user), budget)
+    with open_installation(settings) as installation:
+        budget = budget_of(settings, unit.unit, delta_for_forecast(installation.store, settings, tenant, unit.unit))
+        event = _planned(settings, budget, epsilon, steps)
+        subject = None if user is None else _known(installation, tenant, user)
+        spent_rho = 0.0 if subject is None else _spent_rho(installation, tenant, subject, budget)
     found = forecast_of(spent_rho, budget, event)
     console.print(f"budget: {_budget_line(budget)}")
     console.print(f"spent: epsilon {found.epsilon_now:.2f}")
     console.print(f"room for {'more than ' if found.more else ''}{found.runs} trainings at epsilon {epsilon:g} each")
     for number, after in enumerate(found.epsilon_after[:SHOWN], 1):
         console.print(f"  after {number}: epsilon {after:.2f}")
+
+
+def _planned(settings: Settings, budget: Budget, epsilon: float, steps: int | None) -> GaussianEvent:
+    """What a training will be charged."""
+    rate = settings.domain_sample_rate if budget.unit == "subject" else 1.0
+    sampled = rate < 1.0
+    event = plan_run(
+        epsilon,
+        budget.delta,
+        steps if steps is not None else (SAMPLED_STEPS if sampled else 1),
+        allow_weak=settings.allow_weak_privacy,
+        sample_rate=rate,
+        unsampled_steps=1 if sampled else 0,
+    )
+    return event.charged
 
 
 def _known(installation: Installation, tenant: str, user: str) -> str:
@@ -107,21 +127,25 @@ def _budget_line(budget: Budget) -> str:
     return f"epsilon {budget.epsilon:g} at delta {budget.delta:g} per {budget.unit}, {period}"
 
 
-def _show_runs(runs: Sequence[LedgerRun]) -> None:
+def _show_runs(settings: Settings, runs: Sequence[LedgerRun]) -> None:
     for run in runs:
-        _print_plain(f"{run.id}  {run.purpose}, {run.accounts:,} accounts per {run.unit}\n    {_cost(run)}")
+        _print_plain(f"{run.id}  {run.purpose}, {run.accounts:,} accounts per {run.unit}\n    {_cost(settings, run)}")
 
 
-def _cost(run: LedgerRun) -> str:
-    epsilon = epsilon_of_run(run.event, DEFAULT_DELTA)
-    state = run.state if run.accounts else "refused to everyone"
+def _cost(settings: Settings, run: LedgerRun) -> str:
+    delta = delta_of_run(settings, run)
+    epsilon = epsilon_of_run(run.event, delta)
+    state = "refused to everyone" if run.state == "refused" else run.state
     mechanism = f"{run.event.steps} x noise {run.event.noise_multiplier:.2f}"
-    return f"epsilon {epsilon:.2f}, rho {run.event.rho:.4f}, {mechanism}, {state}, {run.reserved_at:%Y-%m-%d %H:%M}"
+    cost = f"epsilon {epsilon:.2f} at delta {delta:g}, rho {run.event.rho:.4f}"
+    return f"{cost}, {mechanism}, {state}, {run.reserved_at:%Y-%m-%d %H:%M}"
 
 
 def _show_person(installation: Installation, tenant: str, subject: str, units: Sequence[Unit], limit: int) -> None:
     for unit in units:
-        budget = budget_of(installation.settings, unit)
+        settings = installation.settings
+        delta = delta_for_person(installation.store, settings, tenant, unit, subject)
+        budget = budget_of(settings, unit, delta)
         ever = installation.store.account(tenant, unit, subject)
         counted = _spent_rho(installation, tenant, subject, budget)
         console.print(f"[bold]per {unit}[/]: {ever.runs} runs, {ever.spent_rho:.4f} in zCDP")
@@ -130,14 +154,14 @@ def _show_person(installation: Installation, tenant: str, subject: str, units: S
             f"  epsilon {filter_epsilon(counted, budget.delta):.2f} by the filter, counted towards the budget"
         )
         console.print(f"  budget: {_budget_line(budget)}")
-        _show_charges(installation.store.charges(tenant, subject, unit=unit, limit=limit))
+        _show_charges(settings, installation.store.charges(tenant, subject, unit=unit, limit=limit))
 
 
-def _show_charges(charges: Sequence[Charge]) -> None:
+def _show_charges(settings: Settings, charges: Sequence[Charge]) -> None:
     for charge in charges:
         released = "nothing published" if charge.release is None else f"release {charge.release}"
         revoked = " (revoked)" if charge.revoked else ""
-        _print_plain(f"  {released}{revoked}, {charge.run.purpose}\n    {_cost(charge.run)}")
+        _print_plain(f"  {released}{revoked}, {charge.run.purpose}\n    {_cost(settings, charge.run)}")
 
 
 def _print_plain(text: str) -> None:

@@ -1,4 +1,4 @@
-"""idiolect registry list|show|card"""
+"""idiolect registry list|show|card, and the commands of registry_moves"""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from idiolect.registry.manifest import manifest_bytes
 from idiolect.registry.resolution import ReleaseSummary
 from idiolect.registry.weights import verify_version
 from idiolect.stores.ports import StoredVersion
+from idiolect_services.cli import registry_moves
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, settings_for
 from idiolect_services.wiring import open_installation
 
-app = typer.Typer(help="Look at releases and versions.", no_args_is_help=True)
+app = typer.Typer(help="Look at releases and versions, and move what is live.", no_args_is_help=True)
+app.command("promote")(registry_moves.promote)
+app.command("rollback")(registry_moves.rollback)
+app.command("revoke")(registry_moves.revoke)
+app.command("history")(registry_moves.history)
+app.command("diff")(registry_moves.diff)
+app.command("lineage")(registry_moves.lineage)
+app.command("gc")(registry_moves.gc)
 
 
 @app.command("list")
@@ -63,7 +71,12 @@ def _show_versions(versions: Sequence[StoredVersion]) -> None:
     table = _table("version", "of", "epsilon", "state")
     for stored in versions:
         owner = stored.version.domain or f"a user, generation {stored.version.generation}"
-        table.add_row(stored.version.id, owner, f"{stored.template.privacy.epsilon:.2f}", _state(stored.revoked))
+        table.add_row(
+            stored.version.id,
+            owner,
+            f"{stored.template.privacy.epsilon:.2f}",
+            stored.withheld or _state(stored.revoked),
+        )
     console.print(table)
 
 
@@ -87,7 +100,10 @@ def show(
             )
         verify_version(stored.template, stored.version, installation.signer)
     console.print_json(
-        json.dumps(json.loads(manifest_bytes(stored.template, stored.version)) | {"revoked": stored.revoked})
+        json.dumps(
+            json.loads(manifest_bytes(stored.template, stored.version))
+            | {"revoked": stored.revoked, "withheld": stored.withheld}
+        )
     )
     console.print("signature, digest, shapes and values: verified")
 

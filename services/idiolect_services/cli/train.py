@@ -1,4 +1,4 @@
-"""idiolect train global|domain|users"""
+"""idiolect train global|carry|domain|users"""
 
 from __future__ import annotations
 
@@ -10,68 +10,123 @@ from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, con
 from idiolect_services.wiring import open_installation
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds; each command imports what it needs when it runs
+    from idiolect_services.carrying import CarryReport
     from idiolect_services.trainer import TrainingReport
 
 app = typer.Typer(help="Train the global model, domain adapters and user adapters.", no_args_is_help=True)
 
 
+Staged = Annotated[
+    bool, typer.Option("--staged", help="Publish it as live for nobody, for a rollout (idiolect rollout start).")
+]
+Delta = Annotated[
+    float | None, typer.Option(help="Delta of the training and its budget (default: IDIOLECT_DELTA, or 1e-5 or less).")
+]
+
+
 @app.command("global")
 def train_global(
-    full: Annotated[bool, typer.Option("--full", help="Train to the end, not just quickly.")] = False,
+    carry: Annotated[bool, typer.Option(help="Carry everybody's adapters to the new model.")] = True,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
     """Train the global model on the data sets that were declared public, and make it live.
 
-    Adapters are bound to the global model, so train the domains and users again afterwards.
+    Adapters are bound to the global model, so those that are live are carried to the new one, at no privacy cost. Train
+    the domains and users again when their budgets allow.
 
-    Example: idiolect train global --full
+    Example: idiolect train global
     """
-    from idiolect_services.training_runs import FULL_EPOCHS, QUICK_EPOCHS, train_global_model
+    from idiolect_services.training_runs import train_global_model
 
     with open_installation(settings_for(home)) as installation, bars() as shown:
-        model = train_global_model(installation, tenant, FULL_EPOCHS if full else QUICK_EPOCHS, shown)
+        model = train_global_model(installation, tenant, shown, carry=carry, on_carried=_say_carried)
     console.print(f"global model {model.digest[:12]} is live.")
+
+
+@app.command("carry")
+def carry_adapters(
+    tenant: Tenant = DEFAULT_TENANT,
+    home: Home = None,
+) -> None:
+    """Carry adapters that are bound to an older global model to the live one, at no privacy cost.
+
+    `train global` does it by itself; this goes on after a kill, or later. It reads public texts of the tenant, and
+    carries the adapters of all tenants.
+
+    Example: idiolect train carry
+    """
+    from idiolect_services.training_runs import carry_adapters
+
+    with open_installation(settings_for(home)) as installation, bars() as shown:
+        report = carry_adapters(installation, tenant, shown)
+    _say_carried(report)
 
 
 @app.command("domain")
 def train_domain(
     domain: Annotated[list[str] | None, typer.Argument(help="Domains to train; all that have data if none.")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Epsilon of each training (default: IDIOLECT_DOMAIN_EPSILON).")
+    ] = None,
+    delta: Delta = None,
+    sample_rate: Annotated[
+        float | None,
+        typer.Option(help="Chance of each subject to be read in a step (default: IDIOLECT_DOMAIN_SAMPLE_RATE)."),
+    ] = None,
+    staged: Staged = False,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
     """Train domain adapters, private for each whole subject.
 
-    Example: idiolect train domain support-replies
+    Sampling needs less noise for the same epsilon of one training, and takes more of the budget.
+
+    Example: idiolect train domain support-replies --epsilon 2
     """
     from idiolect_services.training_runs import open_trainer
 
-    with open_installation(settings_for(home)) as installation, bars() as shown:
+    settings = settings_for(home, domain_epsilon=epsilon, delta=delta, domain_sample_rate=sample_rate)
+    with open_installation(settings) as installation, bars() as shown:
         trainer = open_trainer(installation)
         for name in domain or installation.store.domains(tenant):
-            _say(f"domain {name}", trainer.train_domain(tenant, name, shown.stage(name)))
+            _say(f"domain {name}", trainer.train_domain(tenant, name, shown.stage(name), staged=staged))
 
 
 @app.command("users")
 def train_users(
     user: Annotated[list[str] | None, typer.Argument(help="Users to train; all who opted in if none.")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Epsilon of the training (default: IDIOLECT_USER_EPSILON).")
+    ] = None,
+    delta: Delta = None,
+    staged: Staged = False,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
     """Train user adapters, private for each comparison, and publish them as one release.
 
-    Example: idiolect train users
+    Example: idiolect train users --epsilon 1
     """
     from idiolect_services.training_runs import open_trainer
 
-    with open_installation(settings_for(home)) as installation, bars() as shown:
+    settings = settings_for(home, user_epsilon=epsilon, delta=delta)
+    with open_installation(settings) as installation, bars() as shown:
         subjects = [installation.pseudonym(tenant, name) for name in user] if user else None
         trainer = open_trainer(installation)
-        _say("users", trainer.train_users(tenant, subjects, shown.stage("reading texts")))
+        _say("users", trainer.train_users(tenant, subjects, shown.stage("reading texts"), staged=staged))
 
 
 def _say(what: str, report: TrainingReport) -> None:
     console.print(
         f"{what}: {report.published:,} published as release {report.release} at epsilon {report.epsilon:.2f}"
         f" ({report.refused:,} over their budget, {report.fenced:,} reset meanwhile)."
+    )
+
+
+def _say_carried(report: CarryReport) -> None:
+    kept = f"; the new basis says {report.explained:.0%} of what the old one did" if report.carried else ""
+    console.print(
+        f"{report.carried:,} adapters carried to it ({report.passed_over:,} can't be, {report.fenced:,} reset"
+        f" meanwhile){kept}."
     )

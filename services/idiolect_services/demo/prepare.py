@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_services.datasets import import_dataset, read_dataset
 from idiolect_services.demo.showcase import Showcase, choose_showcase
 from idiolect_services.trainer import Trainer
-from idiolect_services.training_runs import Stages, train_global_model
+from idiolect_services.training_runs import GLOBAL_OPTIONS, Stages, train_global_model
 from idiolect_services.wiring import Installation
 
 TENANT = "demo"
@@ -32,13 +32,12 @@ STATE_FILE = "demo.json"
 class DemoSource:
     kind: str  # an import format
     path: Path
-    epochs: int
 
     def fingerprint(self, backbone: str) -> dict[str, Any]:
         """Changes when the data or what is asked for changes; cheap, so that a second start is fast."""
         files = sorted(path for path in self.path.glob("*") if path.is_file())
         stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        return {"kind": self.kind, "path": str(self.path), "files": stamps, "epochs": self.epochs, "backbone": backbone}
+        return {"kind": self.kind, "path": str(self.path), "files": stamps, "backbone": backbone}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def prepare(installation: Installation, source: DemoSource, stages: Stages) -> P
     dataset = read_dataset(source.kind, source.path, stages.stage(f"reading {source.kind}"))
     options = ImportOptions(public=True, opt_in=True)
     import_dataset(installation, TENANT, dataset, options, stages.stage("storing"))
-    model = _global_model(installation, source, stages)
+    model = _global_model(installation, stages)
     features = FeatureCache(model, max_bytes=installation.settings.feature_cache_bytes)
     _train_adapters(installation, Trainer(installation, model, features), stages)
     showcase = choose_showcase(installation, model, features, TENANT, dataset)
@@ -81,16 +80,16 @@ def _reusable(installation: Installation, fingerprint: dict[str, Any]) -> Prepar
     return Prepared(load_model(installation.models, digest), showcase, reused=True)
 
 
-def _global_model(installation: Installation, source: DemoSource, stages: Stages) -> PreferenceModel:
+def _global_model(installation: Installation, stages: Stages) -> PreferenceModel:
     """The live model if it was trained on exactly this data in this way, else a new one."""
     digest = installation.store.live_global()
     datasets = {info.name: info.digest for info in installation.store.datasets(TENANT) if info.public}
     if digest is not None and (installation.models / digest).is_dir():
         training = read_card(installation.models, digest)["training"]
-        made_from = (training["datasets"], training["options"]["epochs"], training["backbone"])
-        if made_from == (datasets, source.epochs, installation.settings.backbone):
+        made_from = (training["datasets"], training["options"], training["backbone"])
+        if made_from == (datasets, asdict(GLOBAL_OPTIONS), installation.settings.backbone):
             return load_model(installation.models, digest)
-    return train_global_model(installation, TENANT, source.epochs, stages)
+    return train_global_model(installation, TENANT, stages)
 
 
 def _train_adapters(installation: Installation, trainer: Trainer, stages: Stages) -> None:

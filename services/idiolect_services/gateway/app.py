@@ -17,19 +17,27 @@ from idiolect.errors import IdiolectError
 from idiolect_services.gateway.bodies import fields_error
 from idiolect_services.gateway.context import Gateway, GatewayServices
 from idiolect_services.gateway.edge import Edge
+from idiolect_services.gateway.hot_routes import HotRoutes
+from idiolect_services.gateway.measured import Measured
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.problems import not_found, problem, problem_from
+from idiolect_services.gateway.routes.adapters import AdapterRoutes
+from idiolect_services.gateway.routes.chat import ChatRoutes
 from idiolect_services.gateway.routes.controls import ControlRoutes
+from idiolect_services.gateway.routes.exports import ExportRoutes
 from idiolect_services.gateway.routes.feedback import FeedbackRoutes
 from idiolect_services.gateway.routes.health import HealthRoutes
 from idiolect_services.gateway.routes.ranking import RankingRoutes
 from idiolect_services.gateway.routes.registry import RegistryRoutes
+from idiolect_services.gateway.routes.rollouts import RolloutRoutes
+from idiolect_services.gateway.routes.tokens import TokenRoutes
+from idiolect_services.gateway.routes.upstreams import UpstreamRoutes
 
 _ABOUT = "Ranks candidates for one person: a global preference model, and a small private adapter for each who opts in."
 
 
 def create_app(services: GatewayServices) -> FastAPI:
-    """The whole API. The app owns its threads: run its lifespan, or close `app.state.gateway.lanes`.
+    """The whole API. The app owns its threads: run its lifespan, or close `app.state.gateway`.
 
     Paths hold user ids: run the server without an access log.
     """
@@ -38,7 +46,8 @@ def create_app(services: GatewayServices) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        gateway.lanes.close()
+        await gateway.limits.close()
+        gateway.close()
 
     app = FastAPI(
         title="Idiolect",
@@ -51,12 +60,27 @@ def create_app(services: GatewayServices) -> FastAPI:
     )
     app.state.gateway = gateway
     documented = Documented()
-    for routes in (RankingRoutes, FeedbackRoutes, ControlRoutes, RegistryRoutes, HealthRoutes):
+    ranking = RankingRoutes(gateway)
+    app.include_router(ranking.router(documented))
+    for routes in (
+        ChatRoutes,
+        UpstreamRoutes,
+        TokenRoutes,
+        FeedbackRoutes,
+        ControlRoutes,
+        ExportRoutes,
+        RegistryRoutes,
+        AdapterRoutes,
+        RolloutRoutes,
+        HealthRoutes,
+    ):
         app.include_router(routes(gateway).router(documented))
     documented.install(app)
     for kind, handler in _handlers(gateway).items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(HotRoutes, posts=ranking.posts)
     app.add_middleware(Edge)
+    app.add_middleware(Measured, metrics=gateway.metrics, paths=ranking.posts)
     return app
 
 
@@ -67,17 +91,27 @@ def _handlers(gateway: Gateway) -> dict[type[Exception], Handler]:
     async def on_idiolect_error(request: Request, error: IdiolectError) -> Response:
         return problem_from(error, request)
 
-    async def on_bad_parameters(request: Request, error: RequestValidationError) -> Response:
-        found = error.errors()
-        return problem_from(fields_error(found, len(found)), request)
-
-    async def on_routing_error(request: Request, error: HTTPException) -> Response:
-        """404 and 405. Without a valid key every address under /v1 answers alike."""
+    async def _unauthenticated(request: Request) -> Response | None:
+        """What was wrong with the address or its query is only said to who may call at all."""
         if request.url.path.startswith("/v1/"):
             try:
                 await gateway.authenticator.caller(request.headers.get("authorization"))
             except IdiolectError as refused:
                 return problem_from(refused, request)
+        return None
+
+    async def on_bad_parameters(request: Request, error: RequestValidationError) -> Response:
+        refused = await _unauthenticated(request)
+        if refused is not None:
+            return refused
+        found = error.errors()
+        return problem_from(fields_error(found, len(found)), request)
+
+    async def on_routing_error(request: Request, error: HTTPException) -> Response:
+        """404 and 405. Without a valid key every address under /v1 answers alike."""
+        refused = await _unauthenticated(request)
+        if refused is not None:
+            return refused
         if error.status_code != 405:
             return not_found(request)
         response = problem(request, 405, "method_not_allowed", "this method is not offered here.", "See /openapi.json.")

@@ -1,4 +1,7 @@
-"""Who is calling. A key is looked up again after at most half a second, so a revoked one stops within a second."""
+"""Who is calling: a tenant's server with a key, or an end user with a token.
+
+A key is looked up again after at most half a second, so a revoked one stops within a second, and so do its tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from idiolect.errors import NotAuthenticatedError
 from idiolect.stores.ports import TenantStore
 from idiolect.tenancy import KEY_PREFIX, Caller, hash_secret
 from idiolect_services.gateway.lanes import Lane
+from idiolect_services.gateway.tokens import MAX_CHARS, Tokens
 
 CACHE_SECONDS = 0.5
 CACHE_KEYS = 1024
@@ -19,16 +23,38 @@ SECRET_MAX_CHARS = 256
 class Authenticator:
     """Only good keys are cached, by their hash: a flood of bad ones can't push them out."""
 
-    def __init__(self, store: TenantStore, lane: Lane, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: TenantStore, lane: Lane, monotonic: Callable[[], float] = time.monotonic, *, tokens: Tokens
+    ) -> None:
         self._store = store
         self._lane = lane
         self._monotonic = monotonic
+        self._tokens = tokens
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
 
     async def caller(self, header: str | None) -> Caller:
-        """The caller that `Authorization: Bearer idio_...` names. Raises NotAuthenticatedError, the same for a missing,
-        malformed, unknown and revoked key."""
-        secret_hash = hash_secret(_secret_in(header))
+        """The caller that `Authorization: Bearer ...` names. Raises NotAuthenticatedError, the same for a missing,
+        malformed, unknown and revoked key, and for whatever is wrong with a token."""
+        secret = _secret_in(header)
+        return await (self._key(secret) if secret.startswith(KEY_PREFIX) else self._end_user(secret))
+
+    async def _end_user(self, token: str) -> Caller:
+        """Checked anew each time; only that its key still holds is remembered, as long as for keys."""
+        caller = self._tokens.read(token)
+        if caller is None:
+            raise _refused()
+        # Begins unlike any key, so that nobody can send what it is the hash of.
+        name = hash_secret(f"held {caller.tenant}/{caller.key_id}")
+        now = self._monotonic()
+        if name not in self._known or now >= self._known[name][0]:
+            if not await self._lane.run(self._store.key_holds, caller.tenant, caller.key_id):
+                self._known.pop(name, None)
+                raise _refused()
+            self._remember(name, now, caller)
+        return caller
+
+    async def _key(self, secret: str) -> Caller:
+        secret_hash = hash_secret(secret)
         known = self._known.get(secret_hash)
         now = self._monotonic()
         if known is not None and now < known[0]:
@@ -37,16 +63,20 @@ class Authenticator:
         if caller is None:
             self._known.pop(secret_hash, None)
             raise _refused()
-        self._known[secret_hash] = (now + CACHE_SECONDS, caller)
+        self._remember(secret_hash, now, caller)
+        return caller
+
+    def _remember(self, name: bytes, now: float, caller: Caller) -> None:
+        self._known[name] = (now + CACHE_SECONDS, caller)
         if len(self._known) > CACHE_KEYS:
             self._known.popitem(last=False)
-        return caller
 
 
 def _secret_in(header: str | None) -> str:
     scheme, _, secret = (header or "").partition(" ")
     secret = secret.strip()
-    if scheme.lower() != "bearer" or not secret.startswith(KEY_PREFIX) or len(secret) > SECRET_MAX_CHARS:
+    most = SECRET_MAX_CHARS if secret.startswith(KEY_PREFIX) else MAX_CHARS
+    if scheme.lower() != "bearer" or not secret or len(secret) > most:
         raise _refused()
     return secret
 

@@ -88,7 +88,7 @@ def _too_large(max_bytes: int) -> TooLargeError:
 def parse_object(body: bytes) -> dict[str, Any]:
     """Strict RFC 8259: UTF-8, one object, no NaN, no key twice, at most MAX_DEPTH deep, no lone surrogates."""
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        value = _STRICT.decode(body.decode("utf-8"))
     except RecursionError:
         raise _too_deep() from None
     except UnicodeDecodeError:
@@ -114,6 +114,9 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constants(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants)  # costly to make
 
 
 def _too_deep() -> MalformedError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
@@ -12,10 +12,25 @@ from idiolect.registry.signing import Signer
 from idiolect.settings import Settings
 from idiolect.stores.ports import Store
 from idiolect.tenancy import Caller, Scope
+from idiolect.upstreams import HostRules
+from idiolect_services.exports import PeftFiles
 from idiolect_services.gateway.auth import Authenticator
+from idiolect_services.gateway.batching import Batcher
+from idiolect_services.gateway.edge import LIMIT_HEADERS
+from idiolect_services.gateway.fencing import AnswerFence, wait_for_others
 from idiolect_services.gateway.gate import GenerationGate
 from idiolect_services.gateway.lanes import Lanes
-from idiolect_services.scorer import Scorer
+from idiolect_services.gateway.limits import RateLimits
+from idiolect_services.gateway.metrics import Metrics
+from idiolect_services.gateway.pace import Pace
+from idiolect_services.gateway.queueing import Bounds
+from idiolect_services.gateway.recorder import InferenceRecorder
+from idiolect_services.gateway.tokens import Tokens
+from idiolect_services.gateway.upstream import UpstreamClient
+from idiolect_services.live import LiveScorer
+from idiolect_services.purging import PurgeListener
+from idiolect_services.scorer import STORE_TROUBLE
+from idiolect_services.vault import Vault
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +38,16 @@ class GatewayServices:
     """Built by wiring. `on_feedback(tenant, subject)` wakes the trainer; on the event loop, so it must not block."""
 
     store: Store
-    scorer: Scorer
+    live: LiveScorer
     settings: Settings
     signer: Signer
     clock: Clock
     pseudonym: Callable[[str, str], str]  # (tenant, the tenant's id of a person) -> subject
     on_feedback: Callable[[str, str], None]
+    vault: Vault
+    peft: PeftFiles | None = None  # without it, exports hold adapters in our own format only
+    purges: PurgeListener = field(default_factory=PurgeListener)
+    upstreams: UpstreamClient = field(default_factory=UpstreamClient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +56,78 @@ class Gateway:
 
     services: GatewayServices
     lanes: Lanes
+    batcher: Batcher
+    metrics: Metrics
     gate: GenerationGate
+    fence: AnswerFence
     authenticator: Authenticator
+    recorder: InferenceRecorder
+    pace: Pace
+    upstream_rules: HostRules
+    tokens: Tokens
+    limits: RateLimits
 
     @staticmethod
     def over(services: GatewayServices) -> Gateway:
         lanes = Lanes()
-        return Gateway(services, lanes, GenerationGate(), Authenticator(services.store, lanes.control))
+        store, settings = services.store, services.settings
+        gate = GenerationGate()
+        tokens = Tokens(services.vault, services.clock)
+        return Gateway(
+            services=services,
+            lanes=lanes,
+            batcher=Batcher(Bounds(settings.tenant_queue_texts, settings.queue_texts)),
+            metrics=Metrics(),
+            gate=gate,
+            fence=AnswerFence(gate, store, lanes.serving),
+            authenticator=Authenticator(store, lanes.control, tokens=tokens),
+            recorder=InferenceRecorder(store),
+            pace=Pace(embedded=store.embedded),
+            upstream_rules=HostRules.parse(services.settings.upstream_hosts),
+            tokens=tokens,
+            limits=RateLimits.of(services.settings),
+        )
+
+    def close(self) -> None:
+        self.batcher.close()
+        self.lanes.close()
+        self.recorder.close()
 
     async def authorise(self, request: Request, scope: Scope) -> Caller:
-        """Raises NotAuthenticatedError, or NotFoundError if the key lacks `scope`."""
+        """A tenant's server. Raises NotAuthenticatedError; NotFoundError if the key lacks `scope`, and to end users."""
+        caller = await self.authorise_anyone(request, scope)
+        caller.require_server()
+        return caller
+
+    async def authorise_anyone(self, request: Request, scope: Scope) -> Caller:
+        """End users too: the route must then call `caller.require_person` before it does anything for a person."""
         caller = await self.authenticator.caller(request.headers.get("authorization"))
+        headers = await self.limits.take(caller)
+        if headers:
+            request.scope["state"][LIMIT_HEADERS] = headers
         caller.require(scope)
         return caller
 
     def forget(self, tenant: str, subject: str, generation: int) -> None:
         """Fence and purge a person in this process. On the event loop, before the reset or opt-out answers."""
         self.gate.announce(tenant, subject, generation)
-        self.services.scorer.bank.purge(tenant, subject)
+        self.services.live.forget(tenant, subject)
+        self.services.purges.announce()
+
+    async def forget_everywhere(self, tenant: str, subject: str, generation: int) -> None:
+        """After the commit and before the answer of whatever raised a generation: once it returns, no process answers
+        under an older one. It fences here, and waits for the others where there may be any."""
+        self.forget(tenant, subject, generation)
+        if await self.lanes.control.run(self._has_company):
+            await wait_for_others()
+
+    def _has_company(self) -> bool:
+        """An embedded store serves one process as a rule, but nobody keeps a second from being started on it."""
+        services = self.services
+        if not services.store.embedded:
+            return True
+        try:
+            replicas = services.store.replicas(services.clock.now())
+        except STORE_TROUBLE:
+            return True
+        return any(one.id != services.purges.replica for one in replicas)

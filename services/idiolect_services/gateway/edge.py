@@ -15,6 +15,8 @@ from idiolect_services.gateway.problems import internal_error
 
 logger = logging.getLogger("idiolect.gateway")
 
+LIMIT_HEADERS = "limit_headers"  # in the request's state: what was counted for its caller
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -38,7 +40,12 @@ class Edge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], *added, *_closing(scope)]
+                message["headers"] = [
+                    *message["headers"],
+                    *added,
+                    *scope["state"].get(LIMIT_HEADERS, ()),
+                    *_closing(scope),
+                ]
             await send(message)
 
         try:

@@ -48,13 +48,12 @@ class Lane:
 
 
 class Lanes:
-    """Three lanes, so that a flood of cold texts can't hold up warm requests, nor either of them a reset."""
+    """Two lanes, so that a flood of rankings can't hold up a reset. What needs the model waits elsewhere (batching)."""
 
     def __init__(self) -> None:
         self.serving = Lane("serving", threads=4, depth=256)
-        self.compute = Lane("compute", threads=1, depth=64)
         self.control = Lane("control", threads=2, depth=64)
 
     def close(self) -> None:
-        for lane in (self.serving, self.compute, self.control):
+        for lane in (self.serving, self.control):
             lane.close()

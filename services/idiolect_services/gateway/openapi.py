@@ -26,10 +26,13 @@ _PROBLEMS = {
     413: "Over a size limit.",
     415: "The body is not plain JSON.",
     422: "Fields that don't validate, listed in `errors`.",
+    429: "Too many requests; see Retry-After.",
     500: "The server failed.",
+    502: "The tenant's upstream failed, or can't be used.",
     503: "Overloaded, or the store can't be reached; see Retry-After.",
+    504: "The tenant's upstream did not answer in time.",
 }
-_ALWAYS = (401, 404, 422, 500, 503)
+_ALWAYS = (401, 404, 422, 429, 500, 503)
 _WITH_BODY = (400, 408, 413, 415)
 
 

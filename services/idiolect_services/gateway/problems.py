@@ -23,6 +23,7 @@ from idiolect.errors import (
     UnavailableError,
 )
 from idiolect_services.gateway.bodies import FieldsError, MalformedError, UnsupportedMediaError
+from idiolect_services.gateway.statuses import StatusError
 
 logger = logging.getLogger("idiolect.gateway")
 
@@ -46,6 +47,8 @@ STATUS_OF: tuple[tuple[type[IdiolectError], int], ...] = (
 
 
 def status_of(error: IdiolectError) -> int:
+    if isinstance(error, StatusError):
+        return error.status
     if error.code == "request_timeout":
         return 408
     return next((status for kind, status in STATUS_OF if isinstance(error, kind)), 500)
@@ -62,7 +65,12 @@ def problem_from(error: IdiolectError, request: Request) -> Response:
         logger.warning("%s, request %s: %s", error.code, request_id(request), error.message)
     extra: dict[str, Any] = {"errors": error.errors} if isinstance(error, FieldsError) else {}
     mend = _TRY_AGAIN if _is_ours(error) else error.mend
-    return problem(request, status, **refusal_of(error), mend=mend, **extra)
+    response = problem(request, status, **refusal_of(error), mend=mend, **extra)
+    if isinstance(error, StatusError) and error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, StatusError):
+        response.raw_headers.extend(error.headers)
+    return response
 
 
 def refusal_of(error: IdiolectError) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a person controls, under /v1/users/{user}: consent, reset, explanation."""
+"""What a person controls, under /v1/users/{user}: consent, reset, erasure, explanation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from idiolect.consent import ConsentChange, SubjectState
+from idiolect.consent import MAX_DOMAINS, ConsentChange, SubjectState, signed_consent
 from idiolect.errors import (
-    ConflictError,
     CorruptArtifactError,
     InvalidInputError,
     NotFoundError,
@@ -22,31 +21,40 @@ from idiolect.errors import (
 )
 from idiolect.ids import new_id
 from idiolect.privacy.accountant import filter_epsilon
-from idiolect.privacy.budget import DEFAULT_DELTA
+from idiolect.privacy.budget import Budget
 from idiolect.privacy.events import UNITS
 from idiolect.privacy.ledger import Account
 from idiolect.privacy.policy import budget_of
 from idiolect.registry.resolution import ResolvedVersion
-from idiolect.resets.plan import plan_reset
+from idiolect.resets.plan import ResetPlan, plan_erasure, plan_reset
+from idiolect.resets.purges import Progress, progress_of
 from idiolect.resets.receipt import ResetRecord, signed_receipt
-from idiolect.tenancy import Scope
+from idiolect.tenancy import Caller, Scope
 from idiolect_adapters.runtime.bank import Owner
+from idiolect_services.directions import Directions
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
+from idiolect_services.gateway.fencing import wait_for_others
+from idiolect_services.gateway.idempotency import Idempotency, key_of
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.schemas.controls import (
+    ConsentReceipt,
     ConsentRequest,
     ConsentState,
     Explanation,
     ResetReceipt,
     ResetRequest,
 )
+from idiolect_services.scorer import STORE_TROUBLE
+from idiolect_services.spent import delta_for_person
 
-_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ETAG = re.compile(r'"(\d{1,18})"')
 
 IF_MATCH = ("If-Match", "The ETag that the change is based on; 412 if the state has moved. Optional.")
-IDEMPOTENCY_KEY = ("Idempotency-Key", "Becomes the reset's id: sent again, it answers the same receipt. Optional.")
+IDEMPOTENCY_KEY = (
+    "Idempotency-Key",
+    "Becomes the reset's id: sent again, it answers the same receipt; with another body, 422. Optional.",
+)
 
 
 class ControlRoutes:
@@ -54,6 +62,7 @@ class ControlRoutes:
         self._gateway = gateway
         self._services = gateway.services
         self._store = gateway.services.store
+        self._idempotency = Idempotency(gateway)
 
     def router(self, documented: Documented) -> APIRouter:
         router = APIRouter(tags=["controls"], prefix="/v1/users/{user}")
@@ -64,6 +73,7 @@ class ControlRoutes:
         reset = documented.route(
             Scope.CONTROLS, ResetReceipt, body=ResetRequest, problems=(409,), headers=(IDEMPOTENCY_KEY,)
         )
+        router.add_api_route("", self.erase, methods=["DELETE"], **documented.route(Scope.CONTROLS, ResetReceipt))
         router.add_api_route("/personalization", self.consent, methods=["GET"], **consent)
         router.add_api_route("/personalization", self.change_consent, methods=["PUT"], **change)
         router.add_api_route("/personalization/reset", self.reset, methods=["POST"], **reset)
@@ -76,58 +86,89 @@ class ControlRoutes:
         router.add_api_route(
             "/explanation", self.explanation, methods=["GET"], **documented.route(Scope.CONTROLS, Explanation)
         )
+        router.add_api_route(
+            "/personalization/receipt",
+            self.consent_receipt,
+            methods=["GET"],
+            **documented.route(Scope.CONTROLS, ConsentReceipt),
+        )
         return router
 
     async def _person(self, request: Request, user: str) -> tuple[str, str]:
         """(tenant, subject) that the request is about, after the caller was authorised."""
-        caller = await self._gateway.authorise(request, Scope.CONTROLS)
-        return caller.tenant, self._services.pseudonym(caller.tenant, decoded(user))
+        caller, subject = await person_of(self._gateway, request, user)
+        return caller.tenant, subject
 
     async def consent(self, request: Request, user: str) -> Response:
         tenant, subject = await self._person(request, user)
         return _state_response(await self._gateway.lanes.control.run(self._store.subject, tenant, subject))
 
     async def change_consent(self, request: Request, user: str) -> Response:
-        tenant, subject = await self._person(request, user)
+        caller, subject = await person_of(self._gateway, request, user)
         body = await read_object(request, self._services.settings.max_body_bytes)
-        wanted = validated(ConsentRequest, body)
-        change = ConsentChange(wanted.opted_in, wanted.paused, wanted.strength)
+        change = validated(ConsentRequest, body, domains=MAX_DOMAINS).change()
         expected = request.headers.get("if-match")
-        state = await self._gateway.lanes.control.run(self._change, tenant, subject, change, expected)
-        if not state.opted_in:
-            self._gateway.forget(tenant, subject, state.generation)
+        state = await self._gateway.lanes.control.run(self._change, caller, subject, change, expected)
+        if change.refuses or not state.opted_in:
+            await self._gateway.forget_everywhere(caller.tenant, subject, state.generation)
         return _state_response(state)
 
-    def _change(self, tenant: str, subject: str, change: ConsentChange, expected: str | None) -> SubjectState:
+    def _change(self, caller: Caller, subject: str, change: ConsentChange, expected: str | None) -> SubjectState:
+        tenant, now = caller.tenant, self._services.clock.now()
         revision = None if expected is None else _expected_revision(expected, self._store.subject(tenant, subject))
-        return self._store.change_subject(tenant, subject, change, self._services.clock.now(), if_revision=revision)
+        return self._store.change_subject(tenant, subject, change, now, if_revision=revision, actor=caller.actor)
+
+    async def consent_receipt(self, request: Request, user: str) -> Response:
+        """Of the settings as they are: the same bytes until they change."""
+        tenant, subject = await self._person(request, user)
+        state = await self._gateway.lanes.control.run(self._store.subject, tenant, subject)
+        if not state.known:
+            raise NotFoundError("nothing was agreed to or refused.")
+        return _json(signed_consent(tenant, state, self._services.signer))
 
     async def reset(self, request: Request, user: str) -> Response:
-        tenant, subject = await self._person(request, user)
-        wanted = validated(ResetRequest, await read_object(request, self._services.settings.max_body_bytes))
-        reset_id = _reset_id(request.headers.get("idempotency-key"))
-        plan = plan_reset(wanted.scope)
-        now = self._services.clock.now()
-        record = await self._gateway.lanes.control.run(self._store.apply_reset, tenant, subject, reset_id, plan, now)
-        # No await from here on: whatever leaves after this answer has passed the gate with the new generation.
-        if (record.subject, record.scope) != (subject, wanted.scope):
-            raise ConflictError(
-                "this Idempotency-Key was used for another reset.",
-                mend="Send a new key.",
-                code="idempotency_key_reused",
-            )
-        self._gateway.forget(tenant, subject, record.generation)
-        return self._signed(record)
+        caller, subject = await person_of(self._gateway, request, user)
+        body = await read_object(request, self._services.settings.max_body_bytes)
+        wanted = validated(ResetRequest, body)
+        plan = plan_reset(wanted.scope, wanted.domain)
+        # Its answer is not kept: the record is, under the key as its id, and its purges go on meanwhile.
+        await self._idempotency.check(self._gateway.lanes.control, self._idempotency.claim(request, caller, body))
+        return await self._carry_out(caller, subject, key_of(request) or new_id(), plan)
+
+    async def erase(self, request: Request, user: str) -> Response:
+        """Idempotent by itself: of someone who is erased already the receipt is the first one."""
+        caller, subject = await person_of(self._gateway, request, user)
+        return await self._carry_out(caller, subject, new_id(), plan_erasure())
+
+    async def _carry_out(self, caller: Caller, subject: str, reset_id: str, plan: ResetPlan) -> Response:
+        tenant, now = caller.tenant, self._services.clock.now()
+        record = await self._gateway.lanes.control.run(
+            self._store.apply_reset, tenant, subject, reset_id, plan, now, actor=caller.actor
+        )
+        await self._gateway.forget_everywhere(tenant, subject, record.generation)
+        return await self._signed(record, purged=self._services.purges.replica)
 
     async def receipt(self, request: Request, user: str, reset_id: str) -> Response:
         tenant, subject = await self._person(request, user)
         record = await self._gateway.lanes.control.run(self._store.reset, tenant, decoded(reset_id))
         if record is None or record.subject != subject:
             raise NotFoundError("no such reset.")
-        return self._signed(record)
+        if not self._store.embedded:
+            await wait_for_others()  # it may have been committed only now, and not have answered yet
+        return await self._signed(record)
 
-    def _signed(self, record: ResetRecord) -> Response:
-        return _json(signed_receipt(record, self._services.signer))
+    async def _signed(self, record: ResetRecord, purged: str | None = None) -> Response:
+        progress = await self._gateway.lanes.control.run(self._progress, record, purged)
+        return _json(signed_receipt(record, self._services.signer, progress))
+
+    def _progress(self, record: ResetRecord, purged: str | None) -> Progress | None:
+        """In the caches of all processes; `purged` names one that is done, whether it said so already or not. None if
+        the store can't be asked: the reset holds all the same."""
+        try:
+            replicas = self._store.replicas(self._services.clock.now())
+            return progress_of(record.purge_sequence, self._store.purge_head(), replicas, purged)
+        except STORE_TROUBLE:
+            return None
 
     async def explanation(self, request: Request, user: str) -> Response:
         tenant, subject = await self._person(request, user)
@@ -138,12 +179,13 @@ class ControlRoutes:
         resolution = self._store.resolve(tenant, subject, None)
         state = resolution.state or SubjectState(subject)
         now = self._services.clock.now()
-        budgets = [budget_of(settings, unit) for unit in UNITS]
+        deltas = [delta_for_person(self._store, settings, tenant, unit, subject) for unit in UNITS]
+        budgets = [budget_of(settings, unit, delta) for unit, delta in zip(UNITS, deltas, strict=True)]
         accounts = [self._store.account(tenant, b.unit, subject, since=b.since(now)) for b in budgets]
         return {
             "state": _state_json(state),
             "adapter": None if resolution.user is None else self._explain_adapter(tenant, subject, resolution.user),
-            "spent": [_spent(account, budget.epsilon) for account, budget in zip(accounts, budgets, strict=True)],
+            "spent": [_spent(account, budget) for account, budget in zip(accounts, budgets, strict=True)],
         }
 
     def _explain_adapter(self, tenant: str, subject: str, version: ResolvedVersion) -> dict[str, Any] | None:
@@ -151,17 +193,30 @@ class ControlRoutes:
         if stored is None:
             return None
         try:
-            weights = self._services.scorer.bank.weights(Owner(tenant, "user", subject), version)
+            scorer = self._services.live.current
+            weights = scorer.bank.weights(Owner(tenant, "user", subject), version)
             norm = float(np.sqrt((weights * weights).sum()))
+            directions = Directions.of(scorer.model).of_person(weights, stored.template)
         except (CorruptArtifactError, NotFoundError):
-            norm = None
+            norm, directions = None, []
         return {
             "version": version.id,
             "release": version.release,
             "created_at": stored.template.created_at,
             "norm": norm,
             "privacy": stored.template.privacy.to_json(),
+            "carried_from": None if stored.template.carried is None else stored.template.carried.release,
+            "directions": directions,
         }
+
+
+async def person_of(gateway: Gateway, request: Request, user: str) -> tuple[Caller, str]:
+    """Who asks, and the subject that the path names. Raises as `authorise_anyone`, and NotFoundError to an end user
+    who names somebody else."""
+    caller = await gateway.authorise_anyone(request, Scope.CONTROLS)
+    subject = gateway.services.pseudonym(caller.tenant, decoded(user))
+    caller.require_person(subject)
+    return caller, subject
 
 
 def decoded(segment: str) -> str:
@@ -190,24 +245,14 @@ def _strong_tags(header: str) -> set[str]:
     return {tag[1] for tag in tags if tag is not None}
 
 
-def _reset_id(key: str | None) -> str:
-    if key is None:
-        return new_id()
-    if not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise InvalidInputError(
-            "the Idempotency-Key is not usable.", mend="Send 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-'."
-        )
-    return key
-
-
-def _spent(account: Account, budget_epsilon: float) -> dict[str, Any]:
+def _spent(account: Account, budget: Budget) -> dict[str, Any]:
     return {
         "unit": account.unit,
         "runs": account.runs,
         "rho": account.spent_rho,
-        "epsilon": filter_epsilon(account.spent_rho, DEFAULT_DELTA),
-        "delta": DEFAULT_DELTA,
-        "budget_epsilon": budget_epsilon,
+        "epsilon": filter_epsilon(account.spent_rho, budget.delta),
+        "delta": budget.delta,
+        "budget_epsilon": budget.epsilon,
     }
 
 
@@ -221,6 +266,7 @@ def _state_json(state: SubjectState) -> dict[str, Any]:
         "revision": state.revision,
         "policy_version": state.policy_version,
         "updated_at": state.updated_at,
+        "domains": {one.domain: {"opted_in": one.opted_in, "strength": one.strength} for one in state.domains},
     }
 
 

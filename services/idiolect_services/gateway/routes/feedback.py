@@ -12,14 +12,22 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from idiolect.errors import ConsentError, IdiolectError, InvalidInputError, NotFoundError
+from idiolect.errors import (
+    ConflictError,
+    ConsentError,
+    IdiolectError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
 from idiolect.ids import new_id
 from idiolect.privacy.randomised_response import randomised_comparisons
 from idiolect.signals.events import WEIGHTS, Signal, SignalKind, comparisons_from
 from idiolect.stores.ports import FeedbackSignal
-from idiolect.tenancy import Scope
+from idiolect.tenancy import Caller, Scope
 from idiolect_services.gateway.bodies import FieldsError, read_object, validated
 from idiolect_services.gateway.context import Gateway
+from idiolect_services.gateway.idempotency import ABOUT_KEY, Claim, Done, Idempotency
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.problems import refusal_of
 from idiolect_services.gateway.schemas.feedback import (
@@ -46,6 +54,7 @@ class FeedbackRoutes:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._services = gateway.services
+        self._idempotency = Idempotency(gateway)
 
     def router(self, documented: Documented) -> APIRouter:
         router = APIRouter(tags=["feedback"])
@@ -55,23 +64,37 @@ class FeedbackRoutes:
             body=(SignalRequest, SignalBatch),
             status=202,
             problems=(409,),
+            headers=(ABOUT_KEY,),
         )
         router.add_api_route("/v1/feedback", self.feedback, methods=["POST"], **described)
         return router
 
     async def feedback(self, request: Request) -> Response:
-        caller = await self._gateway.authorise(request, Scope.FEEDBACK)
+        caller = await self._gateway.authorise_anyone(request, Scope.FEEDBACK)
         body = await read_object(request, self._services.settings.max_body_bytes)
-        run = self._gateway.lanes.serving.run
-        if "signals" in body:
-            batch = validated(SignalBatch, body, signals=MAX_SIGNALS)
-            outcomes = await run(self._store_batch, caller.tenant, batch.signals)
-            self._wake(caller.tenant, zip(batch.signals, outcomes, strict=True))
-            return _accepted(_summary(outcomes))
-        signal = validated(SignalRequest, body)
-        outcome = await run(self._store_one, caller.tenant, signal)
-        self._wake(caller.tenant, [(signal, outcome)])
-        return _accepted(outcome)
+        is_batch = "signals" in body
+        signals = (
+            validated(SignalBatch, body, signals=MAX_SIGNALS).signals if is_batch else [validated(SignalRequest, body)]
+        )
+        self._check_people(caller, signals)
+        claim, lane = self._idempotency.claim(request, caller, body), self._gateway.lanes.serving
+        signals = _named(signals, claim)
+
+        async def store() -> Done:
+            if is_batch:
+                outcomes = await lane.run(self._store_batch, caller.tenant, signals)
+            else:
+                outcomes = [await lane.run(self._store_one, caller.tenant, signals[0])]
+            self._wake(caller.tenant, zip(signals, outcomes, strict=True))
+            lasts = all(outcome.get("code") != UnavailableError.code for outcome in outcomes)
+            return _accepted(_summary(outcomes) if is_batch else outcomes[0]), lasts
+
+        return await self._idempotency.once(lane, claim, store)
+
+    def _check_people(self, caller: Caller, signals: Sequence[SignalRequest]) -> None:
+        """Raises NotFoundError if an end user speaks for somebody else, before anything is stored."""
+        for user in {signal.user for signal in signals} if caller.subject is not None else ():
+            caller.require_person(self._services.pseudonym(caller.tenant, user))
 
     def _store_one(self, tenant: str, signal: SignalRequest) -> dict[str, Any]:
         return self._store(tenant, self._check(tenant, signal, prefix=""))
@@ -83,7 +106,7 @@ class FeedbackRoutes:
         for accepted in checked:
             try:
                 outcomes.append(self._store(tenant, accepted))
-            except (ConsentError, NotFoundError, *STORE_TROUBLE) as error:
+            except (ConflictError, ConsentError, NotFoundError, *STORE_TROUBLE) as error:
                 outcomes.append({"id": accepted.signal.id, "status": "refused", **refusal_of(error)})
         return outcomes
 
@@ -128,6 +151,16 @@ class FeedbackRoutes:
         users = {signal.user for signal, outcome in stored if outcome["status"] == "accepted"}
         for user in users:
             self._services.on_feedback(tenant, self._services.pseudonym(tenant, user))
+
+
+def _named(signals: Sequence[SignalRequest], claim: Claim | None) -> list[SignalRequest]:
+    """Each with an id: without one of its own it gets that of its place in a request that may be sent again."""
+    if claim is None:
+        return list(signals)
+    return [
+        signal if signal.id else signal.model_copy(update={"id": claim.id_of(index)})
+        for index, signal in enumerate(signals)
+    ]
 
 
 def _field_error(field: str, text: str) -> IdiolectError:

@@ -1,17 +1,23 @@
-"""GET /healthz (this process runs) and /readyz (it can serve)."""
+"""GET /healthz (this process runs), /readyz (it can serve) and /metrics (how it does, for the operator)."""
 
 from __future__ import annotations
 
+import hmac
 from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import Field
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from idiolect.errors import NotFoundError
 from idiolect_services.gateway.context import Gateway
+from idiolect_services.gateway.exposition import MEDIA_TYPE, exposition
+from idiolect_services.gateway.metrics import ServerState, state_families
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.schemas.common import ResponseModel
+from idiolect_services.scorer import STORE_TROUBLE
 
 _OK = b'{"status":"ok"}'
 
@@ -20,15 +26,22 @@ class Health(ResponseModel):
     status: Literal["ok"] = Field(description="Anything else is a problem with status 503.")
 
 
+class Readiness(Health):
+    model: Literal["outdated"] | None = Field(
+        None, description="Sent if the live global model can't be loaded: the one before goes on serving."
+    )
+
+
 class HealthRoutes:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._live = gateway.services.live
 
     def router(self, documented: Documented) -> APIRouter:
         router = APIRouter(tags=["health"])
-        described = documented.route(None, Health)
-        router.add_api_route("/healthz", self.healthz, methods=["GET"], **described)
-        router.add_api_route("/readyz", self.readyz, methods=["GET"], **described)
+        for path, answer, model in (("/healthz", self.healthz, Health), ("/readyz", self.readyz, Readiness)):
+            router.add_api_route(path, answer, methods=["GET"], **documented.route(None, model))
+        router.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
         return router
 
     async def healthz(self, _request: Request) -> Response:
@@ -37,4 +50,35 @@ class HealthRoutes:
     async def readyz(self, _request: Request) -> Response:
         """503 if the store can't be reached: what is served then is the global ranking only."""
         await self._gateway.lanes.control.run(self._gateway.services.store.check)
-        return Response(_OK, media_type="application/json")
+        if self._live.outdated is None:
+            return Response(_OK, media_type="application/json")
+        return Response(to_json({"status": "ok", "model": "outdated"}), media_type="application/json")
+
+    async def metrics(self, request: Request) -> Response:
+        """They are of all tenants together, so no tenant's key opens them, whatever its scopes."""
+        token = self._gateway.services.settings.metrics_token
+        sent = request.headers.get("authorization", "")
+        if token is None or not hmac.compare_digest(sent.encode(), f"Bearer {token.get_secret_value()}".encode()):
+            raise NotFoundError("no such resource.")
+        families = [*self._gateway.metrics.families(), *state_families(await self._state())]
+        return Response(exposition(families), media_type=MEDIA_TYPE)
+
+    async def _state(self) -> ServerState:
+        scorer = self._live.current
+        return ServerState(
+            bank=scorer.bank.stats(),
+            features=scorer.features.stats(),
+            batches=self._gateway.batcher.stats(),
+            model=scorer.model.digest,
+            model_switches=self._live.switches,
+            model_outdated=self._live.outdated is not None,
+            models_draining=self._live.draining,
+            quarantined=scorer.quarantine.count,
+            active_rollouts=await self._active_rollouts(),
+        )
+
+    async def _active_rollouts(self) -> int | None:
+        try:
+            return len(await self._gateway.lanes.control.run(self._gateway.services.store.active_rollouts))
+        except STORE_TROUBLE:
+            return None

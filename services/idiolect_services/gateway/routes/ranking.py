@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -13,15 +14,21 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from idiolect.errors import TooLargeError
+from idiolect.errors import InvalidInputError, TooLargeError
 from idiolect.ids import check_name, new_id
 from idiolect.signals.events import Inference
+from idiolect.stores.ports import ShownInference
 from idiolect.tenancy import Scope
-from idiolect_adapters.runtime.features import Features, Text, digested
+from idiolect_adapters.runtime.features import Features, Projector, Text, digested
+from idiolect_services.directions import Directions, contributions_of
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
+from idiolect_services.gateway.fencing import Claim
 from idiolect_services.gateway.openapi import Documented
+from idiolect_services.gateway.presence import while_present
 from idiolect_services.gateway.schemas.ranking import (
+    NO_USAGE,
+    SIDE_NAMES,
     CompareRequest,
     CompareResponse,
     Document,
@@ -32,62 +39,90 @@ from idiolect_services.gateway.schemas.ranking import (
     ScoreTexts,
     text_of,
 )
-from idiolect_services.scorer import STORE_TROUBLE, ScoreRequest, ScoreResult
+from idiolect_services.scorer import STORE_TROUBLE, Scorer, ScoreRequest, ScoreResult
 
 DEFAULT_DOMAIN = "default"
 FENCE_TRIES = 2
+TIMEOUT_HEADER = "Idiolect-Timeout-Ms"
+TIMEOUT_ABOUT = "Milliseconds that the request may wait for the model; then it is dropped and answered with 503."
 
 Model = TypeVar("Model", bound=ForPerson)
-Render = Callable[[ScoreResult, datetime], bytes]  # the time is that before the resolve
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Scored:
+    result: ScoreResult
+    began: datetime  # before the resolve
+    model: Projector
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An answer that may leave once `shown`, if any, is recorded."""
+
     body: bytes
-    generation: int | None
+    shown: ShownInference | None = None
+
+
+Render = Callable[[Scored], Draft]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`seconds`: how long it may wait for the model."""
+
+    request: Request
+    ask: ScoreRequest
+    render: Render
+    seconds: float
 
 
 class RankingRoutes:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._services = gateway.services
-        self._scorer = gateway.services.scorer
+        self.posts = {"/v1/rerank": self.rerank, "/v1/score": self.score, "/v1/compare": self.compare}
 
     def router(self, documented: Documented) -> APIRouter:
         router = APIRouter(tags=["ranking"])
-        for path, handler, body, response in (
-            ("/v1/rerank", self.rerank, RerankRequest, RerankResponse),
-            ("/v1/score", self.score, ScoreTexts, ScoreResponse),
-            ("/v1/compare", self.compare, CompareRequest, CompareResponse),
+        for path, body, response in (
+            ("/v1/rerank", RerankRequest, RerankResponse),
+            ("/v1/score", ScoreTexts, ScoreResponse),
+            ("/v1/compare", CompareRequest, CompareResponse),
         ):
-            described = documented.route(Scope.INFER, response, body=body, problems=(409,))
-            router.add_api_route(path, handler, methods=["POST"], **described)
+            described = documented.route(
+                Scope.INFER, response, body=body, problems=(409,), headers=((TIMEOUT_HEADER, TIMEOUT_ABOUT),)
+            )
+            router.add_api_route(path, self.posts[path], methods=["POST"], **described)
         return router
 
     async def rerank(self, request: Request) -> Response:
         tenant, call = await self._read(request, RerankRequest)
         texts = self._checked("documents", [text_of(document) for document in call.documents])
         ask = self._ask(tenant, call, self._checked("query", [call.query]), texts)
-        return await self._serve(ask, lambda result, began: self._ranked(call, ask, result, began))
+        return await self._serve(request, ask, lambda scored: self._ranked(call, ask, scored))
 
     async def score(self, request: Request) -> Response:
         tenant, call = await self._read(request, ScoreTexts)
         queries, documents = call.sides()
         ask = self._ask(tenant, call, self._checked("query", queries), self._checked("documents", documents))
-        return await self._serve(ask, lambda result, began: self._scored(call, result, began))
+        return await self._serve(request, ask, lambda scored: self._scored(call, scored))
 
     async def compare(self, request: Request) -> Response:
         tenant, call = await self._read(request, CompareRequest)
         texts = self._checked("a", [call.a]) + self._checked("b", [call.b])
         ask = self._ask(tenant, call, self._checked("query", [call.query]), texts)
-        return await self._serve(ask, lambda result, _began: self._compared(call, result))
+        return await self._serve(request, ask, lambda scored: self._compared(call, scored))
 
     async def _read(self, request: Request, model: type[Model]) -> tuple[str, Model]:
-        caller = await self._gateway.authorise(request, Scope.INFER)
+        caller = await self._gateway.authorise_anyone(request, Scope.INFER)
         settings = self._services.settings
         most = settings.max_documents
         body = await read_object(request, settings.max_body_bytes)
-        return caller.tenant, validated(model, body, documents=most, text_1=most, text_2=most)
+        call = validated(model, body, **dict.fromkeys(SIDE_NAMES, most))
+        if caller.subject is not None and call.user is not None:
+            caller.require_person(self._services.pseudonym(caller.tenant, call.user))
+        return caller.tenant, call
 
     def _checked(self, field: str, texts: Sequence[str]) -> list[Text]:
         limit = self._services.settings.max_text_chars
@@ -108,107 +143,190 @@ class RankingRoutes:
             domain=DEFAULT_DOMAIN if call.domain is None else check_name("domain", call.domain),
             mode=call.personalization,
             strength=call.strength,
+            explain=call.explain,
         )
 
-    async def _serve(self, ask: ScoreRequest, render: Render) -> Response:
-        """One thread hop if everything is cached; the model runs on its own lane otherwise."""
-        lanes, gate = self._gateway.lanes, self._gateway.gate
+    async def _serve(self, request: Request, ask: ScoreRequest, render: Render) -> Response:
+        """On one model from the beginning to the end, also if another one takes over meanwhile."""
+        call = Call(request, ask, render, _seconds(request, self._services.settings.compute_seconds))
+        with self._services.live.lease() as scorer:
+            return await self._serve_on(scorer, call)
+
+    async def _serve_on(self, scorer: Scorer, call: Call) -> Response:
+        gate, ask = self._gateway.gate, call.ask
         features_NW: Features | None = None
         for _ in range(FENCE_TRIES):
             ticket = gate.ticket()
-            answer = await lanes.serving.run(self._answer, ask, features_NW, render)
-            if answer is None:
-                features_NW = await lanes.compute.run(self._scorer.compute_features, ask)
+            scored = self._at_once(scorer, ask)
+            if scored is None:
+                scored = await self._gateway.lanes.serving.run(self._try, scorer, ask, features_NW)
+            if scored is None:
+                features_NW = await self._computed(scorer, call)
                 ticket = gate.ticket()
-                answer = await lanes.serving.run(self._answer, ask, features_NW, render)
-            # No await from here until the response is handed to the server: see GenerationGate.
-            if answer is not None and gate.admits(ticket, ask.tenant, ask.subject, answer.generation):
-                return _response(answer)
-        return _response(await lanes.serving.run(self._answer_without_person, ask, features_NW, render))
+                scored = await self._gateway.lanes.serving.run(self._score, scorer, ask, features_NW)
+            response = await self._recorded(call.render, scored)
+            if response is not None and await self._gateway.fence.admits(ticket, _claim(ask, scored)):
+                return self._counted(response, scored)
+        return await self._without_person(scorer, call, features_NW)
 
-    def _answer(self, ask: ScoreRequest, features_NW: Features | None, render: Render) -> Answer | None:
-        """On a serving thread: decide, sum, record, write. None if the model has to run first."""
+    def _counted(self, response: Response, scored: Scored) -> Response:
+        self._gateway.metrics.personalized(scored.result.personalization.reason)
+        return response
+
+    async def _computed(self, scorer: Scorer, call: Call) -> Features:
+        ask = call.ask
+        waiting = self._gateway.batcher.features(scorer.features, ask.tenant, ask.pairs, ask.subject, call.seconds)
+        return await while_present(call.request, waiting)
+
+    def _at_once(self, scorer: Scorer, ask: ScoreRequest) -> Scored | None:
+        """On the event loop: whatever needs neither the model nor a load, while the store answers fast."""
+        pace = self._gateway.pace
+        if not pace.allows(len(ask.pairs)):
+            return None
+        before = time.perf_counter()
         began = self._services.clock.now()
-        result = self._scorer.try_score(ask) if features_NW is None else self._scorer.score(ask, features_NW)
-        return None if result is None else Answer(render(result, began), result.personalization.generation)
+        result = scorer.try_score(ask, resident=True)
+        pace.took(time.perf_counter() - before)
+        return None if result is None else Scored(result, began, scorer.model)
 
-    def _answer_without_person(self, ask: ScoreRequest, features_NW: Features | None, render: Render) -> Answer:
+    def _try(self, scorer: Scorer, ask: ScoreRequest, features_NW: Features | None) -> Scored | None:
+        """On a serving thread. None if the model has to run first."""
+        if features_NW is not None:
+            return self._score(scorer, ask, features_NW)
         began = self._services.clock.now()
-        result = self._scorer.score_without_person(ask, features_NW)
-        return Answer(render(result, began), result.personalization.generation)
+        result = scorer.try_score(ask)
+        return None if result is None else Scored(result, began, scorer.model)
 
-    def _ranked(self, call: RerankRequest, ask: ScoreRequest, result: ScoreResult, began: datetime) -> bytes:
+    def _score(self, scorer: Scorer, ask: ScoreRequest, features_NW: Features) -> Scored:
+        began = self._services.clock.now()
+        return Scored(scorer.score(ask, features_NW), began, scorer.model)
+
+    async def _without_person(self, scorer: Scorer, call: Call, features_NW: Features | None) -> Response:
+        features = await self._computed(scorer, call) if features_NW is None else features_NW
+
+        def score() -> Scored:
+            began = self._services.clock.now()
+            return Scored(scorer.score_without_person(call.ask, features), began, scorer.model)
+
+        scored = await self._gateway.lanes.serving.run(score)
+        response = await self._recorded(call.render, scored)
+        assert response is not None  # nobody is named, so nobody's reset can outdate it
+        return self._counted(response, scored)
+
+    async def _recorded(self, render: Render, scored: Scored) -> Response | None:
+        """The answer, once what it shows is committed. None if its person was reset before that.
+
+        If the store can't be reached it leaves without an id: no feedback on it is possible.
+        """
+        draft = render(scored)
+        if draft.shown is None:
+            return _response(draft)
+        outcome = await self._gateway.recorder.record(draft.shown)
+        if outcome == "recorded":
+            return _response(draft)
+        if outcome == "outdated":
+            return None
+        if not isinstance(outcome, STORE_TROUBLE):
+            raise outcome
+        said = replace(scored.result, recordable=False)
+        return _response(render(replace(scored, result=said)))
+
+    def _ranked(self, call: RerankRequest, ask: ScoreRequest, scored: Scored) -> Draft:
+        result = scored.result
         scores = result.score_N
         # Python's sort is stable even when reversed, so ties stay in the order of the request.
-        shown = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: call.top_n]
-        relevance = relevance_of(scores, self._scorer.model.temperature)
-        return to_json(
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: call.top_n]
+        relevance = relevance_of(scores, scored.model.temperature)
+        shown = _shown(ask, scored, order) if result.recordable else None
+        entries = [_ranked_entry(call, result, relevance, index) for index in order]
+        contrasts = {"contrasts": Directions.of(scored.model).named(_named(entries))} if call.explain else {}
+        body = to_json(
             {
-                "id": self._record(ask, result, shown, began),
-                "model": self._scorer.model.digest,
-                "results": [_ranked_entry(call, result, relevance, index) for index in shown],
+                "id": None if shown is None else shown.inference.id,
+                "model": scored.model.digest,
+                "results": entries,
+                **contrasts,
+                "usage": NO_USAGE,
                 "personalization": result.personalization.to_json(),
             }
         )
+        return Draft(body, shown)
 
-    def _record(self, ask: ScoreRequest, result: ScoreResult, shown: Sequence[int], began: datetime) -> str | None:
-        """The new inference's id, or None if the store can't be reached.
-
-        A person who has not opted in is not named in it: nothing that they were shown is kept as theirs. It carries the
-        time before the resolve, so that the store drops it if the person was reset since.
-        """
-        if result.personalization.reason == "store_unavailable":
-            return None
-        query = ask.pairs[0][0]
-        inference = Inference(
-            id=new_id(),
-            subject=ask.subject if result.consented else None,
-            domain=ask.domain,
-            query=query.digest,
-            documents=tuple([text.digest for _, text in ask.pairs]),
-            shown=tuple(shown),
-            created_at=began,
-        )
-        texts = [query.text, *(text.text for _, text in ask.pairs)]
-        try:
-            self._services.store.record_inference(ask.tenant, inference, texts)
-        except STORE_TROUBLE:
-            return None
-        return inference.id
-
-    def _scored(self, call: ForPerson, result: ScoreResult, began: datetime) -> bytes:
+    def _scored(self, call: ForPerson, scored: Scored) -> Draft:
+        result = scored.result
         entries = [
             {"index": index, "object": "score", "score": score}
             | ({"parts": _parts(result, index)} if call.explain else {})
             for index, score in enumerate(result.score_N)
         ]
-        return to_json(
+        body = to_json(
             {
                 "id": new_id(),
                 "object": "list",
-                "created": int(began.timestamp()),
-                "model": self._scorer.model.digest,
+                "created": int(scored.began.timestamp()),
+                "model": scored.model.digest,
                 "data": entries,
+                "usage": NO_USAGE,
                 "personalization": result.personalization.to_json(),
             }
         )
+        return Draft(body)
 
-    def _compared(self, call: CompareRequest, result: ScoreResult) -> bytes:
+    def _compared(self, call: CompareRequest, scored: Scored) -> Draft:
+        result = scored.result
         a, b = result.score_N
         parts = {"parts": {"a": _parts(result, 0), "b": _parts(result, 1)}} if call.explain else {}
-        return to_json(
+        body = to_json(
             {
-                "probability": sigmoid((a - b) / self._scorer.model.temperature),
+                "probability": sigmoid((a - b) / scored.model.temperature),
                 "preferred": "tie" if a == b else "a" if a > b else "b",
-                "model": self._scorer.model.digest,
+                "model": scored.model.digest,
                 **parts,
                 "personalization": result.personalization.to_json(),
             }
         )
+        return Draft(body)
 
 
-def _response(answer: Answer) -> Response:
-    return Response(answer.body, media_type="application/json")
+def _seconds(request: Request, most: float) -> float:
+    """Raises InvalidInputError. More than the server's own limit is the limit."""
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return most
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) > 0):
+        raise InvalidInputError(
+            f"the header {TIMEOUT_HEADER} is not a number of milliseconds.", mend="Send a whole number over 0."
+        )
+    return min(int(text) / 1000.0, most)
+
+
+def _claim(ask: ScoreRequest, scored: Scored) -> Claim:
+    said = scored.result.personalization
+    return Claim(ask.tenant, ask.subject, ask.domain, said.generation, said.applied, scored.result.looked_at)
+
+
+def _response(draft: Draft) -> Response:
+    return Response(draft.body, media_type="application/json")
+
+
+def _shown(ask: ScoreRequest, scored: Scored, order: Sequence[int]) -> ShownInference:
+    """What is to be recorded, under a new id.
+
+    A person who has not opted in is not named in it: nothing that they were shown is kept as theirs. It carries the
+    generation, so that the store drops it if the person was reset since.
+    """
+    query = ask.pairs[0][0]
+    inference = Inference(
+        id=new_id(),
+        subject=ask.subject if scored.result.consented else None,
+        domain=ask.domain,
+        query=query.digest,
+        documents=tuple([text.digest for _, text in ask.pairs]),
+        shown=tuple(order),
+        created_at=scored.began,
+    )
+    texts = [query.text, *(text.text for _, text in ask.pairs)]
+    return ShownInference(ask.tenant, inference, texts, scored.result.personalization.generation)
 
 
 def sigmoid(x: float) -> float:
@@ -232,7 +350,12 @@ def _ranked_entry(call: RerankRequest, result: ScoreResult, relevance: Sequence[
         entry["document"] = {"text": text_of(document)}
     if call.explain:
         entry["parts"] = _parts(result, index)
+        entry["directions"] = contributions_of(result, index)
     return entry
+
+
+def _named(entries: Sequence[dict[str, Any]]) -> set[str]:
+    return {key for entry in entries for key in entry["directions"]["top"]}
 
 
 def _parts(result: ScoreResult, index: int) -> dict[str, float]:

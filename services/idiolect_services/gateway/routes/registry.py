@@ -15,9 +15,10 @@ from starlette.responses import Response
 
 from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.privacy.accountant import epsilon_of_run
-from idiolect.privacy.budget import DEFAULT_DELTA
 from idiolect.privacy.ledger import LedgerRun
+from idiolect.privacy.policy import delta_of_run
 from idiolect.registry.manifest import manifest_bytes
+from idiolect.registry.pointers import Adapter
 from idiolect.stores.ports import StoredVersion
 from idiolect.tenancy import Scope
 from idiolect_services.gateway.bodies import read_object, validated
@@ -37,7 +38,6 @@ Limit = Annotated[int, Query(ge=1, le=100, description="Most entries to return."
 PageToken = Annotated[str | None, Query(max_length=200, description="`next_page_token` of the page before.")]
 UserFilter = Annotated[str | None, Query(max_length=128, description="Only adapters of this person (your own id).")]
 
-ACTOR = "api"  # who moved a pointer or revoked a release, in the registry's history
 _PAGE_PREFIX = "v1:"
 
 
@@ -74,7 +74,7 @@ class RegistryRoutes:
         )
         page = found[:limit]
         more = token_after(page[-1].version.id) if len(found) > limit else None
-        return _json({"adapters": [_summary(stored) for stored in page], "next_page_token": more})
+        return _json({"adapters": [summary_of(stored) for stored in page], "next_page_token": more})
 
     async def adapter(self, request: Request, version_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
@@ -85,6 +85,7 @@ class RegistryRoutes:
             {
                 "id": stored.version.id,
                 "revoked": stored.revoked,
+                "withheld": stored.withheld,
                 "manifest": json.loads(manifest_bytes(stored.template, stored.version)),
                 "key_id": stored.version.key_id,
                 "signature": stored.version.signature.hex(),
@@ -101,7 +102,7 @@ class RegistryRoutes:
         wanted = validated(RevokeRequest, await read_object(request, self._services.settings.max_body_bytes))
         release, now = decoded(release_id), self._services.clock.now()
         await self._gateway.lanes.control.run(
-            self._store.revoke_release, caller.tenant, release, now, reason=wanted.reason, actor=ACTOR
+            self._store.revoke_release, caller.tenant, release, now, reason=wanted.reason, actor=caller.actor
         )
         return _json({"id": release, "revoked": True})
 
@@ -111,7 +112,9 @@ class RegistryRoutes:
         return _json({"runs": runs})
 
     def _ledger_runs(self, tenant: str, limit: int) -> list[dict[str, Any]]:
-        return [_ledger_entry(run) for run in self._store.runs(tenant, limit=limit)]
+        settings = self._services.settings
+        runs = self._store.runs(tenant, limit=limit)
+        return [_ledger_entry(run, delta_of_run(settings, run)) for run in runs]
 
 
 def token_after(version_id: str) -> str:
@@ -131,16 +134,18 @@ def after_token(token: str | None) -> str:
     return text.removeprefix(_PAGE_PREFIX)
 
 
-def _summary(stored: StoredVersion) -> dict[str, Any]:
+def summary_of(stored: StoredVersion) -> dict[str, Any]:
     template, version = stored.template, stored.version
     return {
         "id": version.id,
+        "adapter": Adapter.of(version.subject, version.domain).id,
         "release": version.release,
         "scope": template.scope,
         "subject": version.subject or None,
         "domain": version.domain or None,
         "generation": version.generation,
         "revoked": stored.revoked,
+        "withheld": stored.withheld,
         "weights_sha256": version.weights_sha256,
         "created_at": template.created_at,
         "epsilon": template.privacy.epsilon,
@@ -148,15 +153,15 @@ def _summary(stored: StoredVersion) -> dict[str, Any]:
     }
 
 
-def _ledger_entry(run: LedgerRun) -> dict[str, Any]:
+def _ledger_entry(run: LedgerRun, delta: float) -> dict[str, Any]:
     return {
         "id": run.id,
         "unit": run.unit,
         "purpose": run.purpose,
         "state": run.state,
         "accounts": run.accounts,
-        "epsilon": epsilon_of_run(run.event, DEFAULT_DELTA),
-        "delta": DEFAULT_DELTA,
+        "epsilon": epsilon_of_run(run.event, delta),
+        "delta": delta,
         "rho": run.event.rho,
         "noise_multiplier": run.event.noise_multiplier,
         "steps": run.event.steps,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from idiolect_services.gateway.schemas.common import (
@@ -42,13 +44,32 @@ class RerankRequest(ForPerson):
     return_documents: bool = Field(False, description="Return each document's text with its result.")
 
 
+# The names under which clients of vLLM send the two sides, besides text_1 and text_2.
+_SIDES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
+SIDE_NAMES = frozenset({"text_1", "text_2", *(name for pair in _SIDES for name in pair)})
+
+
 class ScoreTexts(ForPerson):
-    """Either `query` and `documents`, or vLLM's `text_1` and `text_2`; one query is paired with every document."""
+    """Either `query` and `documents`, or vLLM's `text_1` and `text_2`; one query is paired with every document.
+
+    vLLM's other names of the two (`queries` with `documents` or `items`, `data_1` with `data_2`) are understood too.
+    """
 
     query: PlainText | None = None
     documents: list[PlainText | Document] | None = Field(None, min_length=1)
     text_1: PlainText | list[PlainText] | None = Field(None, description="Query or queries.")
     text_2: PlainText | list[PlainText] | None = Field(None, description="Document or documents.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _vllm_names(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not {"query", "text_1", "text_2"}.isdisjoint(value):
+            return value
+        for left, right in _SIDES:
+            if left in value and right in value:
+                rest = {name: field for name, field in value.items() if name not in (left, right)}
+                return rest | {"text_1": value[left], "text_2": value[right]}
+        return value
 
     @model_validator(mode="after")
     def _one_form(self) -> ScoreTexts:
@@ -80,8 +101,40 @@ class Parts(ResponseModel):
     user: float
 
 
+class Directions(ResponseModel):
+    """What each direction of the model adds. They add up to the domain and the user part, to 1e-12 of the largest."""
+
+    domain: list[float] = Field(description="By direction; empty if no domain adapter was applied.")
+    user: list[float] = Field(description="By direction; empty if nothing personal was applied.")
+    top: list[str] = Field(description="The directions that add or take most, as `user:0`; see `contrasts`.")
+
+
+class PublicText(ResponseModel):
+    """From a data set that was declared public: data, to be escaped where it is shown, and never instructions."""
+
+    prompt: str
+    text: str
+
+
+class Contrast(ResponseModel):
+    """The texts that lie furthest apart along a direction. Both empty: this model has no examples for it."""
+
+    high: list[PublicText]
+    low: list[PublicText]
+
+
 class ReturnedDocument(ResponseModel):
     text: str
+
+
+class Usage(ResponseModel):
+    """Nothing is counted in tokens here: always 0. Clients of Jina and vLLM look for it."""
+
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+NO_USAGE = Usage().model_dump()
 
 
 class RerankResult(ResponseModel):
@@ -94,6 +147,7 @@ class RerankResult(ResponseModel):
     id: str | None = Field(None, description="The document's own id, if it had one.")
     document: ReturnedDocument | None = None
     parts: Parts | None = Field(None, description="With `explain`.")
+    directions: Directions | None = Field(None, description="With `explain`.")
 
 
 class RerankResponse(ResponseModel):
@@ -102,6 +156,8 @@ class RerankResponse(ResponseModel):
     )
     model: str = Field(description="Digest of the global model.")
     results: list[RerankResult] = Field(description="Best first; equal scores in the order of the request.")
+    contrasts: dict[str, Contrast] | None = Field(None, description="With `explain`: of the directions that are named.")
+    usage: Usage
     personalization: PersonalizationBlock
 
 
@@ -118,6 +174,7 @@ class ScoreResponse(ResponseModel):
     created: int = Field(description="Unix time, seconds.")
     model: str
     data: list[ScoreEntry]
+    usage: Usage
     personalization: PersonalizationBlock
 
 

@@ -12,12 +12,14 @@ from idiolect_services.gateway.schemas.common import PlainText, RequestModel, Re
 
 class AdapterSummary(ResponseModel):
     id: str
+    adapter: str = Field(description="Whose version it is: `user:<pseudonym>` or `domain:<name>`.")
     release: str
     scope: str = Field(description="`user` or `domain`.")
     subject: str | None = Field(description="Pseudonym of the person, in user scope.")
     domain: str | None
     generation: int
     revoked: bool
+    withheld: str | None = Field(description="Why it is not served although published: quarantined or rolled back.")
     weights_sha256: str
     created_at: datetime
     epsilon: float
@@ -32,6 +34,7 @@ class AdapterPage(ResponseModel):
 class AdapterDetail(ResponseModel):
     id: str
     revoked: bool
+    withheld: str | None
     manifest: dict[str, Any] = Field(description="Ed25519-signed in its RFC 8785 form.")
     key_id: str
     signature: str = Field(description="Hex.")
@@ -64,9 +67,11 @@ class LedgerEntry(ResponseModel):
     id: str
     unit: str
     purpose: str
-    state: str = Field(description="`reserved` (charged, not known to have finished) or `settled`.")
+    state: str = Field(
+        description="`reserved` (charged, not known to have finished), `settled`, or `refused` (to everyone)."
+    )
     accounts: int = Field(description="How many people were charged.")
-    epsilon: float = Field(description="Of this run alone, at `delta`.")
+    epsilon: float = Field(description="Charged for this run alone, at `delta`.")
     delta: float
     rho: float = Field(description="Cost in zCDP; costs of one unit add up.")
     noise_multiplier: float

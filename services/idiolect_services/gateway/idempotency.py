@@ -1,0 +1,100 @@
+"""Idempotency-Key: a request that is sent again does nothing again, and a key never stands for two requests.
+
+What the routes do is idempotent by ids of its own (a signal's, a reset's). So a key only has to be claimed before it is
+done, and its answer kept after: a crash in between costs nothing, since whatever comes again is done again in vain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from idiolect.errors import InvalidInputError
+from idiolect.stores.people_ports import KeptAnswer
+from idiolect.tenancy import Caller
+from idiolect_services.gateway.context import Gateway
+from idiolect_services.gateway.lanes import Lane
+from idiolect_services.scorer import STORE_TROUBLE
+
+HEADER = "Idempotency-Key"
+REPLAYED = "Idempotency-Replayed"  # on an answer that was kept
+ABOUT_KEY = (HEADER, "Sent again with the same body, it answers as the first time; with another one, 422. Optional.")
+
+Done = tuple[Response, bool]  # an answer, and whether trying again would change nothing
+
+_KEY = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PURPOSE = "idempotency"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A key that stands for this request. `owner`: the person of an end user's token, else empty."""
+
+    tenant: str
+    owner: str
+    key: str
+    fingerprint: bytes
+
+    def id_of(self, index: int) -> str:
+        """An id for the part `index` of the request that the caller gave none: the same whenever it is sent again."""
+        parts = json.dumps([self.owner, self.key, index]).encode()
+        return f"key-{hashlib.sha256(parts).hexdigest()[:32]}"
+
+
+def key_of(request: Request) -> str | None:
+    """Raises InvalidInputError for a key that can't be one."""
+    key = request.headers.get(HEADER)
+    if key is not None and not _KEY.fullmatch(key):
+        raise InvalidInputError(
+            "the Idempotency-Key is not usable.", mend="Send 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-'."
+        )
+    return key
+
+
+class Idempotency:
+    def __init__(self, gateway: Gateway) -> None:
+        self._services = gateway.services
+
+    def claim(self, request: Request, caller: Caller, body: dict[str, Any]) -> Claim | None:
+        """Nothing is stored yet. None without a key."""
+        key = key_of(request)
+        if key is None:
+            return None
+        said = json.dumps([request.method, request.url.path, body], sort_keys=True).encode()
+        # Keyed: a plain hash of a short body could be guessed.
+        secret = self._services.vault.derive(caller.tenant, _PURPOSE)
+        return Claim(caller.tenant, caller.subject or "", key, hmac.digest(secret, said, "sha256"))
+
+    async def once(self, lane: Lane, claim: Claim | None, act: Callable[[], Awaitable[Done]]) -> Response:
+        """What `act` answers, or answered before. Raises InvalidInputError (code `idempotency_key_reused`)."""
+        kept = await self.check(lane, claim)
+        if kept is not None:
+            return Response(kept.body, kept.status, {REPLAYED: "true"}, media_type="application/json")
+        response, lasts = await act()
+        if claim is not None and lasts:
+            with suppress(*STORE_TROUBLE):  # it was done, and is idempotent by its ids
+                await lane.run(self._keep, claim, KeptAnswer(response.status_code, bytes(response.body)))
+        return response
+
+    async def check(self, lane: Lane, claim: Claim | None) -> KeptAnswer | None:
+        """Only that the key stands for this request and no other."""
+        return None if claim is None else await lane.run(self._claim, claim)
+
+    def _claim(self, claim: Claim) -> KeptAnswer | None:
+        now = self._services.clock.now()
+        expires = now + timedelta(hours=self._services.settings.idempotency_hours)
+        store = self._services.store
+        return store.claim_key(claim.tenant, claim.owner, claim.key, claim.fingerprint, now, expires)
+
+    def _keep(self, claim: Claim, answer: KeptAnswer) -> None:
+        self._services.store.keep_answer(claim.tenant, claim.owner, claim.key, claim.fingerprint, answer)

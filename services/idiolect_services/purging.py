@@ -1,0 +1,167 @@
+"""Freeing what this process keeps of people who were reset, wherever that happened.
+
+The log is in SQL, and every process follows it with a cursor of its own. A hint says that there is something new; when
+no hint comes, it is found a moment later by asking. Nothing that is served depends on any of this.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from idiolect.clock import Clock
+from idiolect.errors import ConfigurationError, IdiolectError
+from idiolect.ids import new_id
+from idiolect.stores.purge_ports import PurgeStore
+
+log = logging.getLogger("idiolect.purging")
+
+POLL_SECONDS = 0.25  # between processes; an embedded store has hardly ever a second one
+EMBEDDED_POLL_SECONDS = 1.0
+BEAT_SECONDS = 5.0
+PAGE = 1000
+
+Forget = Callable[[str, str], None]  # (tenant, subject)
+
+
+class PurgeListener:
+    """What the gateway tells of purges, and by which name this process follows them. This one follows nothing."""
+
+    replica: str | None = None
+
+    def announce(self) -> None:
+        """Something was just purged. Never blocks."""
+
+
+class Hints(Protocol):
+    """A fast and unreliable way to say that there is something new."""
+
+    def start(self, on_hint: Callable[[], None]) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def publish(self) -> None:
+        """Best effort; raises nothing."""
+        ...
+
+
+class NoHints:
+    """Only asking."""
+
+    def start(self, on_hint: Callable[[], None]) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def publish(self) -> None: ...
+
+
+def redis_hints(url: str) -> Hints:
+    """Raises ConfigurationError if the URL can't be read or the client is not installed."""
+    try:
+        from idiolect_services.purge_hints import RedisHints
+
+        return RedisHints(url)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("Redis needs the package redis.", mend="Install it: pip install redis.") from error
+    except ValueError as error:
+        mend = "Write it as redis://host:6379/0."
+        raise ConfigurationError("IDIOLECT_REDIS_URL is not a Redis URL.", mend=mend) from error
+
+
+class PurgeFollower(PurgeListener):
+    """One thread. `start` it before anything is cached."""
+
+    def __init__(
+        self,
+        store: PurgeStore,
+        forget: Forget,
+        clock: Clock,
+        *,
+        embedded: bool = False,
+        hints: Hints | None = None,
+    ) -> None:
+        self.replica: str = new_id()
+        self._store = store
+        self._forget = forget
+        self._clock = clock
+        self._poll_s = EMBEDDED_POLL_SECONDS if embedded else POLL_SECONDS
+        self._hints = hints or NoHints()
+        self._since = self._cursor = self._said = -1
+        self._beat_at = 0.0
+        self._tell = threading.Event()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name="purging", daemon=True)
+
+    @property
+    def cursor(self) -> int:
+        """Everything up to here is purged; -1 until the store could be asked for the first time."""
+        return self._cursor
+
+    def start(self) -> None:
+        """Follow from the end of the log on. If the store can't be asked now, follow all of it later."""
+        try:
+            self._since = self._cursor = self._store.purge_head()
+            self._say()
+        except IdiolectError as error:
+            self._since = 0 if self._since < 0 else self._since
+            self._complain(error)
+        self._hints.start(self._wake.set)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        self._thread.join()
+        self._hints.stop()
+        try:
+            self._store.leave(self.replica)
+        except IdiolectError:
+            log.info("the store can't be told that this process ends; it will notice")
+
+    def announce(self) -> None:
+        self._tell.set()
+        self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(self._poll_s)
+            self._wake.clear()
+            if self._stop.is_set():
+                return
+            if self._tell.is_set():
+                self._tell.clear()
+                self._hints.publish()
+            try:
+                self.follow()
+                self._failing = False
+            except IdiolectError as error:
+                self._complain(error)
+            except Exception:
+                log.exception("purging failed; it is tried again")
+                self._stop.wait(self._poll_s)
+
+    def follow(self) -> None:
+        """Purge what is new, and say so. What was purged counts only after it was: a crash repeats it."""
+        while purges := self._store.purges(max(self._cursor, 0), limit=PAGE):
+            for purge in purges:
+                self._forget(purge.tenant, purge.subject)
+            self._cursor = purges[-1].seq
+        self._cursor = max(self._cursor, 0)
+        if self._cursor != self._said or time.monotonic() - self._beat_at > BEAT_SECONDS:
+            self._say()
+
+    def _say(self) -> None:
+        cursor = self._cursor
+        self._store.follow(self.replica, self._since, cursor, self._clock.now())
+        self._said, self._beat_at = cursor, time.monotonic()
+
+    def _complain(self, error: IdiolectError) -> None:
+        """Once per trouble: what is cached is not served, so this can wait."""
+        if not self._failing:
+            log.warning("caches are not purged for now: %s", error)
+        self._failing = True

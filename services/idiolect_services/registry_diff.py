@@ -1,0 +1,184 @@
+"""`idiolect registry diff`: two versions, or two releases over the adapters that both hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idiolect.errors import InvalidInputError, NotFoundError
+from idiolect.registry.manifest import ReleaseTemplate
+from idiolect.registry.weights import verify_version
+from idiolect.stores.ports import StoredVersion
+from idiolect_adapters.evaluation.version_diff import ProbeScore, WeightsDiff, diff_weights, score_probes
+from idiolect_services.wiring import Installation
+
+FloatArray = NDArray[np.float64]
+MAX_PAIRS = 1_000  # of two releases: enough for a median, and bounded whatever their size
+_PAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class FieldChange:
+    name: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionsDiff:
+    fields: tuple[FieldChange, ...]  # only what differs
+    weights: WeightsDiff
+    probes: tuple[ProbeScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasesDiff:
+    """Medians over at most MAX_PAIRS owners that both releases hold."""
+
+    fields: tuple[FieldChange, ...]
+    pairs: int
+    median: WeightsDiff | None
+
+
+def diff_versions(
+    installation: Installation, tenant: str, a: str, b: str, probes: Sequence[tuple[str, str]]
+) -> VersionsDiff:
+    """Both are verified first. Raises NotFoundError, CorruptArtifactError, and InvalidInputError for two that are not
+    written in the same basis: their numbers can't be compared."""
+    first, second = _stored(installation, tenant, a), _stored(installation, tenant, b)
+    _check_comparable(first.template, second.template)
+    a_K, b_K = _weights(installation, first), _weights(installation, second)
+    return VersionsDiff(
+        changed(_facts(first), _facts(second)),
+        diff_weights(a_K, b_K),
+        tuple(_probed(installation, first.template, a_K, b_K, probes)),
+    )
+
+
+def diff_releases(installation: Installation, tenant: str, a: str, b: str) -> ReleasesDiff:
+    """Raises as `diff_versions` does, and NotFoundError for a release without versions."""
+    templates = [_template(installation, tenant, release) for release in (a, b)]
+    _check_comparable(*templates)
+    pairs = [
+        diff_weights(_weights(installation, first), _weights(installation, second))
+        for first, second in _pairs(installation, tenant, a, b)
+    ]
+    return ReleasesDiff(
+        changed(_shared_facts(templates[0]), _shared_facts(templates[1])), len(pairs), _median(pairs) if pairs else None
+    )
+
+
+def changed(a: Mapping[str, str], b: Mapping[str, str]) -> tuple[FieldChange, ...]:
+    return tuple(FieldChange(name, a[name], b[name]) for name in a if a[name] != b[name])
+
+
+def _stored(installation: Installation, tenant: str, version: str) -> StoredVersion:
+    stored = installation.store.version(tenant, version)
+    if stored is None:
+        raise NotFoundError(
+            f"tenant {tenant!r} has no version {version[:80]!r}.", mend="See: idiolect registry list --versions."
+        )
+    return stored
+
+
+def _template(installation: Installation, tenant: str, release: str) -> ReleaseTemplate:
+    found = installation.store.versions(tenant, release=release, limit=1)
+    if not found:
+        raise NotFoundError(
+            f"tenant {tenant!r} has no version of release {release[:80]!r}.", mend="See: idiolect registry list."
+        )
+    return found[0].template
+
+
+def _check_comparable(a: ReleaseTemplate, b: ReleaseTemplate) -> None:
+    if (a.scope, a.basis_digest, a.rank) != (b.scope, b.basis_digest, b.rank):
+        raise InvalidInputError(
+            "the two are not written in the same basis, so their weights can't be compared.",
+            mend="Compare two of one scope, trained on one global model.",
+        )
+
+
+def _weights(installation: Installation, stored: StoredVersion) -> FloatArray:
+    tensors = verify_version(stored.template, stored.version, installation.signer)
+    flat = np.concatenate([tensors[name].ravel() for name in sorted(tensors)]).astype(np.float64)
+    return np.asarray(flat * (stored.template.alpha / stored.template.rank))
+
+
+def _probed(
+    installation: Installation,
+    template: ReleaseTemplate,
+    a_K: FloatArray,
+    b_K: FloatArray,
+    probes: Sequence[tuple[str, str]],
+) -> list[ProbeScore]:
+    """None if the two are bound to another model than the live one: no other is loaded."""
+    if not probes or installation.store.live_global() != template.global_digest:
+        return []
+    return score_probes(installation.load_live_model(), template.scope == "user", a_K, b_K, probes)
+
+
+def _pairs(installation: Installation, tenant: str, a: str, b: str) -> Iterator[tuple[StoredVersion, StoredVersion]]:
+    """Owners of `a` in the order of its versions, with their version in `b`. One page of `a` in memory at a time."""
+    after, found = "", 0
+    while page := installation.store.versions(tenant, release=a, after=after, limit=_PAGE):
+        for first in page:
+            second = _of_same_owner(installation, tenant, b, first)
+            if second is not None:
+                yield first, second
+                found += 1
+                if found == MAX_PAIRS:
+                    return
+        after = page[-1].version.id
+
+
+def _of_same_owner(installation: Installation, tenant: str, release: str, first: StoredVersion) -> StoredVersion | None:
+    owner = first.version.subject
+    found = installation.store.versions(tenant, subject=owner, release=release, limit=_PAGE)
+    return next((stored for stored in found if stored.version.domain == first.version.domain), None)
+
+
+def _median(pairs: Sequence[WeightsDiff]) -> WeightsDiff:
+    cosines = [pair.cosine for pair in pairs if pair.cosine is not None]
+    return WeightsDiff(
+        median(pair.norm_a for pair in pairs),
+        median(pair.norm_b for pair in pairs),
+        median(pair.distance for pair in pairs),
+        median(cosines) if cosines else None,
+    )
+
+
+def _facts(stored: StoredVersion) -> dict[str, str]:
+    version = stored.version
+    return _shared_facts(stored.template) | {
+        "owner": version.subject or version.domain,
+        "release": version.release,
+        "generation": str(version.generation),
+        "parent": version.parent or "none",
+        "evaluation": _listed(version.evaluation),
+        "state": "revoked" if stored.revoked else stored.withheld or "good",
+    }
+
+
+def _shared_facts(template: ReleaseTemplate) -> dict[str, str]:
+    privacy = {f"privacy {name}": str(value) for name, value in template.privacy.to_json().items()}
+    return {
+        "global model": template.global_digest,
+        "trained on": template.data_window,
+        "run": template.run,
+        "made": template.created_at.isoformat(),
+        "producer": template.producer,
+        **{f"privacy {name}": "not stated" for name in _OPTIONAL},
+        **privacy,
+    }
+
+
+_OPTIONAL = ("weak", "local_epsilon", "budget_epsilon", "budget_days", "sample_rate", "unsampled_steps")
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(values.items())) or "none"

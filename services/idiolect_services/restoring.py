@@ -1,0 +1,184 @@
+"""`idiolect backup` and `idiolect restore`: from an installation to an archive, and back.
+
+A restored database first learns what the recovery log says came after the backup; only then it takes its place. So a
+reset stays a reset, what was revoked stays revoked, and no privacy budget is given back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from idiolect.audit import INSTALLATION, AuditEvent
+from idiolect.errors import ConfigurationError
+from idiolect.ids import new_id
+from idiolect.recovery import LoggedChange, Recovered
+from idiolect.settings import Settings
+from idiolect.stores.recovery_log import RecoveryLog
+from idiolect.stores.sql import SqlStore, open_store
+from idiolect_services.backup import Archive, Contents, key_check, write_archive
+from idiolect_services.sealing import open_secrets, seal_secrets
+from idiolect_services.secrets import load_or_create, write_secret
+from idiolect_services.signing_keys import SigningKeys
+from idiolect_services.wiring import Installation, recovery_log_of
+
+OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """`aside`: where the database that was there before lies now."""
+
+    created_at: str
+    rows: int
+    models: int
+    recovered: Recovered
+    aside: Path | None
+
+
+def back_up(installation: Installation, path: Path, passphrase: str | None = None) -> int:
+    """How many rows. With a passphrase the secrets go along, sealed; without one they must be kept elsewhere."""
+    store = installation.store
+    assert isinstance(store, SqlStore)
+    keys = SigningKeys(installation.root / "secrets")
+    sealed = (
+        None
+        if passphrase is None
+        else seal_secrets(keys.export() | {"master": installation.master_key.hex()}, passphrase)
+    )
+    now = installation.clock.now()
+    wanted = set(store.referenced_models())
+    models = [folder for folder in sorted(installation.models.glob("*")) if folder.name in wanted]
+    with store.snapshot() as snapshot:
+        contents = Contents(
+            snapshot,
+            models,
+            recovery_log_of(installation.settings).path.name,
+            (installation.signer.public_key, *keys.trusted()),
+            key_check(installation.master_key),
+            sealed,
+        )
+        manifest = write_archive(path, contents, installation.signer, now.isoformat())
+    store.record_audit(INSTALLATION, AuditEvent(OPERATOR, "backup.create", f"backup {path.name}"), now)
+    return sum(manifest["rows"].values())
+
+
+def restore(
+    settings: Settings,
+    path: Path,
+    logs: Sequence[Path] = (),
+    *,
+    nothing_since: bool = False,
+    passphrase: str | None = None,
+) -> Restored:
+    """Into the database of `settings`. A SQLite file that is there is put aside; a Postgres database must be empty.
+
+    `logs`: recovery logs of other machines, beside this home's own. Raises ConfigurationError without any log, unless
+    `nothing_since` says that nothing was changed after the backup. Stop all servers first.
+    """
+    archive = Archive(path)
+    try:
+        keys = _secrets(settings, archive, passphrase)
+        archive.check(keys.signer())
+        changes = list(_changes(settings, archive, logs, nothing_since))
+        models = archive.write_models(settings.root / "models")
+        with recovery_log_of(settings).held(alone=True):
+            recovered, aside = _load(settings, archive, changes)
+            _complete_log(recovery_log_of(settings), changes)
+    finally:
+        archive.close()
+    rows = sum(archive.manifest["rows"].values())
+    return Restored(archive.manifest["created_at"], rows, models, recovered, aside)
+
+
+def _secrets(settings: Settings, archive: Archive, passphrase: str | None) -> SigningKeys:
+    """Those of the home, or else those of the archive. They must be the ones that the database belongs to."""
+    folder = settings.root / "secrets"
+    keys = SigningKeys(folder)
+    master = folder / "master.key"
+    if not master.exists() or not (folder / "signing.key").exists():
+        sealed = archive.sealed()
+        if sealed is None or passphrase is None:
+            raise ConfigurationError(
+                f"{folder} lacks the installation's keys, without which the backup can't be checked or used.",
+                mend="Copy the secrets folder here, or give the passphrase of a backup that holds them.",
+            )
+        found = open_secrets(sealed, passphrase)
+        if key_check(bytes.fromhex(found["master"])) != archive.manifest["key_check"]:
+            raise ConfigurationError("the sealed keys belong to another backup.", mend="Use another copy.")
+        keys.adopt(found)
+        write_secret(master, bytes.fromhex(found["master"]))
+    if key_check(load_or_create(master)) != archive.manifest["key_check"]:
+        raise ConfigurationError(
+            f"the backup belongs to another installation than {settings.root}: their master keys differ.",
+            mend="Restore into the home that it came from, or into an empty one.",
+        )
+    return keys
+
+
+def _changes(settings: Settings, archive: Archive, logs: Sequence[Path], nothing_since: bool) -> Iterator[LoggedChange]:
+    own = settings.root / "recovery" / Path(str(archive.manifest["log"])).name
+    for extra in logs:
+        if not extra.is_file():
+            raise ConfigurationError(f"there is no recovery log {extra}.", mend="Check the path.")
+    found = [log for log in dict.fromkeys((own, *logs)) if log.is_file()]
+    if not found and not nothing_since:
+        raise ConfigurationError(
+            f"there is no recovery log {own}: nobody knows who was reset, or what was charged, after the backup.",
+            mend="Give it with --log. If nothing was changed since the backup, say so: --nothing-since.",
+        )
+    for log in found:
+        yield from RecoveryLog(log).read()
+
+
+def _load(settings: Settings, archive: Archive, changes: Sequence[LoggedChange]) -> tuple[Recovered, Path | None]:
+    target = _sqlite_file(settings)
+    if target is None:
+        store = open_store(settings.sql_url)
+        try:
+            return store.load(archive.snapshot(), changes), None
+        finally:
+            store.close()
+    staging = target.with_name(f".{target.name}.restoring-{new_id()}")
+    try:
+        store = open_store(f"sqlite:///{staging}")
+        try:
+            recovered = store.load(archive.snapshot(), changes)
+        finally:
+            store.close()
+        return recovered, _take_place(staging, target)
+    except BaseException:
+        for left in staging.parent.glob(f"{staging.name}*"):
+            left.unlink()
+        raise
+
+
+def _take_place(staging: Path, target: Path) -> Path | None:
+    """The old database and its log files are put aside, never deleted: it may be all that there is."""
+    aside = None
+    if target.exists():
+        aside = target.with_name(f"{target.name}.before-{new_id()}")
+        for ending in ("-wal", "-shm", ""):
+            old = target.with_name(target.name + ending)
+            if old.exists():
+                old.rename(aside.with_name(aside.name + ending))
+    staging.rename(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return aside
+
+
+def _sqlite_file(settings: Settings) -> Path | None:
+    scheme, _, rest = settings.sql_url.partition("///")
+    return Path(rest) if scheme.startswith("sqlite") else None
+
+
+def _complete_log(log: RecoveryLog, changes: Sequence[LoggedChange]) -> None:
+    """Where the database moved, or other machines' logs were given: the next restore needs no other log than this."""
+    known = {change.entry.hash for change in log.read()}
+    log.append([change for change in changes if change.entry.hash not in known])

@@ -1,0 +1,100 @@
+"""A running server follows the installation's live global model, without a restart and off the hot path."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from idiolect.errors import IdiolectError
+from idiolect_services.live import LiveScorer
+from idiolect_services.scorer import Scorer
+
+log = logging.getLogger("idiolect.takeover")
+
+LOOK_SECONDS = 1.0
+RETRY_SECONDS = 30.0  # a model that could not be loaded; its folder may be mended meanwhile
+
+Build = Callable[[str], Scorer]  # from a model's digest
+
+
+class Takeover:
+    """Loads the live global model when it is another one, and lets it take over. Called again and again, by one thread.
+
+    At most two models are in memory: the next is not loaded before the last but one is freed.
+    """
+
+    def __init__(
+        self,
+        live: LiveScorer,
+        live_global: Callable[[], str | None],
+        build: Build,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`build` loads and verifies; what it raises keeps the old model, and is tried again after a while."""
+        self._live = live
+        self._live_global = live_global
+        self._build = build
+        self._monotonic = monotonic
+        self._failed: tuple[str, float] | None = None
+        self.failures = 0
+
+    def look(self) -> Scorer | None:
+        """The new scorer, if one took over. Raises what the store raises."""
+        digest = self._live_global()
+        if digest is None or digest == self._live.current.model.digest:
+            self._live.outdated = None
+            return None
+        if self._failed is not None and self._failed[0] == digest and self._monotonic() < self._failed[1]:
+            return None
+        if not self._live.wait_until_drained(0.0):
+            return None
+        return self._load(digest)
+
+    def _load(self, digest: str) -> Scorer | None:
+        try:
+            scorer = self._build(digest)
+        except Exception as error:  # whatever is wrong with the new one, the old one serves
+            self.failures += 1
+            self._failed = (digest, self._monotonic() + RETRY_SECONDS)
+            self._live.outdated = type(error).__name__
+            log.error("global model %s can't be loaded, %s goes on: %s", digest[:12], self._serving(), error)
+            return None
+        self._failed = None
+        self._live.switch(scorer)
+        log.warning("global model %s serves now", digest[:12])
+        return scorer
+
+    def _serving(self) -> str:
+        return self._live.current.model.digest[:12]
+
+
+class TakeoverLoop:
+    """One thread that looks every second. `on_switch` is told of each scorer that took over."""
+
+    def __init__(self, takeover: Takeover, on_switch: Callable[[Scorer], None]) -> None:
+        self._takeover = takeover
+        self._on_switch = on_switch
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="takeover", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """A model that is being loaded is waited for."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(LOOK_SECONDS):
+            try:
+                scorer = self._takeover.look()
+                if scorer is not None:
+                    self._on_switch(scorer)
+            except IdiolectError as error:
+                log.info("the live global model is looked for later: %s", error)
+            except Exception:
+                log.exception("looking for the live global model failed")

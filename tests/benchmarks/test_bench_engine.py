@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from quiet import QuietStages
+
+from idiolect.errors import IdiolectError
+from idiolect_adapters.backbone import Backbone
+from idiolect_adapters.evaluation import engine_cases
+from idiolect_adapters.evaluation.engine_cases import Case, Comparison, Registration, Sizes, load_mixed, mixed_case
+from idiolect_services.bench.engine_bench import interleaved, measure, metrics, rates, registered
+from idiolect_services.bench.targets import target_of
+
+TINY = Sizes(batches=((4, 16), (6, 16)), people=50, texts=5, lengths=(3, 40), decoder_hidden=32, decoder_layers=2)
+
+
+def test_the_whole_benchmark_runs_on_a_tiny_model(tiny_bert: Path) -> None:
+    measured = list(measure(tiny_bert, TINY, 2, QuietStages()))
+    assert sorted(one.metric for one in measured) == sorted(metrics(TINY))
+    for one in measured:
+        assert one.value > 0
+        assert one.peer_value is not None
+        assert one.peer_value > 0
+    assert {one.peer for one in measured} == {
+        "bare model",
+        "PEFT mixed batch",
+        "PEFT add_adapter",
+        "transformers as shipped",
+    }
+
+
+def test_contenders_that_do_not_do_the_same_are_no_benchmark(tiny_bert: Path) -> None:
+    mixed = load_mixed(lambda: Backbone.load(tiny_bert).encoder, 4)
+    mixed_case("fair", mixed, 4, 16)
+    weight = mixed.peft.base_model.model.encoder.layer[0].attention.self.query.lora_B["a2"].weight
+    with torch.no_grad():
+        weight += 1.0
+    with pytest.raises(IdiolectError, match="'unfair' differ by"):
+        mixed_case("unfair", mixed, 4, 16)
+
+
+def test_people_are_drawn_anew_for_every_batch(tiny_bert: Path) -> None:
+    case = engine_cases.people_case(lambda: Backbone.load(tiny_bert), 4, 16, 50)
+    for name in ("head users", "core users"):
+        first, second = case.contenders[name](), case.contenders[name]()
+        assert isinstance(first, torch.Tensor)
+        assert isinstance(second, torch.Tensor)
+        assert not torch.equal(first.sort().values, second.sort().values)
+
+
+def test_every_contender_runs_once_in_every_round() -> None:
+    runs: list[str] = []
+    seconds = interleaved({name: lambda name=name: runs.append(name) for name in "ab"}, 2)
+    assert runs == ["a", "b", "a", "b", "a", "b"]
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_ratio_is_the_median_over_rounds_and_a_rate_has_its_spread() -> None:
+    case = Case("x", 10, {}, (Comparison("x", "ours", "peer"),))
+    (one,) = rates(case, {"ours": [1.0, 2.0, 5.0], "peer": [2.0, 2.0, 2.5]})
+    assert (one.value, one.low, one.high) == (5.0, 2.0, 10.0)
+    assert (one.peer, one.peer_value, one.ratio) == ("peer", 5.0, 1.0)
+
+
+def test_registrations_are_compared_as_rates() -> None:
+    one = registered(Registration(256, 2.0, 64.0))
+    assert (one.value, one.peer_value) == (128.0, 4.0)
+
+
+def test_the_targets_of_the_issue_are_there() -> None:
+    bounds = {name: target_of("engine", name) for name in metrics()}
+    assert {name: target.bound for name, target in bounds.items() if target is not None} == {
+        "mixed_64x32_stacked": 0.90,
+        "mixed_64x32_one_adapter": 1.3,
+        "mixed_256x16_stacked": 0.90,
+        "mixed_256x16_one_adapter": 1.3,
+        "people_head": 0.97,
+        "people_core": 0.97,
+        "lengths_bare": 1.3,
+    }

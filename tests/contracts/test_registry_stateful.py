@@ -1,0 +1,257 @@
+"""Any order of publish, promote, roll back, revoke, reset, quarantine and gc, against a model of a few dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from store_samples import GLOBAL, TENANT, at, opt_in, publish_user
+
+from idiolect.audit import verify
+from idiolect.errors import ConflictError, IdiolectError, NotFoundError
+from idiolect.registry.pointers import Adapter
+from idiolect.resets.plan import plan_reset
+from idiolect.stores.sql import SqlStore
+
+PEOPLE = ("ann", "bob")
+PERSON = st.sampled_from(PEOPLE)
+
+
+@dataclass
+class Made:
+    """One version, as the model remembers it. `number` is the order of publishing."""
+
+    id: str
+    number: int
+    generation: int
+    revoked: bool = False
+    bad: bool = False
+    rolled_back: bool = False
+
+
+@dataclass
+class Person:
+    generation: int = 0
+    versions: list[Made] = field(default_factory=list)
+    live: Made | None = None
+    previous: Made | None = None
+
+    def fits(self, made: Made | None) -> bool:
+        return made is not None and not (made.revoked or made.bad or made.rolled_back)
+
+    def served(self) -> str | None:
+        if self.live is None:
+            return None
+        if self.fits(self.live):
+            return self.live.id
+        return next((made.id for made in reversed(self.versions) if self.fits(made)), None)
+
+    def may_be_live(self, made: Made) -> bool:
+        return not (made.revoked or made.bad)
+
+
+class Registry(RuleBasedStateMachine):
+    """`store` is set by the test. Every run has people and versions of its own, so that none needs an empty store."""
+
+    store: SqlStore
+    run = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).run += 1
+        self.prefix = f"run{self.run}"
+        self.people = {name: Person() for name in PEOPLE}
+        self.made: dict[str, Made] = {}
+        self.owner: dict[str, str] = {}
+        self.number = 0
+        opt_in(self.store, *map(self.name, PEOPLE))
+
+    def name(self, person: str) -> str:
+        return f"{self.prefix}-{person}"
+
+    def adapter(self, person: str) -> Adapter:
+        return Adapter("user", self.name(person))
+
+    def some(self, data: st.DataObject) -> Made:
+        return self.made[data.draw(st.sampled_from(sorted(self.made)))]
+
+    @rule(person=PERSON, late=st.booleans())
+    def publish(self, person: str, late: bool) -> None:
+        """`late`: trained before the last reset, and so fenced."""
+        self.number += 1
+        state = self.people[person]
+        version_id = f"{self.prefix}-v{self.number:03}"
+        generation = state.generation - 1 if late and state.generation else state.generation
+        outcome = publish_user(self.store, version_id, self.name(person), generation=generation)
+        if generation < state.generation:
+            assert outcome.published == 0
+            return
+        made = Made(version_id, self.number, generation)
+        self.made[version_id], self.owner[version_id] = made, person
+        state.versions.append(made)
+        if state.live is not None:
+            state.previous = state.live
+        state.live = made
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data())
+    def promote(self, data: st.DataObject) -> None:
+        self.try_to_promote(self.some(data))
+
+    @precondition(lambda self: self.flawed())
+    @rule(data=st.data())
+    def promote_what_is_flawed(self, data: st.DataObject) -> None:
+        self.try_to_promote(data.draw(st.sampled_from(self.flawed())))
+
+    def flawed(self) -> list[Made]:
+        """Also those from before a reset, which are gone."""
+        known = [made for state in self.people.values() for made in state.versions]
+        return [made for made in self.made.values() if made.revoked or made.bad or made not in known]
+
+    def try_to_promote(self, made: Made) -> None:
+        state = self.people[self.owner[made.id]]
+        known = made in state.versions
+        try:
+            self.store.promote(TENANT, made.id, at(1), reason="r", actor="a")
+        except NotFoundError:
+            assert not known
+        except ConflictError:
+            assert known
+            assert not state.may_be_live(made)
+        else:
+            assert known
+            assert state.may_be_live(made)
+            if state.live is not made:
+                state.previous, state.live = state.live or state.previous, made
+                made.rolled_back = False
+
+    @rule(person=PERSON)
+    def rollback(self, person: str) -> None:
+        state = self.people[person]
+        target = state.previous
+        allowed = state.live is not None and target is not None and target is not state.live
+        allowed = allowed and target is not None and state.may_be_live(target)
+        try:
+            moved = self.store.rollback(TENANT, self.adapter(person), at(1), reason="r", actor="a")
+        except (NotFoundError, ConflictError):
+            assert not allowed
+            return
+        assert allowed
+        assert target is not None
+        assert state.live is not None
+        assert moved.version == target.id
+        state.live.rolled_back = True
+        state.live = target
+        older = [made for made in state.versions if made.number < target.number and state.fits(made)]
+        state.previous = older[-1] if older else None
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data())
+    def revoke(self, data: st.DataObject) -> None:
+        made = self.some(data)
+        self.store.revoke_release(TENANT, f"r-{made.id}", at(1), reason="r", actor="a")
+        made.revoked = True
+
+    @rule(person=PERSON)
+    def revoke_what_is_live(self, person: str) -> None:
+        live = self.people[person].live
+        if live is not None:
+            self.store.revoke_release(TENANT, f"r-{live.id}", at(1), reason="r", actor="a")
+            live.revoked = True
+
+    @rule(person=PERSON)
+    def publish_twice_and_roll_back(self, person: str) -> None:
+        """A rule of its own: two publishes and a rollback of one person are rarely drawn in a row."""
+        self.publish(person, False)
+        self.publish(person, False)
+        self.rollback(person)
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data())
+    def quarantine(self, data: st.DataObject) -> None:
+        made = self.some(data)
+        known = made in self.people[self.owner[made.id]].versions
+        new = self.store.quarantine(TENANT, made.id, "bad", at(1), actor="serving")
+        assert new == (known and not made.bad)
+        made.bad = made.bad or new
+
+    @rule(person=PERSON)
+    def reset(self, person: str) -> None:
+        self.number += 1
+        record = self.store.apply_reset(
+            TENANT, self.name(person), f"{self.prefix}-x{self.number}", plan_reset("adapter"), at(1)
+        )
+        self.people[person] = Person(record.generation)
+
+    @rule()
+    def collect(self) -> None:
+        late = at(0) + timedelta(days=90)
+        self.store.collect(TENANT, late, late, actor="a")
+        for state in self.people.values():
+            state.versions = [m for m in state.versions if not m.revoked or m in (state.live, state.previous)]
+
+    @rule(person=PERSON)
+    def replay_a_publish(self, person: str) -> None:
+        """Sent again after whatever happened since, a publish changes nothing."""
+        for made in self.people[person].versions[:1]:
+            publish_user(self.store, made.id, self.name(person), generation=made.generation)
+
+    @invariant()
+    def what_is_served_is_what_the_model_says(self) -> None:
+        for person, state in self.people.items():
+            resolution = self.store.resolve(TENANT, self.name(person), None)
+            assert (resolution.user and resolution.user.id) == state.served()
+            assert resolution.user is None or resolution.user.generation == state.generation
+
+    @invariant()
+    def the_pointers_are_those_of_the_model(self) -> None:
+        for person, state in self.people.items():
+            found = {p.name: p.version for p in self.store.pointers(TENANT, self.adapter(person))}
+            assert found.get("live") == (state.live and state.live.id)
+            assert found.get("previous") == (state.previous and state.previous.id)
+
+    @invariant()
+    def stored_are_exactly_the_versions_of_the_model(self) -> None:
+        for person, state in self.people.items():
+            stored = self.store.versions(TENANT, subject=self.name(person), limit=1000)
+            assert [one.version.id for one in stored] == [made.id for made in state.versions]
+
+    def teardown(self) -> None:
+        assert verify(self.store.audit_walk(TENANT), self.store.audit_head(TENANT)).broken is None
+
+
+BOUNDED = settings(
+    max_examples=25,
+    stateful_step_count=18,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture
+def machine(store: SqlStore) -> Iterator[Any]:
+    store.set_global(GLOBAL, at(0), reason="first", actor="admin")
+    Registry.store = store
+    yield Registry
+    del Registry.store
+
+
+def test_any_order_of_changes_leaves_what_a_small_model_says(machine: Any) -> None:
+    run_state_machine_as_test(machine, settings=settings(BOUNDED, max_examples=15))
+
+
+@pytest.mark.parametrize("forgotten", ["check_promotable", "_withhold"])
+def test_the_machine_finds_a_rule_that_was_forgotten(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    monkeypatch.setattr(f"idiolect.stores.sql.pointers.{forgotten}", lambda *_arguments: None)
+    with pytest.raises((AssertionError, IdiolectError)):
+        run_state_machine_as_test(machine, settings=settings(BOUNDED, phases=(Phase.generate,), print_blob=False))

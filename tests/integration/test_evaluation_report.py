@@ -1,0 +1,80 @@
+"""`idiolect eval`: what is live, judged on held-out comparisons and saved as a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_home import TENANT, Home
+from typer.testing import CliRunner
+
+from idiolect.errors import InvalidInputError, NotFoundError
+from idiolect.signals.comparison import Comparison, Item, PreferenceDataset
+from idiolect.stores.ports import ImportOptions
+from idiolect_services.cli import app
+from idiolect_services.datasets import import_dataset
+from idiolect_services.evaluation import evaluate_dataset
+
+ITEMS = tuple(Item("d", "p", "word " * (n + 1)) for n in range(6))
+
+
+def held_out(home: Home, name: str, *, public: bool = True) -> None:
+    """Three people who answered the same pairs; one of them the other way round, one with every pair twice."""
+    pairs = [(a, b) for a in range(6) for b in range(a)]
+    rows = [Comparison("ann", a, b) for a, b in pairs] + [Comparison("bob", b, a) for a, b in pairs]
+    rows += [Comparison("cat", a, b) for a, b in pairs] * 2 + [Comparison("cat", 0, 5)]
+    dataset = PreferenceDataset(
+        name,
+        name.ljust(64, "0"),
+        ITEMS,
+        comparisons=(Comparison("old", 0, 1),),
+        new_people=frozenset({"ann", "bob", "cat"}),
+        adaptation=(Comparison("ann", 0, 1),),
+        evaluation={"test_new": tuple(rows)},
+    )
+    import_dataset(home.installation, TENANT, dataset, ImportOptions(public=public, opt_in=False), lambda *_: None)
+
+
+def test_every_part_is_judged_under_every_live_stack_and_odd_pairs_are_counted(home: Home) -> None:
+    held_out(home, "odd")
+    found = evaluate_dataset(home.installation, TENANT, "odd", lambda *_: None)
+    assert [(one.part, one.stack) for one in found.judged] == [
+        ("test_new", "global"),
+        ("test_new", "+ domain"),
+        ("test_new", "+ user"),
+    ]
+    assert found.counts["test_new: said again"] == 15
+    assert found.counts["test_new: contradicted by the same person"] == 1
+    for one in found.judged:
+        assert np.isfinite([one.accuracy.value, one.worst, one.calibration_error]).all()
+    # ann and bob said the opposite, so without adapters one is right where the other is wrong.
+    assert found.judged[2].gain is not None
+    assert (found.judged[2].gain.value, found.judged[2].gain_over) == (0.0, "+ domain")
+
+
+def test_the_command_prints_the_stacks_and_saves_the_report_that_it_names(home: Home, tmp_path: Path) -> None:
+    held_out(home, "odd")
+    folder = tmp_path / "report"
+    arguments = ["eval", "odd", "--tenant", TENANT, "--report", str(folder), "--home", str(tmp_path / "home")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    page = (folder / "report.md").read_text()
+    assert page.startswith("# Evaluation of odd")
+    assert "contradicted by the same person | 1 |" in page
+
+
+def test_private_and_unknown_data_sets_are_not_evaluated(home: Home) -> None:
+    held_out(home, "private", public=False)
+    with pytest.raises(InvalidInputError, match="not declared public"):
+        evaluate_dataset(home.installation, TENANT, "private", lambda *_: None)
+    with pytest.raises(NotFoundError, match="no data set 'none'"):
+        evaluate_dataset(home.installation, TENANT, "none", lambda *_: None)
+
+
+def test_the_command_refuses_a_folder_that_cannot_be_written_before_it_opens_anything(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    arguments = ["eval", "polis", "--report", str(tmp_path / "file" / "r"), "--home", str(tmp_path / "home")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code != 0
+    assert not (tmp_path / "home").exists()

@@ -1,0 +1,276 @@
+"""The thread that frees what this process keeps of people who were reset anywhere; and its hints over Redis."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from serving_world import World
+
+from idiolect.clock import SystemClock
+from idiolect.errors import ConfigurationError, UnavailableError
+from idiolect.resets.plan import plan_reset
+from idiolect.resets.purges import Purge, Replica
+from idiolect_adapters.runtime.bank import Owner
+from idiolect_adapters.runtime.features import FeatureCache, Pair, digested
+from idiolect_services.bench.reset_fleet import RedisServer
+from idiolect_services.purge_hints import RedisHints
+from idiolect_services.purging import PurgeFollower, redis_hints
+
+
+class Log:
+    """A purge log that can be out of reach."""
+
+    def __init__(self) -> None:
+        self.lines: list[Purge] = []
+        self.down = False
+        self.said: list[tuple[int, int]] = []  # (since, cursor)
+        self.left: list[str] = []
+
+    def add(self, subject: str) -> None:
+        self.lines.append(Purge(len(self.lines) + 1, "t", subject, 1))
+
+    def _reach(self) -> None:
+        if self.down:
+            raise UnavailableError("gone")
+
+    def purge_head(self) -> int:
+        self._reach()
+        return len(self.lines)
+
+    def purges(self, after: int, *, limit: int = 1000) -> list[Purge]:
+        self._reach()
+        return self.lines[after : after + limit]
+
+    def follow(self, replica: str, since: int, cursor: int, now: object) -> None:
+        self._reach()
+        self.said.append((since, cursor))
+
+    def leave(self, replica: str) -> None:
+        self._reach()
+        self.left.append(replica)
+
+    def replicas(self, now: object) -> list[Replica]:
+        return []
+
+
+class Calls:
+    """Hints that go nowhere, and are counted."""
+
+    published = 0
+    stopped = False
+
+    def start(self, on_hint: Callable[[], None]) -> None:
+        self.hint = on_hint
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def publish(self) -> None:
+        self.published += 1
+
+
+def eventually(done: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return done()
+
+
+def follower(log: Log, gone: list[str], hints: Calls | None = None) -> PurgeFollower:
+    return PurgeFollower(log, lambda _tenant, subject: gone.append(subject), SystemClock(), hints=hints)
+
+
+def test_a_process_begins_at_the_end_of_the_log_and_purges_what_comes_then() -> None:
+    log, gone, hints = Log(), list[str](), Calls()
+    log.add("before")
+    process = follower(log, gone, hints)
+    process.start()
+    try:
+        log.add("ann")
+        hints.hint()
+        assert eventually(lambda: process.cursor == 2)
+        assert eventually(lambda: log.said == [(1, 1), (1, 2)])
+        assert gone == ["ann"]
+    finally:
+        process.stop()
+    assert (log.left, hints.stopped) == ([process.replica], True)
+
+
+def test_without_hints_it_asks_by_itself() -> None:
+    log, gone = Log(), list[str]()
+    process = follower(log, gone)
+    process.start()
+    log.add("ann")
+    assert eventually(lambda: gone == ["ann"])
+    process.stop()
+
+
+def test_a_store_that_is_out_of_reach_delays_and_loses_nothing() -> None:
+    log, gone, hints = Log(), list[str](), Calls()
+    log.add("before")
+    log.down = True
+    process = follower(log, gone, hints)
+    process.start()
+    log.add("ann")
+    hints.hint()
+    time.sleep(0.05)
+    assert (gone, process.cursor) == ([], -1)
+    log.down = False
+    assert eventually(lambda: gone == ["before", "ann"])  # it can't know what it had cached before it could ask
+    assert eventually(lambda: log.said == [(0, 2)])
+    log.down = True
+    process.stop()
+
+
+def test_what_fails_to_be_purged_is_not_said_to_be_purged() -> None:
+    log, failed = Log(), list[str]()
+
+    def forget(_tenant: str, subject: str) -> None:
+        if not failed:
+            failed.append(subject)
+            raise RuntimeError("a bug")
+
+    process = PurgeFollower(log, forget, SystemClock())
+    process.start()
+    log.add("ann")
+    assert eventually(lambda: bool(failed))
+    assert log.said == [(0, 0)]
+    assert eventually(lambda: log.said[-1] == (0, 1))
+    process.stop()
+
+
+def test_a_purge_of_this_process_is_told_to_the_others() -> None:
+    log, hints = Log(), Calls()
+    process = follower(log, [], hints)
+    process.start()
+    process.announce()
+    assert eventually(lambda: hints.published == 1)
+    process.stop()
+
+
+def test_a_long_log_is_read_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("idiolect_services.purging.PAGE", 2)
+    log, gone = Log(), list[str]()
+    process = follower(log, gone)
+    for number in range(5):
+        log.add(f"p{number}")
+    process.follow()
+    assert (gone, process.cursor) == ([f"p{number}" for number in range(5)], 5)
+    process.follow()
+    assert len(gone) == 5
+
+
+def test_following_frees_the_adapter_and_the_texts_of_a_person(world: World) -> None:
+    world.opt_in("ann")
+    version = world.publish_user("ann")
+    world.api(world.key()).rerank("ann")
+    subject = world.pseudonym("acme", "ann")
+    resolved = world.store.resolve("acme", subject, None).user
+    assert resolved is not None
+    assert resolved.id == version.id
+    assert world.bank.holds(Owner("acme", "user", subject), resolved)
+    assert world.features.stats().entries == 10
+    process = PurgeFollower(world.store, world.scorer.forget, world.clock)
+    process.start()
+    world.store.apply_reset("acme", subject, "x", plan_reset("all"), world.clock.now())
+    assert eventually(lambda: process.cursor == 1)
+    assert not world.bank.holds(Owner("acme", "user", subject), resolved)
+    assert world.features.stats().entries == 0
+    assert eventually(lambda: [one.cursor for one in world.store.replicas(world.clock.now())] == [1])
+    process.stop()
+    assert world.store.replicas(world.clock.now()) == []
+
+
+# --- texts of one person ----------------------------------------------------------------------------------------------
+
+
+def pairs(*texts: str) -> list[Pair]:
+    return [(digested("q"), digested(text)) for text in texts]
+
+
+def test_only_what_nobody_else_ever_asked_for_goes_with_a_person(world: World) -> None:
+    cache = FeatureCache(world.model, max_bytes=1 << 20)
+    cache.project("t", pairs("mine", "ours", "anybody's"), "ann")
+    cache.project("t", pairs("ours", "his"), "bob")
+    assert cache.cached("t", pairs("anybody's")) is not None  # asked without a person
+    cache.project("u", pairs("mine"), "ann")  # of that name, of another tenant
+    assert cache.purge_person("t", "ann") == 1
+    cache.check_integrity()
+    assert cache.cached("t", pairs("mine"), "ann") is None
+    assert cache.cached("t", pairs("ours", "his", "anybody's")) is not None
+    assert cache.cached("u", pairs("mine"), "ann") is not None
+    assert cache.purge_person("t", "ann") == 0
+
+
+def test_what_was_asked_for_before_a_purge_is_not_kept_after_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = FeatureCache(world.model, max_bytes=1 << 20)
+    real = world.model.project
+
+    def purged_meanwhile(asked: list[tuple[str, str]]) -> object:
+        cache.purge_person("t", "ann")
+        return real(asked)
+
+    monkeypatch.setattr(world.model, "project", purged_meanwhile)
+    assert len(cache.project("t", pairs("mine"), "ann")) == 1
+    assert cache.cached("t", pairs("mine"), "ann") is None
+    cache.project("t", pairs("his"), "bob")
+    assert cache.cached("t", pairs("his"), "bob") is not None
+
+
+def test_slots_of_a_purged_person_are_used_again(world: World) -> None:
+    cache = FeatureCache(world.model, max_bytes=1 << 20)
+    for number in range(3):
+        cache.project("t", pairs("a", "b"), f"person-{number}")
+        assert cache.purge_person("t", f"person-{number}") == 2
+        cache.check_integrity()
+    cache.project("t", pairs("a"), "ann")
+    assert cache.purge_person("t", "person-2") == 0
+
+
+# --- Redis ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(Path(tmp_path_factory.mktemp("r")))
+    server.start()
+    yield server
+    with suppress(subprocess.SubprocessError):
+        server.stop()
+
+
+def test_a_hint_reaches_every_other_process_and_says_nothing_of_anybody(redis: RedisServer) -> None:
+    came = [0, 0]
+
+    def count(index: int) -> Callable[[], None]:
+        def on_hint() -> None:
+            came[index] += 1
+
+        return on_hint
+
+    listeners = [RedisHints(redis.url) for _ in came]
+    for index, one in enumerate(listeners):
+        one.start(count(index))
+    assert eventually(lambda: came == [1, 1])  # each begins by asking
+    listeners[0].publish()
+    assert eventually(lambda: came == [2, 2])
+    redis.flush()
+    listeners[1].publish()
+    assert eventually(lambda: min(came) >= 3)
+    redis.stop()
+    listeners[0].publish()  # raises nothing
+    redis.start()
+    seen = min(came)
+    assert eventually(lambda: min(came) > seen)  # back again, whatever was missed
+    for one in listeners:
+        one.stop()
+
+
+def test_an_address_that_is_none_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="IDIOLECT_REDIS_URL"):
+        redis_hints("http://localhost")
