@@ -266,16 +266,19 @@ def test_tenants_get_equal_work_while_they_wait(counts: list[int], budget: int) 
 
 
 def test_real_concurrency_keeps_a_small_tenants_waits_bounded_under_a_flood() -> None:
-    """The model does 2,000 texts a second. The flood has always 1,500 waiting: first come, first served would take
-    0.75 s for whoever comes behind it."""
+    """A wait is counted in texts that were computed meanwhile. The flood has always 1,500 waiting: first come, first
+    served would compute them all before whoever comes behind it."""
 
     class Paced(HashModel):
+        computed = 0
+
         def project(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
             time.sleep(len(pairs) / 2_000)
+            Paced.computed += len(pairs)
             return super().project(pairs)
 
     cache, batcher = FeatureCache(Paced(), max_bytes=0), Batcher()
-    waits: list[float] = []
+    waits: list[int] = []
 
     async def flood(number: int) -> None:
         for round_ in range(1000):
@@ -285,9 +288,9 @@ def test_real_concurrency_keeps_a_small_tenants_waits_bounded_under_a_flood() ->
         floods = [asyncio.ensure_future(flood(number)) for number in range(10)]
         await asyncio.sleep(0.3)
         for number in range(25):
-            began = time.perf_counter()
+            before = Paced.computed
             await batcher.features(cache, "small", pairs_of(f"a {number}", f"b {number}"), None, 30.0)
-            waits.append(time.perf_counter() - began)
+            waits.append(Paced.computed - before)
             assert batcher.stats().waiting > 500
         for task in floods:
             task.cancel()
@@ -295,4 +298,4 @@ def test_real_concurrency_keeps_a_small_tenants_waits_bounded_under_a_flood() ->
 
     asyncio.run(scenario())
     batcher.close()
-    assert sorted(waits)[-2] < 0.5, waits
+    assert sorted(waits)[-2] < 1000, waits

@@ -40,12 +40,17 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-def slowed(world: World, monkeypatch: pytest.MonkeyPatch, texts_per_second: float) -> None:
+def slowed(world: World, monkeypatch: pytest.MonkeyPatch, texts_per_second: float) -> list[int]:
+    """[how many texts were computed so far]"""
+    computed = [0]
+
     def project(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         time.sleep(len(pairs) / texts_per_second)
+        computed[0] += len(pairs)
         return np.array([HashModel.row(*pair) for pair in pairs])
 
     monkeypatch.setattr(world.model, "project", project)
+    return computed
 
 
 def held(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event, list[str]]:
@@ -64,8 +69,9 @@ def held(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event
 
 
 def test_a_flooding_tenant_does_not_starve_a_small_one(crowded: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """400 texts a second, and 1,200 of the flood always wait: first come, first served would take 3 s."""
-    slowed(crowded, monkeypatch, 400)
+    """A wait is counted in texts that were computed meanwhile. 1,200 of the flood always wait: first come, first
+    served would compute them all."""
+    computed = slowed(crowded, monkeypatch, 400)
     flooder, small = crowded.key("acme"), crowded.key("other")
     stop = threading.Event()
     statuses: list[int] = []
@@ -85,16 +91,16 @@ def test_a_flooding_tenant_does_not_starve_a_small_one(crowded: World, monkeypat
             time.sleep(0.5)
             with client(port, small) as http:
                 for number in range(10):
-                    began = time.perf_counter()
+                    before = computed[0]
                     answer = http.post("/v1/rerank", json={"query": "q", "documents": documents(f"s {number}", 3)})
-                    waits.append(time.perf_counter() - began)
+                    waits.append(computed[0] - before)
                     assert answer.status_code == 200
         finally:
             stop.set()
         for future in floods:
             future.result(60)
     assert set(statuses) == {200}
-    assert max(waits) < 1.5, waits  # a forward takes 0.1 s, and its own turn comes with the next one
+    assert max(waits) < 600, waits  # a forward takes some 40 texts, and its own turn comes with the next one
 
 
 def test_over_its_share_a_tenant_gets_a_429_and_the_time_to_come_back(
