@@ -1,7 +1,8 @@
-"""All settings, each an environment variable IDIOLECT_<NAME>."""
+"""All settings, each an environment variable IDIOLECT_<NAME>, or a file idiolect_<name> in IDIOLECT_SECRETS_DIR."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -19,6 +20,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="IDIOLECT_", extra="ignore", frozen=True)
 
     home: Path = Field(Path("~/.idiolect"), description="The one folder that holds all state.")
+    secrets_dir: Path | None = Field(
+        None,
+        description="Folder with the installation's keys, never written to; may hold settings as files too. "
+        "`secrets` in the home, made on first use, if not set.",
+    )
     data_dir: Path | None = Field(None, description="Folder of real data sets; the demo then runs on its `polis`.")
     backbone: str = Field(DEFAULT_BACKBONE, description="Hugging Face id or local folder of the encoder or decoder.")
     database_url: str | None = Field(
@@ -27,6 +33,10 @@ class Settings(BaseSettings):
     blob_url: str | None = Field(
         None, description="Where large weights lie: file:///DIR or s3://BUCKET/PREFIX; `blobs` in the home if not set."
     )
+    s3_access_key_id: SecretStr | None = Field(
+        None, description="Key id for s3://; as every tool of AWS finds it if not set."
+    )
+    s3_secret_access_key: SecretStr | None = Field(None, description="The secret that belongs to it.")
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8080, ge=1, le=65535, description="Port that the API listens on.")
     max_documents: int = Field(1000, ge=1, description="Most documents in one request.")
@@ -113,6 +123,10 @@ class Settings(BaseSettings):
         return self.home.expanduser().resolve()
 
     @property
+    def secrets(self) -> Path:
+        return self.root / "secrets" if self.secrets_dir is None else self.secrets_dir.expanduser().resolve()
+
+    @property
     def sql_url(self) -> str:
         return self.database_url or f"sqlite:///{self.root / 'idiolect.db'}"
 
@@ -122,9 +136,23 @@ def load_settings(**overrides: object) -> Settings:
     one.
     """
     try:
-        given = {key: value for key, value in overrides.items() if value is not None}
+        given = {key: value for key, value in overrides.items() if value is not None} | {"_secrets_dir": _mounted()}
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         name = "IDIOLECT_" + "_".join(str(part) for part in first["loc"]).upper()
         raise ConfigurationError(f"{name} is not valid: {first['msg']}.", mend="Correct or unset it.") from error
+
+
+def _mounted() -> Path | None:
+    """Where settings that are secrets may lie as files, as containers mount them."""
+    named = os.environ.get("IDIOLECT_SECRETS_DIR")
+    if named is None:
+        return None
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"IDIOLECT_SECRETS_DIR is {named[:200]!r}, which is no folder.",
+            mend="Mount the installation's secrets there, or unset it.",
+        )
+    return folder

@@ -13,7 +13,6 @@ archive may hold, never used as paths before.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import os
 import re
@@ -49,11 +48,6 @@ class Contents:
     public_keys: tuple[bytes, ...]
     key_check: str
     sealed: bytes | None = None
-
-
-def key_check(master: bytes) -> str:
-    """Tells whether two homes have the same master key, and nothing else about it."""
-    return hmac.new(master, b"idiolect/backup", hashlib.sha256).hexdigest()
 
 
 def write_archive(path: Path, contents: Contents, signer: Signer, created_at: str) -> Mapping[str, Any]:

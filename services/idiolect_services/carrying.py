@@ -23,7 +23,7 @@ from idiolect.registry.weights import dump_weights, verify_version
 from idiolect.signals.comparison import Item
 from idiolect.stores.ports import StoredVersion
 from idiolect_adapters.carrying import MAX_ANCHORS, Carry, fit_carry, projected_by
-from idiolect_adapters.preference import PreferenceModel, load_model
+from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.bank import HEAD_B, HEAD_LORA
 from idiolect_adapters.training.pairs import groups
 from idiolect_services.directions import noise_of
@@ -201,7 +201,7 @@ class Carrier:
         """None if it is no longer on disk, or damaged. Loaded once."""
         if digest not in self._old:
             try:
-                self._old[digest] = self._fitted(load_model(self._installation.models, digest))
+                self._old[digest] = self._fitted(self._installation.load_model(digest))
             except CorruptArtifactError:
                 self._old[digest] = None
         return self._old[digest]

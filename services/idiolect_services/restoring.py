@@ -18,9 +18,9 @@ from idiolect.recovery import LoggedChange, Recovered
 from idiolect.settings import Settings
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql import SqlStore, open_store
-from idiolect_services.backup import Archive, Contents, key_check, write_archive
+from idiolect_services.backup import Archive, Contents, write_archive
 from idiolect_services.sealing import open_secrets, seal_secrets
-from idiolect_services.secrets import load_or_create, write_secret
+from idiolect_services.secrets import MASTER, SIGNING, load_or_create, master_check, write_secret
 from idiolect_services.signing_keys import SigningKeys
 from idiolect_services.wiring import Installation, recovery_log_of
 
@@ -42,7 +42,7 @@ def back_up(installation: Installation, path: Path, passphrase: str | None = Non
     """How many rows. With a passphrase the secrets go along, sealed; without one they must be kept elsewhere."""
     store = installation.store
     assert isinstance(store, SqlStore)
-    keys = SigningKeys(installation.root / "secrets")
+    keys = SigningKeys(installation.settings.secrets)
     sealed = (
         None
         if passphrase is None
@@ -57,7 +57,7 @@ def back_up(installation: Installation, path: Path, passphrase: str | None = Non
             models,
             recovery_log_of(installation.settings).path.name,
             (installation.signer.public_key, *keys.trusted()),
-            key_check(installation.master_key),
+            master_check(installation.master_key),
             sealed,
         )
         manifest = write_archive(path, contents, installation.signer, now.isoformat())
@@ -95,10 +95,10 @@ def restore(
 
 def _secrets(settings: Settings, archive: Archive, passphrase: str | None) -> SigningKeys:
     """Those of the home, or else those of the archive. They must be the ones that the database belongs to."""
-    folder = settings.root / "secrets"
+    folder = settings.secrets
     keys = SigningKeys(folder)
-    master = folder / "master.key"
-    if not master.exists() or not (folder / "signing.key").exists():
+    master = folder / MASTER
+    if not master.exists() or not (folder / SIGNING).exists():
         sealed = archive.sealed()
         if sealed is None or passphrase is None:
             raise ConfigurationError(
@@ -106,11 +106,11 @@ def _secrets(settings: Settings, archive: Archive, passphrase: str | None) -> Si
                 mend="Copy the secrets folder here, or give the passphrase of a backup that holds them.",
             )
         found = open_secrets(sealed, passphrase)
-        if key_check(bytes.fromhex(found["master"])) != archive.manifest["key_check"]:
+        if master_check(bytes.fromhex(found["master"])) != archive.manifest["key_check"]:
             raise ConfigurationError("the sealed keys belong to another backup.", mend="Use another copy.")
         keys.adopt(found)
         write_secret(master, bytes.fromhex(found["master"]))
-    if key_check(load_or_create(master)) != archive.manifest["key_check"]:
+    if master_check(load_or_create(master)) != archive.manifest["key_check"]:
         raise ConfigurationError(
             f"the backup belongs to another installation than {settings.root}: their master keys differ.",
             mend="Restore into the home that it came from, or into an empty one.",

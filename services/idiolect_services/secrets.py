@@ -12,6 +12,8 @@ from pathlib import Path
 from idiolect.errors import ConfigurationError
 
 SECRET_BYTES = 32
+MASTER, SIGNING = "master.key", "signing.key"
+KEY_FILES = (MASTER, SIGNING)
 
 
 def load_or_create(path: Path) -> bytes:
@@ -34,6 +36,17 @@ def load_or_create(path: Path) -> bytes:
     return secret
 
 
+def check_given(folder: Path) -> None:
+    """Raises ConfigurationError unless all keys are in a folder that was given to us: one of several servers that made
+    a key of its own would disagree with the others."""
+    missing = [name for name in KEY_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ConfigurationError(
+            f"{folder} lacks {' and '.join(missing)}.",
+            mend=f"Each is {SECRET_BYTES} random bytes, the same for all servers: head -c {SECRET_BYTES} /dev/urandom.",
+        )
+
+
 def write_secret(path: Path, secret: bytes) -> None:
     """Unless there is one. Written aside and linked: a crash leaves nothing half, and the first of two wins."""
     # Not named by process id: two containers on one volume may have the same. mkstemp makes it 0600.
@@ -52,3 +65,8 @@ def write_secret(path: Path, secret: bytes) -> None:
 def tenant_key(master: bytes, tenant: str) -> bytes:
     """The key of a tenant's pseudonyms, derived from the installation's master key (HMAC-SHA256 as a KDF)."""
     return hmac.new(master, b"idiolect/pseudonym/" + tenant.encode(), hashlib.sha256).digest()
+
+
+def master_check(master: bytes) -> str:
+    """Tells whether two homes have the same master key, and nothing else about it."""
+    return hmac.new(master, b"idiolect/backup", hashlib.sha256).hexdigest()

@@ -23,7 +23,7 @@ from idiolect.errors import (
     UnavailableError,
 )
 from idiolect.settings import Settings
-from idiolect_adapters.preference import PreferenceModel, load_model
+from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.bank import AdapterBank
 from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_services.gateway.app import create_app
@@ -124,7 +124,7 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
     live = LiveScorer(scorer_on(model))
     loop = RetrainingLoop(installation, _trainer(installation, live.current))
     takeovers = TakeoverLoop(
-        Takeover(live, store.live_global, lambda digest: scorer_on(_warmed(load_model(installation.models, digest)))),
+        Takeover(live, store.live_global, lambda digest: scorer_on(_warmed(installation.load_model(digest)))),
         on_switch=lambda scorer: loop.use(_trainer(installation, scorer)),
     )
     purges = purge_follower(installation, live)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from idiolect.errors import ConfigurationError, ConflictError, NotFoundError
 from idiolect.registry.signing import Signer, key_id
-from idiolect_services.secrets import load_or_create
+from idiolect_services.secrets import SIGNING, load_or_create
 
 _KEY_BYTES = 32
 
@@ -32,7 +32,7 @@ class SigningKeys:
 
     @property
     def _active(self) -> Path:
-        return self.folder / "signing.key"
+        return self.folder / SIGNING
 
     @property
     def _trusted(self) -> Path:

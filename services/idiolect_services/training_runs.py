@@ -58,6 +58,7 @@ def train_global_model(
     model = build_global(installation.models, backbone, data, GLOBAL_OPTIONS, described, stages, before)
     carrier = Carrier(installation, model, data.items)
     waiting, report = carrier.stage(stages.stage("carrying adapters")) if carry else ([], CarryReport())
+    installation.share_model(model.digest)
     installation.store.set_global(
         model.digest, installation.clock.now(), reason="training of the global model", actor="trainer"
     )

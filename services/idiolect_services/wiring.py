@@ -13,13 +13,14 @@ from urllib.parse import parse_qs, urlsplit
 from idiolect.clock import Clock, SystemClock
 from idiolect.errors import ConfigurationError, NotFoundError
 from idiolect.ids import pseudonym, sha256_hex
-from idiolect.registry.signing import Signer
+from idiolect.registry.signing import Signer, key_id
 from idiolect.settings import Settings
 from idiolect.stores.blobs import BlobStore, open_blobs
 from idiolect.stores.ports import Store
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql import SqlStore, open_store
-from idiolect_services.secrets import load_or_create, tenant_key
+from idiolect_services.model_blobs import fetch_model, share_model
+from idiolect_services.secrets import MASTER, check_given, load_or_create, master_check, tenant_key
 from idiolect_services.signing_keys import SigningKeys
 from idiolect_services.vault import Vault
 
@@ -47,7 +48,10 @@ class Installation:
 
     @property
     def blobs(self) -> BlobStore:
-        return open_blobs(self.settings.blob_url or (self.root / "blobs").as_uri())
+        settings = self.settings
+        keys = {"access_key_id": settings.s3_access_key_id, "secret_access_key": settings.s3_secret_access_key}
+        given = {name: value.get_secret_value() for name, value in keys.items() if value is not None}
+        return open_blobs(settings.blob_url or (self.root / "blobs").as_uri(), **given)
 
     @property
     def vault(self) -> Vault:
@@ -58,12 +62,24 @@ class Installation:
 
     def load_live_model(self) -> PreferenceModel:
         """The live global model, every byte verified. Raises NotFoundError if none was trained yet."""
-        from idiolect_adapters.preference import load_model
-
         digest = self.store.live_global()
         if digest is None:
             raise NotFoundError("there is no global model yet.", mend="Train one: idiolect train global.")
+        return self.load_model(digest)
+
+    def load_model(self, digest: str) -> PreferenceModel:
+        """Any global model by its digest, every byte verified; fetched from the blobs first if another machine trained
+        it. Raises CorruptArtifactError, UnavailableError."""
+        from idiolect_adapters.preference import load_model
+
+        if self.settings.blob_url is not None:
+            fetch_model(self.blobs, self.models, digest)
         return load_model(self.models, digest)
+
+    def share_model(self, digest: str) -> None:
+        """For other machines, before it is live: where blobs have a place of their own."""
+        if self.settings.blob_url is not None:
+            share_model(self.blobs, self.models, digest)
 
 
 _tenant_key = lru_cache(maxsize=1024)(tenant_key)
@@ -79,11 +95,14 @@ def open_installation(settings: Settings, clock: Clock | None = None) -> Iterato
         raise ConfigurationError(
             f"the home folder {root} can't be made: {error.strerror}.", mend="Set IDIOLECT_HOME to a folder of yours."
         ) from error
-    secrets = root / "secrets"
-    master = load_or_create(secrets / "master.key")
-    signer = SigningKeys(secrets).signer()
+    if settings.secrets_dir is not None:
+        check_given(settings.secrets)
+    master = load_or_create(settings.secrets / MASTER)
+    keys = SigningKeys(settings.secrets)
+    signer = keys.signer()
     store = open_store(settings.sql_url)
     try:
+        store.agree(master_check(master), signer.key_id, tuple(map(key_id, keys.trusted())))
         _keep_up(store, recovery_log_of(settings))
         yield Installation(settings, store, signer, clock or SystemClock(), master)
     finally:

@@ -6,7 +6,7 @@ place that resets write to, so there is nothing to go stale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
@@ -126,6 +126,14 @@ class TenantStore(Protocol):
 
     def authenticate(self, secret_hash: bytes) -> Caller | None:
         """None for an unknown or revoked key."""
+        ...
+
+
+class AgreementStore(Protocol):
+    def agree(self, master_check: str, signing: str, trusted: Collection[str]) -> None:
+        """Raises ConfigurationError unless the others of this installation have the same master key (as its check
+        says) and trust the key id `signing`. The first one decides; later only who trusts the key before replaces it.
+        """
         ...
 
 
@@ -349,6 +357,7 @@ class ResetStore(Protocol):
 
 
 class Store(
+    AgreementStore,
     TenantStore,
     UpstreamStore,
     SubjectStore,

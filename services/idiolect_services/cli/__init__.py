@@ -13,6 +13,7 @@ from idiolect_services.cli.demo import demo
 from idiolect_services.cli.doctor import doctor
 from idiolect_services.cli.evaluate import evaluate
 from idiolect_services.cli.keys import app as keys_app
+from idiolect_services.cli.migrate import migrate
 from idiolect_services.cli.privacy import app as privacy_app
 from idiolect_services.cli.registry import app as registry_app
 from idiolect_services.cli.rollout import app as rollout_app
@@ -42,6 +43,7 @@ app.add_typer(tenant_app, name="tenant")
 app.command(name="eval")(evaluate)
 app.command(name="bench")(bench)
 app.command(name="doctor")(doctor)
+app.command(name="migrate")(migrate)
 app.command(name="backup")(backup)
 app.command(name="restore")(restore)
 

@@ -34,7 +34,7 @@ def backup(
         rows = back_up(installation, file, _passphrase(passphrase_file))
     console.print(f"{file}: {rows:,} rows, {file.stat().st_size:,} bytes.", soft_wrap=True)
     if passphrase_file is None:
-        console.print(f"It holds no secrets: keep a copy of {installation.root / 'secrets'}.", soft_wrap=True)
+        console.print(f"It holds no secrets: keep a copy of {installation.settings.secrets}.", soft_wrap=True)
 
 
 def restore(

@@ -58,4 +58,4 @@ def withdraw_signing(
 
 
 def _keys(installation: Installation) -> SigningKeys:
-    return SigningKeys(installation.root / "secrets")
+    return SigningKeys(installation.settings.secrets)

@@ -27,6 +27,7 @@ Delta = Annotated[
 @app.command("global")
 def train_global(
     carry: Annotated[bool, typer.Option(help="Carry everybody's adapters to the new model.")] = True,
+    if_none: Annotated[bool, typer.Option("--if-none", help="Do nothing if there is one already.")] = False,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
@@ -40,6 +41,10 @@ def train_global(
     from idiolect_services.training_runs import train_global_model
 
     with open_installation(settings_for(home)) as installation, bars() as shown:
+        live = installation.store.live_global() if if_none else None
+        if live is not None:
+            console.print(f"global model {live[:12]} is live already.")
+            return
         model = train_global_model(installation, tenant, shown, carry=carry, on_carried=_say_carried)
     console.print(f"global model {model.digest[:12]} is live.")
 

@@ -13,17 +13,17 @@ from idiolect.stores.blobs.s3 import S3Blobs
 __all__ = ["BlobInfo", "BlobStore", "FileBlobs", "S3Blobs", "open_blobs"]
 
 
-def open_blobs(url: str) -> BlobStore:
+def open_blobs(url: str, **keys: str) -> BlobStore:
     """Of `file:///FOLDER` or `s3://BUCKET/PREFIX`. Raises ConfigurationError for any other URL.
 
-    Keys, region and endpoint of S3 come from the environment, as for every tool of AWS (AWS_ACCESS_KEY_ID,
-    AWS_ENDPOINT_URL and so on).
+    Region and endpoint of S3 come from the environment, as for every tool of AWS (AWS_REGION, AWS_ENDPOINT_URL, for one
+    without TLS AWS_ALLOW_HTTP=true); so do its keys, unless they are given (access_key_id, secret_access_key).
     """
     parts = urlsplit(url)
     if parts.scheme == "file" and not parts.netloc and len(parts.path) > 1:
         return FileBlobs(Path(unquote(parts.path)))
     if parts.scheme == "s3" and parts.netloc:
-        return S3Blobs(parts.netloc, parts.path.strip("/"))
+        return S3Blobs(parts.netloc, parts.path.strip("/"), **keys)
     raise ConfigurationError(
         "IDIOLECT_BLOB_URL names no place for blobs.", mend="Use file:///FOLDER or s3://BUCKET/PREFIX."
     )

@@ -91,6 +91,9 @@ upstreams = Table(
     _whole("updated_at"),
 )
 
+# What all servers of an installation must agree on; see `agreement`.
+agreements = Table("agreements", metadata, *_key("name"), _text("value"))
+
 # --- people -----------------------------------------------------------------------------------------------------------
 
 subjects = Table(

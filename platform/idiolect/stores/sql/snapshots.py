@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from alembic import command
-from sqlalchemy import Connection, LargeBinary, MetaData, Table, func, inspect, select, text
+from sqlalchemy import Connection, LargeBinary, MetaData, Table, delete, func, inspect, select, text
 
 from idiolect.errors import ConfigurationError
 from idiolect.recovery import LoggedChange, Recovered
@@ -67,6 +67,8 @@ class Snapshots(Part):
 def _load(
     connection: Connection, snapshot: Snapshot, changes: Mapping[str, Sequence[LoggedChange]], where: str
 ) -> Recovered:
+    # Written by whoever opens the database; the snapshot has its own.
+    connection.execute(delete(schema.agreements))
     for table in schema.metadata.sorted_tables:
         if connection.execute(select(table).limit(1)).first() is not None:
             raise ConfigurationError(

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from idiolect.ids import new_id
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.agreement import Agreement
 from idiolect.stores.sql.audit import Audit
 from idiolect.stores.sql.feedback import Feedback
 from idiolect.stores.sql.garbage import GarbageCollecting
@@ -36,6 +37,7 @@ class _Administration(Audit, Pointers, Withholding, Lineages, GarbageCollecting,
 
 
 class SqlStore(
+    Agreement,
     Tenants,
     Subjects,
     PersonPages,
