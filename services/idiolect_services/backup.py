@@ -4,6 +4,7 @@
     manifest.sig.json        {key_id, signature}: Ed25519 over the manifest's bytes
     tables/<name>.jsonl      one row per line, in the order of the manifest's columns; bytes as base64
     models/<digest>/<file>   the global models that something refers to
+    blobs/<digest>           weights that are too large for a row
     secrets.sealed           only if asked for: the master and signing keys, under a passphrase
 
 Nothing is written before the signature, every name, every size and every digest hold. Names are compared with what an
@@ -32,7 +33,7 @@ from idiolect.stores.sql.snapshots import Row, Snapshot
 FORMAT = "idiolect-backup/1"
 MANIFEST, SIGNATURE, SEALED = "manifest.json", "manifest.sig.json", "secrets.sealed"
 _MEMBER = re.compile(
-    r"tables/[a-z_]{1,60}\.jsonl|secrets\.sealed|models/[0-9a-f]{64}(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,100}){1,3}"
+    r"tables/[a-z_]{1,60}\.jsonl|secrets\.sealed|blobs/[0-9a-f]{64}|models/[0-9a-f]{64}(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,100}){1,3}"
 )
 _MAX_MANIFEST_BYTES = 16 << 20
 _BLOCK = 1 << 20
@@ -44,6 +45,7 @@ class Contents:
 
     snapshot: Snapshot
     models: Iterable[Path]
+    blobs: Iterable[bytes]
     log: str  # the name of the recovery log
     public_keys: tuple[bytes, ...]
     key_check: str
@@ -89,6 +91,12 @@ def _write_members(archive: zipfile.ZipFile, contents: Contents, created_at: str
             written = _Counted(archive.open(name, "w", force_zip64=True))
             with file.open("rb") as source:
                 shutil.copyfileobj(source, written, _BLOCK)
+            members[name] = written.close()
+    for data in contents.blobs:
+        name = _member(f"blobs/{hashlib.sha256(data).hexdigest()}")
+        if name not in members:
+            written = _Counted(archive.open(name, "w", force_zip64=True))
+            written.write(data)
             members[name] = written.close()
     if contents.sealed is not None:
         written = _Counted(archive.open(SEALED, "w"))
@@ -216,6 +224,11 @@ class Archive:
         if missing:
             _sync_folder(root)
         return len(missing)
+
+    def blobs(self) -> Iterator[bytes]:
+        for name in self.manifest["members"]:
+            if name.startswith("blobs/"):
+                yield self._zip.read(name)
 
     def _extract(self, name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,9 @@ def in_words(weight: float, clear: bool | None) -> str:
 
 def recipe_of(template: ReleaseTemplate, recipes: UserRecipes | None) -> Recipe | None:
     """The public constants for the epsilon of this release."""
-    return None if recipes is None else recipes.at(template.privacy.epsilon * (1.0 + ROUNDING))
+    if recipes is None or template.privacy is None:
+        return None
+    return recipes.at(template.privacy.epsilon * (1.0 + ROUNDING))
 
 
 def noise_of(template: ReleaseTemplate, recipes: UserRecipes | None) -> tuple[float, ...] | None:
@@ -107,7 +109,12 @@ def noise_of(template: ReleaseTemplate, recipes: UserRecipes | None) -> tuple[fl
     if template.carried is not None:
         return template.carried.noise or None
     recipe, privacy = recipe_of(template, recipes), template.privacy
-    if recipe is None or recipe.steps != privacy.steps or not math.isclose(recipe.clip_norm, privacy.clip_norm):
+    if (
+        recipe is None
+        or privacy is None
+        or recipe.steps != privacy.steps
+        or not math.isclose(recipe.clip_norm, privacy.clip_norm)
+    ):
         return None
     return tuple(np.sqrt(np.diag(noise_covariance(recipe, privacy.noise_multiplier))).tolist())
 

@@ -50,6 +50,15 @@ def fetch_model(blobs: BlobStore, models: Path, digest: str) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def blobs_of_model(blobs: BlobStore, digest: str) -> set[str]:
+    """The digests of all blobs of a model; none if nobody shared it."""
+    try:
+        card = blobs.get(digest)
+    except NotFoundError:
+        return set()
+    return {digest, *_files(card).values()}
+
+
 def _take_place(staging: Path, target: Path) -> None:
     try:
         staging.rename(target)

@@ -153,6 +153,7 @@ class PurgeFollower(PurgeListener):
             self._cursor = purges[-1].seq
         self._cursor = max(self._cursor, 0)
         if self._cursor != self._said or time.monotonic() - self._beat_at > BEAT_SECONDS:
+            self._store.sweep_blobs()
             self._say()
 
     def _say(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.errors import InvalidInputError, NotFoundError
+from idiolect.privacy.budget import PrivacyStatement
 from idiolect.registry.manifest import ReleaseTemplate
 from idiolect.registry.weights import verify_version
 from idiolect.stores.ports import StoredVersion
@@ -165,19 +166,17 @@ def _facts(stored: StoredVersion) -> dict[str, str]:
 
 
 def _shared_facts(template: ReleaseTemplate) -> dict[str, str]:
-    privacy = {f"privacy {name}": str(value) for name, value in template.privacy.to_json().items()}
+    said = {} if template.privacy is None else template.privacy.to_json()
+    privacy = {f"privacy {name}": str(value) for name, value in said.items()}
     return {
         "global model": template.global_digest,
         "trained on": template.data_window,
         "run": template.run,
         "made": template.created_at.isoformat(),
         "producer": template.producer,
-        **{f"privacy {name}": "not stated" for name in _OPTIONAL},
+        **{f"privacy {field.name}": "not stated" for field in fields(PrivacyStatement)},
         **privacy,
     }
-
-
-_OPTIONAL = ("weak", "local_epsilon", "budget_epsilon", "budget_days", "sample_rate", "unsampled_steps")
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idiolect.audit import INSTALLATION, AuditEvent
-from idiolect.errors import ConfigurationError
+from idiolect.errors import ConfigurationError, NotFoundError
 from idiolect.ids import new_id
 from idiolect.recovery import LoggedChange, Recovered
 from idiolect.settings import Settings
@@ -22,7 +22,7 @@ from idiolect_services.backup import Archive, Contents, write_archive
 from idiolect_services.sealing import open_secrets, seal_secrets
 from idiolect_services.secrets import MASTER, SIGNING, load_or_create, master_check, write_secret
 from idiolect_services.signing_keys import SigningKeys
-from idiolect_services.wiring import Installation, recovery_log_of
+from idiolect_services.wiring import Installation, blobs_of, recovery_log_of
 
 OPERATOR = "operator"
 
@@ -55,6 +55,7 @@ def back_up(installation: Installation, path: Path, passphrase: str | None = Non
         contents = Contents(
             snapshot,
             models,
+            _blobs(installation, store.named_blobs()),
             recovery_log_of(installation.settings).path.name,
             (installation.signer.public_key, *keys.trusted()),
             master_check(installation.master_key),
@@ -63,6 +64,17 @@ def back_up(installation: Installation, path: Path, passphrase: str | None = Non
         manifest = write_archive(path, contents, installation.signer, now.isoformat())
     store.record_audit(INSTALLATION, AuditEvent(OPERATOR, "backup.create", f"backup {path.name}"), now)
     return sum(manifest["rows"].values())
+
+
+def _blobs(installation: Installation, digests: Sequence[str]) -> Iterator[bytes]:
+    """One at a time. What was erased since they were listed is left out."""
+    blobs = installation.blobs
+    for digest in digests:
+        try:
+            yield blobs.get(digest)
+        except NotFoundError:
+            if digest in installation.store.named_blobs():
+                raise
 
 
 def restore(
@@ -84,6 +96,8 @@ def restore(
         archive.check(keys.signer())
         changes = list(_changes(settings, archive, logs, nothing_since))
         models = archive.write_models(settings.root / "models")
+        for blob in archive.blobs():
+            blobs_of(settings).put(blob)
         with recovery_log_of(settings).held(alone=True):
             recovered, aside = _load(settings, archive, changes)
             _complete_log(recovery_log_of(settings), changes)

@@ -30,4 +30,5 @@ def delta_for_forecast(store: Store, settings: Settings, tenant: str, unit: Unit
 def _delta(store: Store, settings: Settings, tenant: str, charge: Charge) -> float:
     """As the release's manifest has it; a run that published nothing has none."""
     versions = [] if charge.release is None else store.versions(tenant, release=charge.release, limit=1)
-    return versions[0].template.privacy.delta if versions else delta_of_run(settings, charge.run)
+    said = versions[0].template.privacy if versions else None
+    return delta_of_run(settings, charge.run) if said is None else said.delta

@@ -298,6 +298,7 @@ class Trainer:
         reason: str,
         staged: bool,
     ) -> TrainingReport:
+        assert template.privacy is not None  # what is trained here always says how private it is
         release, now = new_id(), self._installation.clock.now()
         signed = [self._signed(template, replace(version, release=release)) for version in versions]
         outcome = self._store.publish(release, template, signed, now, reason=reason, actor=ACTOR, staged=staged)

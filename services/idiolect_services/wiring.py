@@ -48,10 +48,7 @@ class Installation:
 
     @property
     def blobs(self) -> BlobStore:
-        settings = self.settings
-        keys = {"access_key_id": settings.s3_access_key_id, "secret_access_key": settings.s3_secret_access_key}
-        given = {name: value.get_secret_value() for name, value in keys.items() if value is not None}
-        return open_blobs(settings.blob_url or (self.root / "blobs").as_uri(), **given)
+        return blobs_of(self.settings)
 
     @property
     def vault(self) -> Vault:
@@ -103,10 +100,18 @@ def open_installation(settings: Settings, clock: Clock | None = None) -> Iterato
     store = open_store(settings.sql_url)
     try:
         store.agree(master_check(master), signer.key_id, tuple(map(key_id, keys.trusted())))
+        store.keep_blobs(blobs_of(settings))
         _keep_up(store, recovery_log_of(settings))
+        store.sweep_blobs()  # of resets that a crash, or an object store that was away, left it to do
         yield Installation(settings, store, signer, clock or SystemClock(), master)
     finally:
         store.close()
+
+
+def blobs_of(settings: Settings) -> BlobStore:
+    keys = {"access_key_id": settings.s3_access_key_id, "secret_access_key": settings.s3_secret_access_key}
+    given = {name: value.get_secret_value() for name, value in keys.items() if value is not None}
+    return open_blobs(settings.blob_url or (settings.root / "blobs").as_uri(), **given)
 
 
 def recovery_log_of(settings: Settings) -> RecoveryLog:

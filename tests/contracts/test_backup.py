@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from postgres_server import PostgresServer
 from store_samples import EVENT, GLOBAL, TENANT, at, give_feedback, opt_in, publish_domain, publish_user
+from test_store_large_weights import large
+from test_store_large_weights import publish as publish_large
 from typer.testing import CliRunner
 
 from idiolect.consent import ConsentChange
@@ -85,6 +87,26 @@ def test_everything_comes_back_as_it_was(
         publish_user(store, "v9", "ann", minutes=9)  # numbering goes on where it stood
         assert give_feedback(store, "ann", 2)
     assert restored.recovered.applied == {"backup.create": 1}
+
+
+def test_weights_in_blobs_come_back_but_not_those_of_whoever_was_reset_since(
+    settings: Settings, fresh_url: Callable[[], str | None], tmp_path: Path
+) -> None:
+    with open_installation(settings) as installation:
+        furnish(installation.store)
+        publish_large(installation.store, large("big-1", "ann", seed=1))
+        publish_large(installation.store, large("big-2", domain="chat", seed=2))
+        back_up(installation, tmp_path / "backup")
+        installation.store.apply_reset(TENANT, "ann", "reset-1", plan_reset("adapter"), at(5))
+        shutil.rmtree(installation.root / "blobs")
+    target = elsewhere(settings, fresh_url)
+    restore(target, tmp_path / "backup")
+    with open_installation(target) as installation:
+        assert installation.store.version(TENANT, "big-1") is None
+        stored = installation.store.version(TENANT, "big-2")
+        assert stored is not None
+        assert installation.store.with_weights(stored).version == large("big-2", domain="chat", seed=2)
+        assert [info.digest for info in installation.blobs.walk()] == [stored.version.weights_sha256]
 
 
 def test_whoever_was_reset_after_the_backup_stays_reset(

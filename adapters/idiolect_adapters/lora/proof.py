@@ -9,9 +9,7 @@ made every value lies in the middle of its cell, and half a cell of difference i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +17,10 @@ from numpy.typing import NDArray
 from idiolect.canonical import canonical_json
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
+from idiolect.registry.lora_layout import PROOF_FORMAT, LoadProof
 
-FORMAT = "idiolect-load-proof/1"
+__all__ = ["PROBES", "LoadProof", "check_proof", "prove"]
+
 # Of the largest score: some hundred times what kernels of different machines differ by in float32.
 RELATIVE_STEP = 2e-4
 OFFSET_UNITS = 1 << 16
@@ -35,34 +35,6 @@ PROBES: tuple[tuple[str, str], ...] = (
 )
 
 Scores = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadProof:
-    """`offsets`: of each score from the edge of its cell, in 1/65536 of a step."""
-
-    global_digest: str
-    step: float
-    offsets: tuple[int, ...]
-    digest: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "global": self.global_digest,
-            "step": self.step,
-            "offsets": list(self.offsets),
-            "digest": self.digest,
-        }
-
-    @staticmethod
-    def from_json(said: Mapping[str, Any]) -> LoadProof:
-        """Raises CorruptArtifactError unless it has exactly the fields of `to_json`, of their types."""
-        fields = {"format": str, "global": str, "step": float, "offsets": list, "digest": str}
-        typed = set(said) == set(fields) and all(type(said[name]) is kind for name, kind in fields.items())
-        if not typed or said["format"] != FORMAT or not all(type(offset) is int for offset in said["offsets"]):
-            raise CorruptArtifactError("the load proof is malformed.")
-        return LoadProof(said["global"], said["step"], tuple(said["offsets"]), said["digest"])
 
 
 def prove(global_digest: str, bare_N: Sequence[float], adapted_N: Sequence[float]) -> LoadProof:
@@ -107,5 +79,5 @@ def _checked(bare_N: Sequence[float], adapted_N: Sequence[float]) -> Scores:
 def _digest(global_digest: str, step: float, offsets: tuple[int, ...], scores_N: Scores) -> str:
     # Cells are shifted so that each score of the proof lies in the middle of one.
     cells = np.floor(np.clip(scores_N / step - np.array(offsets) / OFFSET_UNITS, -MAX_CELL, MAX_CELL)).astype(np.int64)
-    said = {"format": FORMAT, "global": global_digest, "step": step, "offsets": list(offsets)}
+    said = {"format": PROOF_FORMAT, "global": global_digest, "step": step, "offsets": list(offsets)}
     return sha256_hex(canonical_json(said | {"cells": [int(cell) for cell in cells]}))

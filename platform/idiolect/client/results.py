@@ -227,8 +227,9 @@ class AdapterSummary(Result):
     revoked: bool
     weights_sha256: str
     created_at: datetime
-    epsilon: float
-    unit: str
+    kind: str
+    epsilon: float | None  # None: nothing is claimed, it was trained elsewhere
+    unit: str | None
 
 
 class AdapterPage(Result):
@@ -252,8 +253,8 @@ class Release(Result):
     created_at: str
     versions: int
     revoked: bool
-    epsilon: float
-    unit: str
+    epsilon: float | None
+    unit: str | None
 
 
 class Releases(Result):

@@ -31,6 +31,12 @@ _NEVER_PROTECTED = (
 )
 
 
+NOTHING_CLAIMED = (
+    "Nothing is claimed. This adapter was trained elsewhere and registered here: what its training read, and what the "
+    "weights say about it, this installation can't know."
+)
+
+
 def claims(statement: PrivacyStatement) -> tuple[str, ...]:
     """One sentence each: what is claimed, against what change, by which accounting."""
     lines = [
@@ -102,14 +108,17 @@ def render_card(template: ReleaseTemplate, versions_count: int, revoked: bool) -
             "",
             "## Privacy",
             "",
-            *(f"- {line}" for line in claims(template.privacy)),
-            "",
-            "## Not protected",
-            "",
-            *(f"- {line}" for line in not_protected(template.privacy)),
+            *_privacy(template.privacy),
             "",
         ]
     )
+
+
+def _privacy(statement: PrivacyStatement | None) -> list[str]:
+    if statement is None:
+        return [f"- {NOTHING_CLAIMED}"]
+    lines = [*(f"- {line}" for line in claims(statement)), "", "## Not protected", ""]
+    return lines + [f"- {line}" for line in not_protected(statement)]
 
 
 def _cell(value: str) -> str:

@@ -16,9 +16,14 @@ from typing import Any, Literal
 from idiolect.canonical import canonical_json
 from idiolect.errors import CorruptArtifactError
 from idiolect.privacy.budget import PrivacyStatement
+from idiolect.registry.lora_layout import LoraLayout
 
 AdapterScope = Literal["domain", "user"]
 MANIFEST_FORMAT = "idiolect-manifest/1"
+
+HEAD_LORA = "head_lora"  # W_head + (alpha / rank) * B A, with A a basis of the global model
+LORA = "lora"  # any linear layers; see lora_layout
+NO_BASIS = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +65,24 @@ class ReleaseTemplate:
     tenant: str
     scope: AdapterScope
     global_digest: str
-    basis_digest: str  # the frozen A that the trained B is written in
-    kind: str  # "head_lora": W_head + (alpha / rank) * B A
+    basis_digest: str  # the frozen A that the trained B is written in; NO_BASIS of a LoRA with an A of its own
+    kind: str  # HEAD_LORA or LORA
     rank: int
     alpha: float
     targets: tuple[str, ...]
     tensors: tuple[TensorSpec, ...]
-    privacy: PrivacyStatement
+    privacy: PrivacyStatement | None  # None: trained elsewhere, and nothing is claimed
     data_window: str
     producer: str
-    run: str  # the ledger's run
+    run: str  # the ledger's run; of what was trained elsewhere one that the ledger does not know
     created_at: datetime
     carried: Carried | None = None
+    lora: LoraLayout | None = None  # of the kind LORA; rank and alpha above are then the largest rank, twice
 
     def to_json(self) -> dict[str, Any]:
-        carried = {} if self.carried is None else {"carried": self.carried.to_json()}
-        return carried | {
+        optional = {} if self.carried is None else {"carried": self.carried.to_json()}
+        optional |= {} if self.lora is None else {"lora": self.lora.to_json()}
+        return optional | {
             "format": MANIFEST_FORMAT,
             "tenant": self.tenant,
             "scope": self.scope,
@@ -88,7 +95,7 @@ class ReleaseTemplate:
             "tensors": [
                 {"name": t.name, "shape": list(t.shape), "dtype": t.dtype, "max_norm": t.max_norm} for t in self.tensors
             ],
-            "privacy": self.privacy.to_json(),
+            "privacy": None if self.privacy is None else self.privacy.to_json(),
             "data_window": self.data_window,
             "producer": self.producer,
             "run": self.run,
@@ -107,12 +114,13 @@ class ReleaseTemplate:
             alpha=data["alpha"],
             targets=tuple(data["targets"]),
             tensors=tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"], t["max_norm"]) for t in data["tensors"]),
-            privacy=PrivacyStatement.from_json(data["privacy"]),
+            privacy=None if data["privacy"] is None else PrivacyStatement.from_json(data["privacy"]),
             data_window=data["data_window"],
             producer=data["producer"],
             run=data["run"],
             created_at=datetime.fromisoformat(data["created_at"]),
             carried=Carried.from_json(data["carried"]) if "carried" in data else None,
+            lora=LoraLayout.from_json(data["lora"]) if "lora" in data else None,
         )
 
 
@@ -126,7 +134,7 @@ class Version:
     domain: str
     generation: int
     parent: str | None
-    weights: bytes = field(repr=False)  # safetensors, <= 16 KiB: small weights live in the row
+    weights: bytes = field(repr=False)  # safetensors. Over 16 KiB they lie in a blob, and lists leave them empty
     weights_sha256: str
     evaluation: Mapping[str, float] = field(default_factory=dict)
     key_id: str = ""

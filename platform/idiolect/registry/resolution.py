@@ -40,5 +40,5 @@ class ReleaseSummary:
     created_at: str
     versions: int
     revoked: bool
-    epsilon: float
-    unit: str
+    epsilon: float | None  # None: nothing is claimed; see ReleaseTemplate.privacy
+    unit: str | None

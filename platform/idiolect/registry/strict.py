@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from idiolect.errors import CorruptArtifactError
-from idiolect.registry.manifest import ReleaseTemplate, TensorSpec
+from idiolect.registry.manifest import LORA, ReleaseTemplate, TensorSpec
 
 MAX_RANK, MAX_ALPHA, MAX_NORM = 4096, 1e6, 1e6
 MAX_TENSORS = 4096
@@ -54,6 +54,22 @@ def check_template(template: ReleaseTemplate) -> None:
     names = [spec.name for spec in template.tensors]
     if len(set(names)) != len(names):
         raise _unusable("tensors", "a name that appears twice")
+    _lora(template)
+
+
+def _lora(template: ReleaseTemplate) -> None:
+    """Only what is said to be a LoRA of any layers says of which, and only such a one may come without a statement of
+    privacy: whatever this installation trains has one."""
+    layout = template.lora
+    if (layout is not None) != (template.kind == LORA):
+        raise _unusable("lora", "missing" if layout is None else f"of the kind {template.kind}")
+    if layout is None:
+        if template.privacy is None:
+            raise _unusable("privacy", None)
+        return
+    layout.check()
+    if template.targets != layout.layers:
+        raise _unusable("targets", template.targets)
 
 
 def _tensor(spec: TensorSpec) -> None:

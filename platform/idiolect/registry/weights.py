@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,8 @@ from idiolect.ids import sha256_hex
 from idiolect.registry.manifest import ReleaseTemplate, TensorSpec, Version, manifest_bytes
 from idiolect.registry.signing import Signer
 
-INLINE_MAX_BYTES = 16 << 10
+INLINE_MAX_BYTES = 16 << 10  # in the row; larger ones lie in a blob
+MAX_HEADER_BYTES = 1 << 20
 
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -28,8 +30,9 @@ def dump_weights(tensors: Weights) -> bytes:
 
 def load_weights(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, NDArray[np.float32]]:
     """Exactly the declared tensors, finite and within their norm bounds, or CorruptArtifactError naming the tensor."""
-    if len(data) > INLINE_MAX_BYTES:
-        raise CorruptArtifactError(f"weights of {len(data)} bytes are over the limit of {INLINE_MAX_BYTES} bytes.")
+    limit = 8 + MAX_HEADER_BYTES + sum(4 * math.prod(spec.shape) for spec in specs)
+    if len(data) > limit:
+        raise CorruptArtifactError(f"weights of {len(data)} bytes are over the {limit} that were declared.")
     try:
         tensors = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:

@@ -331,6 +331,15 @@ class RegistryStore(Protocol):
         """In order of id, after `after`; of one person, domain or release if one is given (an empty one is none)."""
         ...
 
+    def with_weights(self, stored: StoredVersion) -> StoredVersion:
+        """As `stored`, whose weights `version` and `versions` leave empty where they lie in a blob. Raises
+        CorruptArtifactError if they are damaged or gone (code `weights_missing`), UnavailableError."""
+        ...
+
+    def named_blobs(self) -> Sequence[str]:
+        """The digests of the blobs that versions of any tenant have their weights in."""
+        ...
+
     def releases(self, tenant: str, *, limit: int = 100) -> Sequence[ReleaseSummary]:
         """Newest first."""
         ...

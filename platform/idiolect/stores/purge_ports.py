@@ -28,4 +28,9 @@ class PurgeStore(Protocol):
         """This process ends in order, and its memory with it. Idempotent."""
         ...
 
+    def sweep_blobs(self) -> int:
+        """Delete the blobs of versions that were erased or collected; how many are left for later. Resets and
+        collecting do so by themselves, but the place where blobs lie may have been out of reach. Raises nothing."""
+        ...
+
     def replicas(self, now: datetime) -> Sequence[Replica]: ...

@@ -62,7 +62,7 @@ def _table(*columns: str) -> Table:
 def _show_releases(releases: Sequence[ReleaseSummary]) -> None:
     table = _table("release", "versions", "epsilon per", "state")
     for release in releases:
-        cost = f"{release.epsilon:.2f} {release.unit}"
+        cost = f"{_claimed(release.epsilon)} {release.unit or ''}".strip()
         table.add_row(release.id, f"{release.versions:,} {release.scope}", cost, _state(release.revoked))
     console.print(table)
 
@@ -74,10 +74,14 @@ def _show_versions(versions: Sequence[StoredVersion]) -> None:
         table.add_row(
             stored.version.id,
             owner,
-            f"{stored.template.privacy.epsilon:.2f}",
+            _claimed(None if stored.template.privacy is None else stored.template.privacy.epsilon),
             stored.withheld or _state(stored.revoked),
         )
     console.print(table)
+
+
+def _claimed(epsilon: float | None) -> str:
+    return "none claimed" if epsilon is None else f"{epsilon:.2f}"
 
 
 def _state(revoked: bool) -> str:
@@ -98,7 +102,7 @@ def show(
             raise NotFoundError(
                 f"tenant {tenant!r} has no version {version[:80]!r}.", mend="See: idiolect registry list --versions."
             )
-        verify_version(stored.template, stored.version, installation.signer)
+        verify_version(stored.template, installation.store.with_weights(stored).version, installation.signer)
     console.print_json(
         json.dumps(
             json.loads(manifest_bytes(stored.template, stored.version))
@@ -119,7 +123,7 @@ def card(
     with open_installation(settings_for(home)) as installation:
         found = installation.store.versions(tenant, release=release, limit=1)
         if found:
-            verify_version(found[0].template, found[0].version, installation.signer)
+            verify_version(found[0].template, installation.store.with_weights(found[0]).version, installation.signer)
         summary = installation.store.release(tenant, release)
     if summary is None or not found:
         raise NotFoundError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +16,11 @@ from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.ids import check_name
 from idiolect.registry.garbage import RETENTION
 from idiolect.registry.pointers import Adapter
+from idiolect.stores.blobs.port import BlobInfo, unused
 from idiolect.stores.ports import Store
 from idiolect_adapters.evaluation.version_diff import PROBES, WeightsDiff
 from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Tenant, console, settings_for
+from idiolect_services.model_blobs import blobs_of_model
 from idiolect_services.registry_diff import FieldChange, diff_releases, diff_versions
 from idiolect_services.wiring import Installation, open_installation
 
@@ -240,7 +242,8 @@ def gc(
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
-    """Delete versions that nothing can reach: of revoked releases, unnamed by any pointer. Also unused model folders.
+    """Delete versions that nothing can reach: of revoked releases, unnamed by any pointer. Also unused model folders,
+    and blobs that no version names.
 
     Example: idiolect registry gc --older-than-days 7
     """
@@ -249,16 +252,20 @@ def gc(
         older_than = now - timedelta(days=older_than_days)
         models = unused_models(installation, older_than.timestamp())
         size = sum(_bytes(folder) for folder in models)
+        blobs = unused_blobs(installation, older_than)
         if apply:
             found = store.collect(tenant, older_than, now, actor=OPERATOR)
             for folder in models:
                 shutil.rmtree(folder)
+            for blob in blobs:
+                installation.blobs.delete(blob.digest)
         else:
             found = store.garbage(tenant, older_than)
     done = "deleted" if apply else "would delete"
     console.print(f"{done} {found.versions:,} versions of {found.releases:,} revoked releases, {found.bytes:,} bytes")
     console.print(f"{done} {len(models):,} unused global models, {size:,} bytes")
-    if not apply and (found.versions or models):
+    console.print(f"{done} {len(blobs):,} unused blobs, {sum(blob.bytes for blob in blobs):,} bytes")
+    if not apply and (found.versions or models or blobs):
         console.print("This was a dry run: add --apply to delete.")
 
 
@@ -271,6 +278,16 @@ def unused_models(installation: Installation, before: float) -> list[Path]:
     before = min(before, installation.clock.now().timestamp() - STAGING_AGE.total_seconds())
     folders = (path for path in sorted(installation.models.iterdir()) if path.is_dir() and len(path.name) == 64)
     return [path for path in folders if path.name not in named and path.stat().st_mtime < before]
+
+
+def unused_blobs(installation: Installation, before: datetime) -> list[BlobInfo]:
+    """Left behind by publishes that failed: nobody names them, and nobody put them since `before`, nor for a day."""
+    before = min(before, installation.clock.now() - STAGING_AGE)
+    blobs, store = installation.blobs, installation.store
+    named = set(store.named_blobs())
+    for model in store.referenced_models():
+        named |= blobs_of_model(blobs, model)
+    return list(unused(blobs, named, before))
 
 
 def _bytes(folder: Path) -> int:

@@ -25,6 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import Insert
 
 from idiolect.errors import UnavailableError
+from idiolect.stores.blobs.port import BlobStore
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql.failures import DRIVER_ERRORS, is_transient, translated
 from idiolect.stores.sql.logged_changes import changes_of_a_transaction
@@ -56,6 +57,7 @@ class Database:
         self._turn = threading.Lock()
         self.where = where  # for messages: the URL without its password
         self.recovery_log: RecoveryLog | None = None
+        self.blobs: BlobStore | None = None
         self.is_sqlite = engine.dialect.name == "sqlite"
         self._reader = engine if self.is_sqlite else _snapshot_reader(engine)
         self._writer = engine.execution_options(idiolect_write=True)

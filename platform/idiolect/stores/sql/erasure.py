@@ -14,6 +14,7 @@ from idiolect.resets.plan import ResetPlan
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import chunks
 from idiolect.stores.sql.inference_rows import unpack_digests
+from idiolect.stores.sql.large_weights import doom, of_owner
 from idiolect.stores.sql.texts import collect_items, collect_texts, digests_of_items
 from idiolect.stores.sql.times import micros
 
@@ -116,6 +117,9 @@ def _erase_adapters(
     ]
     if entries:
         connection.execute(schema.pointer_history.insert(), entries)
+    blobs = doom(connection, of_owner(tenant, subject), at)
+    if blobs:
+        erasure.erased["blobs"] = blobs
     erasure.erased["pointers"] = _delete(connection, schema.pointers, tenant, subject)
     erasure.erased["versions"] = _delete(connection, schema.versions, tenant, subject)
 

@@ -12,6 +12,7 @@ from idiolect.registry.garbage import Garbage
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
+from idiolect.stores.sql.large_weights import doom, sweep
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.times import micros
 
@@ -39,6 +40,7 @@ class GarbageCollecting(Part):
             versions += sum(count for count, _ in batch.values())
             weight += sum(size for _, size in batch.values())
             if not batch:
+                sweep(self._database)
                 return Garbage(len(releases), versions, weight)
 
     def referenced_models(self) -> Sequence[str]:
@@ -71,6 +73,7 @@ def _collect_batch(connection: Connection, tenant: str, cutoff: int, at: int, ac
         count, size = found.get(row.release, (0, 0))
         found[row.release] = (count + 1, size + row.bytes)
     if rows:
+        doom(connection, _V.seq.in_([row.seq for row in rows]), at)
         connection.execute(delete(schema.versions).where(_V.seq.in_([row.seq for row in rows])))
         total = {"versions": len(rows), "bytes": sum(size for _, size in found.values()), "releases": sorted(found)}
         append(connection, tenant, AuditEvent(actor, "registry.gc", "registry", "unreachable", total), at)

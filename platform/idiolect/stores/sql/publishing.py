@@ -14,14 +14,16 @@ from idiolect.audit import AuditEvent
 from idiolect.canonical import canonical_json
 from idiolect.errors import ConflictError, CorruptArtifactError, InvalidInputError, TooLargeError
 from idiolect.ids import sha256_hex
-from idiolect.registry.manifest import ReleaseTemplate, Version
+from idiolect.registry.manifest import LORA, ReleaseTemplate, Version
 from idiolect.registry.strict import check_template
 from idiolect.registry.weights import INLINE_MAX_BYTES
+from idiolect.stores.blobs.port import MAX_BYTES
 from idiolect.stores.ports import PublishOutcome
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.bulk import insert_rows
 from idiolect.stores.sql.engine import Hold, chunks, hold
+from idiolect.stores.sql.large_weights import blob_digest, doom_fenced
 
 Owner = tuple[str, str]  # (subject, domain), one of them empty
 
@@ -74,9 +76,10 @@ def _check_version(publication: Publication, version: Version) -> None:
             f"version {version.id} does not belong to the {publication.template.scope} release {publication.release}.",
             mend="Build it with the release's id; a user version has a subject only, a domain version a domain only.",
         )
-    if len(version.weights) > INLINE_MAX_BYTES:
+    limit = MAX_BYTES if publication.template.kind == LORA else INLINE_MAX_BYTES
+    if len(version.weights) > limit:
         raise TooLargeError(
-            f"version {version.id} has {len(version.weights)} bytes of weights, the limit is {INLINE_MAX_BYTES}.",
+            f"version {version.id} has {len(version.weights)} bytes of weights, the limit is {limit}.",
             mend="Lower the rank or train fewer layers.",
         )
     if sha256_hex(version.weights) != version.weights_sha256:
@@ -118,6 +121,7 @@ def publish(connection: Connection, publication: Publication, content: bytes) ->
     if earlier is not None:
         return earlier
     kept, fenced = _divide(connection, publication)
+    doom_fenced(connection, (version for version in publication.versions if version.subject in fenced), publication.at)
     outcome = PublishOutcome(len(kept), tuple(sorted(fenced)))
     _insert_release(connection, publication, content, outcome)
     for batch in chunks(kept, _BATCH):
@@ -210,6 +214,7 @@ def _insert_release(connection: Connection, publication: Publication, content: b
 
 
 def _version_row(tenant: str, version: Version) -> dict[str, Any]:
+    blob = blob_digest(version)
     return {
         "tenant": tenant,
         "id": version.id,
@@ -218,8 +223,9 @@ def _version_row(tenant: str, version: Version) -> dict[str, Any]:
         "domain": version.domain,
         "generation": version.generation,
         "parent": version.parent,
-        "weights": version.weights,
+        "weights": version.weights if blob is None else b"",
         "weights_sha256": bytes.fromhex(version.weights_sha256),
+        "blob": blob,
         "evaluation": json.dumps(dict(version.evaluation)) if version.evaluation else None,
         "key_id": version.key_id,
         "signature": version.signature,

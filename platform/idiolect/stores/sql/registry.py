@@ -17,6 +17,7 @@ from idiolect.stores.ports import PublishOutcome, StoredVersion
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow
+from idiolect.stores.sql.large_weights import keep_large, put_large
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.publishing import Publication, check_publication, content_digest, publish
 from idiolect.stores.sql.stored_templates import template_of
@@ -55,7 +56,10 @@ class Registry(Part):
         publication = Publication(release, template, versions, micros(now), reason, actor, staged)
         check_publication(publication)
         content = content_digest(publication)
-        return self._database.write(lambda connection: publish(connection, publication, content))
+        large = put_large(self._database, versions)
+        outcome = self._database.write(lambda connection: publish(connection, publication, content))
+        keep_large(self._database, large)
+        return outcome
 
     def version(self, tenant: str, version_id: str) -> StoredVersion | None:
         with self._database.reading() as connection:
@@ -152,6 +156,6 @@ def _summary_of(row: AnyRow) -> ReleaseSummary:
         created_at=template.created_at.isoformat(),
         versions=row.versions,
         revoked=row.revoked_at is not None,
-        epsilon=template.privacy.epsilon,
-        unit=template.privacy.unit,
+        epsilon=None if template.privacy is None else template.privacy.epsilon,
+        unit=None if template.privacy is None else template.privacy.unit,
     )

@@ -19,6 +19,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.erasure import erase
+from idiolect.stores.sql.large_weights import sweep
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import check_subject, fence, load_state, save_state, state_to_json
 from idiolect.stores.sql.rollout_members import note_complaint
@@ -34,6 +35,7 @@ class Resets(Part):
             lambda connection: _apply(connection, tenant, subject, reset_id, plan, now, actor)
         )
         self._database.scrub()
+        sweep(self._database)
         return record
 
     def reset(self, tenant: str, reset_id: str) -> ResetRecord | None:

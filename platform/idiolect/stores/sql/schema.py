@@ -392,11 +392,22 @@ versions = Table(
     _bytes("signature"),
     _text("withheld", nullable=True),  # why it is not served: `quarantined` or `rolled_back`; see registry.pointers
     _text("withheld_reason", nullable=True),
+    _bytes("blob", nullable=True),  # where the weights lie if they are too large for the row; `weights` is then empty
     UniqueConstraint("tenant", "id"),
     ForeignKeyConstraint(["tenant", "release"], ["releases.tenant", "releases.id"]),
     Index("versions_by_owner", "tenant", "subject", "domain", "seq"),
     sqlite_autoincrement=True,
 )
+
+Index(
+    "versions_by_blob",
+    versions.c.blob,
+    sqlite_where=versions.c.blob.is_not(None),
+    postgresql_where=versions.c.blob.is_not(None),
+)
+
+# Blobs whose versions were deleted, until they are too: see large_weights.
+doomed_blobs = Table("doomed_blobs", metadata, Column("digest", LargeBinary, primary_key=True), _whole("at"))
 
 pointers = Table(
     "pointers",

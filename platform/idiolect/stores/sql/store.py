@@ -14,6 +14,7 @@ from idiolect.stores.sql.feedback import Feedback
 from idiolect.stores.sql.garbage import GarbageCollecting
 from idiolect.stores.sql.idempotency import Idempotency
 from idiolect.stores.sql.imports import Imports
+from idiolect.stores.sql.large_weights import LargeWeights
 from idiolect.stores.sql.ledger import Ledger
 from idiolect.stores.sql.lineage import Lineages
 from idiolect.stores.sql.person_pages import PersonPages
@@ -47,6 +48,7 @@ class SqlStore(
     TrainingReads,
     Ledger,
     Registry,
+    LargeWeights,
     Resolving,
     Resets,
     Purges,

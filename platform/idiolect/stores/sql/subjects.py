@@ -16,6 +16,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.erasure import erase
+from idiolect.stores.sql.large_weights import sweep
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import (
     STATE_COLUMNS,
@@ -52,6 +53,7 @@ class Subjects(Part):
         )
         if change.refuses:
             self._database.scrub()
+            sweep(self._database)
         return state
 
     def subjects(self, tenant: str, *, after: str = "", limit: int = 100) -> Sequence[SubjectState]:

@@ -204,7 +204,7 @@ class ControlRoutes:
             "release": version.release,
             "created_at": stored.template.created_at,
             "norm": norm,
-            "privacy": stored.template.privacy.to_json(),
+            "privacy": None if stored.template.privacy is None else stored.template.privacy.to_json(),
             "carried_from": None if stored.template.carried is None else stored.template.carried.release,
             "directions": directions,
         }

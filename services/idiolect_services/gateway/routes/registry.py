@@ -148,8 +148,9 @@ def summary_of(stored: StoredVersion) -> dict[str, Any]:
         "withheld": stored.withheld,
         "weights_sha256": version.weights_sha256,
         "created_at": template.created_at,
-        "epsilon": template.privacy.epsilon,
-        "unit": template.privacy.unit,
+        "kind": template.kind,
+        "epsilon": None if template.privacy is None else template.privacy.epsilon,
+        "unit": None if template.privacy is None else template.privacy.unit,
     }
 
 

@@ -22,8 +22,9 @@ class AdapterSummary(ResponseModel):
     withheld: str | None = Field(description="Why it is not served although published: quarantined or rolled back.")
     weights_sha256: str
     created_at: datetime
-    epsilon: float
-    unit: str
+    kind: str = Field(description="`head_lora`: a few numbers in the model's own basis. `lora`: any layers.")
+    epsilon: float | None = Field(description="null where nothing is claimed: it was trained elsewhere.")
+    unit: str | None
 
 
 class AdapterPage(ResponseModel):
@@ -46,8 +47,8 @@ class ReleaseEntry(ResponseModel):
     created_at: str
     versions: int
     revoked: bool
-    epsilon: float
-    unit: str
+    epsilon: float | None = Field(description="null where nothing is claimed.")
+    unit: str | None
 
 
 class ReleaseList(ResponseModel):
