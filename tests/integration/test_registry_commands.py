@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 from idiolect.errors import ConflictError, CorruptArtifactError, IdiolectError, InvalidInputError, NotFoundError
 from idiolect_services import signing_keys
 from idiolect_services.cli import app
-from idiolect_services.cli.registry_moves import unused_models
+from idiolect_services.cli.registry_moves import unused_blobs, unused_models
+from idiolect_services.model_blobs import share_model
 from idiolect_services.wiring import open_installation
 
 USER = f"person {NEW[0]}"
@@ -141,6 +142,18 @@ def test_gc_counts_first_and_deletes_only_when_told(trained: Home) -> None:
     assert len(ids(trained, home_person(trained))) == 2
     assert trained.live(home_person(trained)) is not None
     assert "would delete 0 versions" in run(trained, "registry", "gc").output
+
+
+def test_gc_finds_only_blobs_that_are_old_and_belong_to_nothing(home: Home) -> None:
+    blobs = home.installation.blobs
+    share_model(blobs, home.installation.models, home.model.digest)
+    orphan, young = blobs.put(b"nobody names this"), blobs.put(b"somebody may be about to name this")
+    now = home.installation.clock.now()
+    old = (now - timedelta(days=40)).timestamp()
+    for path in (home.installation.root / "blobs").rglob("*"):
+        if path.name != young:
+            os.utime(path, (old, old))
+    assert [blob.digest for blob in unused_blobs(home.installation, now - timedelta(days=30))] == [orphan]
 
 
 def test_gc_deletes_only_model_folders_that_are_old_and_unused(home: Home) -> None:
