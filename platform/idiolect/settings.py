@@ -22,8 +22,8 @@ class Settings(BaseSettings):
     home: Path = Field(Path("~/.idiolect"), description="The one folder that holds all state.")
     secrets_dir: Path | None = Field(
         None,
-        description="Folder with the installation's keys, never written to; may hold settings as files too. "
-        "`secrets` in the home, made on first use, if not set.",
+        description="Folder with the installation's keys, which servers never write to; may hold settings as files "
+        "too. `secrets` in the home, made on first use, if not set.",
     )
     data_dir: Path | None = Field(None, description="Folder of real data sets; the demo then runs on its `polis`.")
     backbone: str = Field(DEFAULT_BACKBONE, description="Hugging Face id or local folder of the encoder or decoder.")
@@ -102,6 +102,19 @@ class Settings(BaseSettings):
     )
     idempotency_hours: float = Field(
         24.0, gt=0, le=720, description="Hours for which a request sent again with its Idempotency-Key is recognised."
+    )
+    oidc_issuer: str | None = Field(
+        None, description="OpenID Connect issuer at which administrators log in, an https address; off if not set."
+    )
+    oidc_audience: str | None = Field(None, description="What the issuer writes into `aud` of tokens for Idiolect.")
+    oidc_roles: str = Field(
+        "", description="What roles may do, such as ops=registry+admin, viewers=registry; nobody anything."
+    )
+    oidc_roles_claim: str = Field("roles", min_length=1, description="Claim with the roles: a list, or words.")
+    oidc_tenant_claim: str = Field("tenant", min_length=1, description="Claim with the tenant that a token is for.")
+    oidc_jwks_url: str | None = Field(
+        None,
+        description="Where the issuer's keys are, if on another host than the issuer; found by discovery if not set.",
     )
     upstream_hosts: str = Field(
         "", description="Where tenants may have completions made: names, or origins like http://10.0.0.5:8000; none."

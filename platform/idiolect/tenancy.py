@@ -38,9 +38,12 @@ class Caller:
     scopes: frozenset[Scope]
     key_id: str = field(default="", compare=False)  # names the caller in the audit log
     subject: str | None = None  # the one person that an end user's token speaks for
+    login: str | None = None  # the administrator, where no key but the operator's identity provider vouches
 
     @property
     def actor(self) -> str:
+        if self.login is not None:
+            return f"administrator {self.login}"
         key = f"api key {self.key_id}" if self.key_id else "api"
         return key if self.subject is None else f"the person, by {key}"
 

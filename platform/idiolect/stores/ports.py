@@ -107,6 +107,8 @@ class TenantStore(Protocol):
         """Idempotent."""
         ...
 
+    def tenant_exists(self, tenant: str) -> bool: ...
+
     def create_key(
         self, tenant: str, scopes: Iterable[Scope], secret_hash: bytes, now: datetime, *, actor: str = "operator"
     ) -> ApiKey:

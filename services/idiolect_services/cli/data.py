@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from idiolect.errors import InvalidInputError
 from idiolect.settings import Settings
 from idiolect.stores.ports import ImportOptions
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, console, settings_for
-from idiolect_services.datasets import import_dataset, read_dataset
+from idiolect_services.datasets import import_dataset, read_dataset, sample_folder
 from idiolect_services.wiring import open_installation
 
 
@@ -25,7 +26,7 @@ class Format(StrEnum):
 
 def import_data(
     kind: Annotated[Format, typer.Argument(metavar="FORMAT", help="polis, ukpconvarg, coauthor, ratings or sample.")],
-    path: Annotated[Path, typer.Argument(help="The data set's folder.")],
+    path: Annotated[Path | None, typer.Argument(help="The data set's folder; `sample` comes with Idiolect.")] = None,
     public: Annotated[
         bool, typer.Option(help="Declare the data public: only then may it train the global model.")
     ] = False,
@@ -39,7 +40,10 @@ def import_data(
 
     Example: idiolect import polis data/polis --public --opt-in
     """
-    run_import(settings_for(home), tenant, kind.value, path, ImportOptions(public=public, opt_in=opt_in))
+    if path is None and kind is not Format.SAMPLE:
+        raise InvalidInputError(f"the folder of {kind.value} is not named.", mend="Give it after the format.")
+    folder = path or sample_folder()
+    run_import(settings_for(home), tenant, kind.value, folder, ImportOptions(public=public, opt_in=opt_in))
 
 
 def run_import(settings: Settings, tenant: str, kind: str, path: Path, options: ImportOptions) -> None:

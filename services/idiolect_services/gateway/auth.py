@@ -1,4 +1,4 @@
-"""Who is calling: a tenant's server with a key, or an end user with a token.
+"""Who is calling: a tenant's server with a key, an end user with a token, or an administrator who logged in elsewhere.
 
 A key is looked up again after at most half a second, so a revoked one stops within a second, and so do its tokens.
 """
@@ -13,7 +13,9 @@ from idiolect.errors import NotAuthenticatedError
 from idiolect.stores.ports import TenantStore
 from idiolect.tenancy import KEY_PREFIX, Caller, hash_secret
 from idiolect_services.gateway.lanes import Lane
-from idiolect_services.gateway.tokens import MAX_CHARS, Tokens
+from idiolect_services.gateway.oidc import MAX_CHARS as MAX_LOGIN_CHARS
+from idiolect_services.gateway.oidc import Logins
+from idiolect_services.gateway.tokens import MAX_CHARS, Tokens, is_ours
 
 CACHE_SECONDS = 0.5
 CACHE_KEYS = 1024
@@ -24,19 +26,43 @@ class Authenticator:
     """Only good keys are cached, by their hash: a flood of bad ones can't push them out."""
 
     def __init__(
-        self, store: TenantStore, lane: Lane, monotonic: Callable[[], float] = time.monotonic, *, tokens: Tokens
+        self,
+        store: TenantStore,
+        lane: Lane,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        tokens: Tokens,
+        logins: Logins | None = None,
     ) -> None:
         self._store = store
         self._lane = lane
         self._monotonic = monotonic
         self._tokens = tokens
+        self._logins = logins
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
 
     async def caller(self, header: str | None) -> Caller:
         """The caller that `Authorization: Bearer ...` names. Raises NotAuthenticatedError, the same for a missing,
         malformed, unknown and revoked key, and for whatever is wrong with a token."""
-        secret = _secret_in(header)
-        return await (self._key(secret) if secret.startswith(KEY_PREFIX) else self._end_user(secret))
+        secret = _secret_in(header, MAX_CHARS if self._logins is None else MAX_LOGIN_CHARS)
+        if secret.startswith(KEY_PREFIX):
+            return await self._key(secret)
+        if self._logins is None or is_ours(secret):
+            return await self._end_user(secret)
+        return await self._login(self._logins, secret)
+
+    async def _login(self, logins: Logins, token: str) -> Caller:
+        """Checked anew each time; only that its tenant exists is remembered."""
+        caller = await logins.read(token)
+        if caller is None:
+            raise _refused()
+        name = hash_secret(f"exists {caller.tenant}")
+        now = self._monotonic()
+        if name not in self._known or now >= self._known[name][0]:
+            if not await self._lane.run(self._store.tenant_exists, caller.tenant):
+                raise _refused()
+            self._remember(name, now, caller)
+        return caller
 
     async def _end_user(self, token: str) -> Caller:
         """Checked anew each time; only that its key still holds is remembered, as long as for keys."""
@@ -72,10 +98,10 @@ class Authenticator:
             self._known.popitem(last=False)
 
 
-def _secret_in(header: str | None) -> str:
+def _secret_in(header: str | None, longest: int) -> str:
     scheme, _, secret = (header or "").partition(" ")
     secret = secret.strip()
-    most = SECRET_MAX_CHARS if secret.startswith(KEY_PREFIX) else MAX_CHARS
+    most = SECRET_MAX_CHARS if secret.startswith(KEY_PREFIX) else longest
     if scheme.lower() != "bearer" or not secret or len(secret) > most:
         raise _refused()
     return secret

@@ -22,6 +22,7 @@ from idiolect_services.gateway.gate import GenerationGate
 from idiolect_services.gateway.lanes import Lanes
 from idiolect_services.gateway.limits import RateLimits
 from idiolect_services.gateway.metrics import Metrics
+from idiolect_services.gateway.oidc import logins_of
 from idiolect_services.gateway.pace import Pace
 from idiolect_services.gateway.queueing import Bounds
 from idiolect_services.gateway.recorder import InferenceRecorder
@@ -80,7 +81,9 @@ class Gateway:
             metrics=Metrics(),
             gate=gate,
             fence=AnswerFence(gate, store, lanes.serving),
-            authenticator=Authenticator(store, lanes.control, tokens=tokens),
+            authenticator=Authenticator(
+                store, lanes.control, tokens=tokens, logins=logins_of(settings, services.clock)
+            ),
             recorder=InferenceRecorder(store),
             pace=Pace(embedded=store.embedded),
             upstream_rules=HostRules.parse(services.settings.upstream_hosts),

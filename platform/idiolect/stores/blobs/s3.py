@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,7 +24,10 @@ class S3Blobs:
         import obstore.store
 
         options: dict[str, Any] = {"timeout": timedelta(seconds=30), "connect_timeout": timedelta(seconds=5)}
-        options |= {"allow_http": True} if str(config.get("endpoint", "")).startswith("http://127.0.0.1") else {}
+        # With options of our own, obstore no longer looks at this variable itself.
+        asked = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
+        if asked or str(config.get("endpoint", "")).startswith("http://127.0.0.1"):
+            options["allow_http"] = True
         try:
             self._store: S3Store = obstore.store.S3Store(
                 bucket, prefix=prefix or None, client_options=options, retry_config=_PATIENCE, **config

@@ -24,6 +24,7 @@ _KEYS = schema.api_keys.c
 _AUTHENTICATE = select(_KEYS.id, _KEYS.tenant, _KEYS.scopes).where(
     _KEYS.secret_hash == bindparam("secret_hash"), _KEYS.revoked_at.is_(None)
 )
+_EXISTS = select(schema.tenants.c.name).where(schema.tenants.c.name == bindparam("tenant"))
 _HOLDS = select(_KEYS.id).where(
     _KEYS.id == bindparam("key_id"), _KEYS.tenant == bindparam("tenant"), _KEYS.revoked_at.is_(None)
 )
@@ -33,6 +34,10 @@ class Tenants(Part):
     def create_tenant(self, tenant: str, now: datetime) -> None:
         at = micros(now)
         self._database.write(lambda connection: _create(connection, tenant, at))
+
+    def tenant_exists(self, tenant: str) -> bool:
+        with self._database.point_reading(single=True) as connection:
+            return connection.scalar(_EXISTS, {"tenant": tenant}) is not None
 
     def create_key(
         self, tenant: str, scopes: Iterable[Scope], secret_hash: bytes, now: datetime, *, actor: str = "operator"
