@@ -19,7 +19,7 @@ from idiolect_services.gateway.context import Gateway, GatewayServices
 from idiolect_services.gateway.edge import Edge
 from idiolect_services.gateway.hot_routes import HotRoutes
 from idiolect_services.gateway.measured import Measured
-from idiolect_services.gateway.openapi import Documented
+from idiolect_services.gateway.openapi import Documented, needed_by
 from idiolect_services.gateway.problems import not_found, problem, problem_from
 from idiolect_services.gateway.routes.adapters import AdapterRoutes
 from idiolect_services.gateway.routes.chat import ChatRoutes
@@ -92,10 +92,13 @@ def _handlers(gateway: Gateway) -> dict[type[Exception], Handler]:
         return problem_from(error, request)
 
     async def _unauthenticated(request: Request) -> Response | None:
-        """What was wrong with the address or its query is only said to who may call at all."""
-        if request.url.path.startswith("/v1/"):
+        """What was wrong with the address or its query is only said to who may call it."""
+        needed = needed_by(request.scope.get("route"))
+        if needed is not None or request.url.path.startswith("/v1/"):
             try:
-                await gateway.authenticator.caller(request.headers.get("authorization"))
+                caller = await gateway.authenticator.caller(request.headers.get("authorization"))
+                if needed is not None:
+                    needed.check(caller)
             except IdiolectError as refused:
                 return problem_from(refused, request)
         return None

@@ -17,6 +17,9 @@ logger = logging.getLogger("idiolect.gateway")
 
 LIMIT_HEADERS = "limit_headers"  # in the request's state: what was counted for its caller
 
+# No browser keeps an answer, or takes one that holds a person's words for a page.
+_ALWAYS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -33,7 +36,7 @@ class Edge:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         _route_on_the_raw_path(scope)
-        added = ((b"x-request-id", request_id.encode()), (b"cache-control", b"no-store"))
+        added = ((b"x-request-id", request_id.encode()), *_ALWAYS)
         started = False
 
         async def send_with_headers(message: Message) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,9 +11,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from idiolect.tenancy import Scope
+from idiolect.tenancy import Caller, Scope
 from idiolect_services.gateway.problems import MEDIA_TYPE
 from idiolect_services.gateway.schemas.common import Problem
+from idiolect_services.gateway.tokens import TOKEN_SCOPES
 
 _REF = "#/components/schemas/{model}"
 
@@ -52,14 +54,16 @@ class Documented:
         status: int = 200,
         problems: Sequence[int] = (),
         headers: Sequence[tuple[str, str]] = (),
+        people: bool = True,
     ) -> dict[str, Any]:
-        """Keyword arguments for `add_api_route`. `headers`: (name, description) of optional request headers."""
+        """Keyword arguments for `add_api_route`. `headers`: (name, description) of optional request headers. Without
+        `people` no end user's token opens it, whatever its scope."""
         responses = [response] if isinstance(response, type) else list(response)
         bodies = [body] if isinstance(body, type) else list(body or ())
         self._responses += responses
         self._requests += bodies
         named = {*(_ALWAYS if scope else (500, 503)), *(_WITH_BODY if bodies else ()), *problems}
-        extra: dict[str, Any] = {"security": [{"key": []}] if scope else []}
+        extra: dict[str, Any] = {"security": _security(scope, people)}
         if bodies:
             extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _any_of(bodies)}}}
         if headers:
@@ -96,8 +100,39 @@ class Documented:
         components = document.setdefault("components", {})
         # FastAPI's own 422 body is never sent; ours is a problem.
         components["schemas"] = definitions["$defs"]
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "bearerFormat": "idio_..."}}
+        components["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer", "bearerFormat": "idio_..."},
+            "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+        }
         return document
+
+
+def _security(scope: Scope | None, people: bool) -> list[dict[str, list[str]]]:
+    """A key of a tenant, or a token of one person, each with the scope."""
+    if scope is None:
+        return []
+    names = ["key", "token"] if people and scope in TOKEN_SCOPES else ["key"]
+    return [{name: [scope.value]} for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """`people`: whether an end user's token will do."""
+
+    scope: Scope
+    people: bool
+
+    def check(self, caller: Caller) -> None:
+        """Raises NotFoundError."""
+        caller.require(self.scope)
+        if not self.people:
+            caller.require_server()
+
+
+def needed_by(route: Any) -> Needed | None:
+    """What a route that was described here asks of its caller, None if nothing."""
+    security = (getattr(route, "openapi_extra", None) or {}).get("security")
+    return Needed(Scope(security[0]["key"][0]), len(security) > 1) if security else None
 
 
 def _any_of(models: Sequence[type[BaseModel]]) -> dict[str, Any]:

@@ -25,10 +25,7 @@ AT_ONCE = 2  # exports under way in this process
 MEDIA_TYPE = "application/zip"
 STEP_SECONDS = 60.0  # for a chunk: whoever reads more slowly gives way to others
 
-_HEADERS = {
-    "Content-Disposition": f'attachment; filename="{FILE_NAME}"',
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = {"Content-Disposition": f'attachment; filename="{FILE_NAME}"'}
 
 
 class ExportRoutes:

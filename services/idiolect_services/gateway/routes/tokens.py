@@ -22,7 +22,7 @@ class TokenRoutes:
 
     def router(self, documented: Documented) -> APIRouter:
         router = APIRouter(tags=["tokens"])
-        described = documented.route(Scope.CONTROLS, TokenResponse, body=TokenRequest, status=201)
+        described = documented.route(Scope.CONTROLS, TokenResponse, body=TokenRequest, status=201, people=False)
         router.add_api_route("/v1/tokens", self.issue, methods=["POST"], **described)
         return router
 
