@@ -82,6 +82,7 @@ class PurgeFollower(PurgeListener):
         *,
         embedded: bool = False,
         hints: Hints | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.replica: str = new_id()
         self._store = store
@@ -89,6 +90,7 @@ class PurgeFollower(PurgeListener):
         self._clock = clock
         self._poll_s = EMBEDDED_POLL_SECONDS if embedded else POLL_SECONDS
         self._hints = hints or NoHints()
+        self._monotonic = monotonic
         self._since = self._cursor = self._said = -1
         self._beat_at = 0.0
         self._tell = threading.Event()
@@ -152,14 +154,14 @@ class PurgeFollower(PurgeListener):
                 self._forget(purge.tenant, purge.subject)
             self._cursor = purges[-1].seq
         self._cursor = max(self._cursor, 0)
-        if self._cursor != self._said or time.monotonic() - self._beat_at > BEAT_SECONDS:
+        if self._cursor != self._said or self._monotonic() - self._beat_at > BEAT_SECONDS:
             self._store.sweep_blobs()
             self._say()
 
     def _say(self) -> None:
         cursor = self._cursor
         self._store.follow(self.replica, self._since, cursor, self._clock.now())
-        self._said, self._beat_at = cursor, time.monotonic()
+        self._said, self._beat_at = cursor, self._monotonic()
 
     def _complain(self, error: IdiolectError) -> None:
         """Once per trouble: what is cached is not served, so this can wait."""

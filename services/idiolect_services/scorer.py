@@ -140,8 +140,11 @@ class Scorer:
         bank: AdapterBank,
         quarantine: Quarantine | None = None,
         on_served: OnServed = nobody_counts,
+        uptime: Callable[[], float] = uptime,
     ) -> None:
-        """`on_served` counts requests of people who take part in a rollout; it must not block."""
+        """`on_served` counts requests of people who take part in a rollout; it must not block. `uptime`: that of the
+        process, by which answers are fenced."""
+        self._uptime = uptime
         self._on_served = on_served
         self.quarantine = quarantine or Quarantine(store)
         self.store = store
@@ -157,7 +160,7 @@ class Scorer:
         features_NW = self.features.cached(request.tenant, request.pairs, request.subject)
         if features_NW is None:
             return None
-        looked_at = uptime()
+        looked_at = self._uptime()
         resolution = self._resolved(request)
         if resident and resolution is not None and not self._is_resident(request, resolution):
             return None
@@ -189,7 +192,7 @@ class Scorer:
         store can't be reached. In every other mode an unreachable store or a bad adapter only takes away its part."""
         if features_NW is None:
             features_NW = self.compute_features(request)
-        looked_at = uptime()
+        looked_at = self._uptime()
         try:
             return self._finish(request, self._stack(request, self._resolved(request)), features_NW, looked_at)
         except Exception as error:
@@ -204,7 +207,7 @@ class Scorer:
         held = _required_holds(request, unconfirmed)
         if features_NW is None:
             features_NW = self.compute_features(request)
-        return self._finish(request, held, features_NW, uptime())
+        return self._finish(request, held, features_NW, self._uptime())
 
     def _resolved(self, request: ScoreRequest) -> Resolution | None:
         """None if the store can't be read: then nothing about anybody is confirmed."""
@@ -284,7 +287,7 @@ class Scorer:
     def _finish(self, request: ScoreRequest, stack: Stack, features_NW: Features, looked_at: float) -> ScoreResult:
         """`looked_at`: before what `stack` was resolved from was read."""
         if stack.user_K is not None:
-            looked_at = uptime()  # it is read once more
+            looked_at = self._uptime()  # it is read once more
         result = sum_stack(stack, features_NW, self.model.user_rank, looked_at, explain=request.explain)
         confirmed = stack if stack.user_K is None else _required_holds(request, self._confirmed(request, stack))
         if confirmed is not stack:

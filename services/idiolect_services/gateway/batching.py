@@ -12,14 +12,14 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
 from idiolect.errors import UnavailableError
 from idiolect_adapters.runtime.features import FeatureCache, Features, Pair, Wanted
+from idiolect_services.gateway.process import Process
 from idiolect_services.gateway.queueing import Ask, Bounds, FairQueue, Waiting
 from idiolect_services.gateway.statuses import StatusError
 
@@ -85,15 +85,16 @@ class _Outcome:
 class Batcher:
     """Ask it from any event loop. It has one thread, which is at work only while something waits."""
 
-    def __init__(self, bounds: Bounds | None = None, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, bounds: Bounds | None = None, process: Process | None = None) -> None:
+        process = process or Process()
         self._queue = FairQueue(bounds or Bounds())
-        self._monotonic = monotonic
+        self._monotonic = process.monotonic
         self._lock = threading.Lock()
         self._enough = threading.Event()  # for one forward: an idle server need not wait for more
         self._working = False
         self._speed = _Speed()
         self._counts = _Counts()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="idiolect-compute")
+        self._pool = process.threads("compute", 1)
 
     async def features(
         self, cache: FeatureCache, tenant: str, pairs: Sequence[Pair], person: str | None, seconds: float

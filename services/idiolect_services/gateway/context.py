@@ -17,13 +17,14 @@ from idiolect_services.exports import PeftFiles
 from idiolect_services.gateway.auth import Authenticator
 from idiolect_services.gateway.batching import Batcher
 from idiolect_services.gateway.edge import LIMIT_HEADERS
-from idiolect_services.gateway.fencing import AnswerFence, wait_for_others
+from idiolect_services.gateway.fencing import AnswerFence
 from idiolect_services.gateway.gate import GenerationGate
 from idiolect_services.gateway.lanes import Lanes
 from idiolect_services.gateway.limits import RateLimits
 from idiolect_services.gateway.metrics import Metrics
 from idiolect_services.gateway.oidc import logins_of
 from idiolect_services.gateway.pace import Pace
+from idiolect_services.gateway.process import Process
 from idiolect_services.gateway.queueing import Bounds
 from idiolect_services.gateway.recorder import InferenceRecorder
 from idiolect_services.gateway.tokens import Tokens
@@ -49,6 +50,7 @@ class GatewayServices:
     peft: PeftFiles | None = None  # without it, exports hold adapters in our own format only
     purges: PurgeListener = field(default_factory=PurgeListener)
     upstreams: UpstreamClient = field(default_factory=UpstreamClient)
+    process: Process = field(default_factory=Process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +72,22 @@ class Gateway:
 
     @staticmethod
     def over(services: GatewayServices) -> Gateway:
-        lanes = Lanes()
-        store, settings = services.store, services.settings
+        store, settings, process = services.store, services.settings, services.process
+        lanes = Lanes(process)
         gate = GenerationGate()
         tokens = Tokens(services.vault, services.clock)
         return Gateway(
             services=services,
             lanes=lanes,
-            batcher=Batcher(Bounds(settings.tenant_queue_texts, settings.queue_texts)),
+            batcher=Batcher(Bounds(settings.tenant_queue_texts, settings.queue_texts), process),
             metrics=Metrics(),
             gate=gate,
-            fence=AnswerFence(gate, store, lanes.serving),
+            fence=AnswerFence(gate, store, lanes.serving, process.uptime, process.sleep),
             authenticator=Authenticator(
-                store, lanes.control, tokens=tokens, logins=logins_of(settings, services.clock)
+                store, lanes.control, process.monotonic, tokens=tokens, logins=logins_of(settings, services.clock)
             ),
-            recorder=InferenceRecorder(store),
-            pace=Pace(embedded=store.embedded),
+            recorder=InferenceRecorder(store, process),
+            pace=Pace(embedded=store.embedded, monotonic=process.monotonic),
             upstream_rules=HostRules.parse(services.settings.upstream_hosts),
             tokens=tokens,
             limits=RateLimits.of(services.settings),
@@ -122,7 +124,7 @@ class Gateway:
         under an older one. It fences here, and waits for the others where there may be any."""
         self.forget(tenant, subject, generation)
         if await self.lanes.control.run(self._has_company):
-            await wait_for_others()
+            await self.fence.wait_for_others()
 
     def _has_company(self) -> bool:
         """An embedded store serves one process as a rule, but nobody keeps a second from being started on it."""

@@ -6,7 +6,7 @@ See `idiolect.resets.fence` for why time alone makes this hold between processes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from idiolect.resets.fence import RESET_SECONDS, may_leave, uptime
@@ -34,12 +34,18 @@ class AnswerFence:
     """Only for the event loop's thread, as the gate is."""
 
     def __init__(
-        self, gate: GenerationGate, store: SubjectStore, lane: Lane, uptime: Callable[[], float] = uptime
+        self,
+        gate: GenerationGate,
+        store: SubjectStore,
+        lane: Lane,
+        uptime: Callable[[], float] = uptime,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._gate = gate
         self._store = store
         self._lane = lane
         self._uptime = uptime
+        self._sleep = sleep
 
     async def admits(self, ticket: int, claim: Claim) -> bool:
         """Whether the response may leave; if so, hand it to the server without another await.
@@ -65,7 +71,6 @@ class AnswerFence:
             return False
         return state.generation == claim.generation and not (claim.personal and state.refusal(claim.domain))
 
-
-async def wait_for_others() -> None:
-    """After the commit and before the answer of what fences a person."""
-    await asyncio.sleep(RESET_SECONDS)
+    async def wait_for_others(self) -> None:
+        """After the commit and before the answer of what fences a person."""
+        await self._sleep(RESET_SECONDS)

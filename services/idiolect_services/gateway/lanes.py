@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 
 from idiolect.errors import UnavailableError
+from idiolect_services.gateway.process import Process
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,11 +17,11 @@ T = TypeVar("T")
 class Lane:
     """`threads` workers and at most `depth` calls waiting or running. Call it from one event loop only."""
 
-    def __init__(self, name: str, *, threads: int, depth: int) -> None:
+    def __init__(self, name: str, *, threads: int, depth: int, process: Process | None = None) -> None:
         self.name = name
         self._depth = depth
         self._inside = 0
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"idiolect-{name}")
+        self._pool: Executor = (process or Process()).threads(name, threads)
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Raises UnavailableError (code `overloaded`) at once if the lane is full."""
@@ -50,9 +51,9 @@ class Lane:
 class Lanes:
     """Two lanes, so that a flood of rankings can't hold up a reset. What needs the model waits elsewhere (batching)."""
 
-    def __init__(self) -> None:
-        self.serving = Lane("serving", threads=4, depth=256)
-        self.control = Lane("control", threads=2, depth=64)
+    def __init__(self, process: Process | None = None) -> None:
+        self.serving = Lane("serving", threads=4, depth=256, process=process)
+        self.control = Lane("control", threads=2, depth=64, process=process)
 
     def close(self) -> None:
         for lane in (self.serving, self.control):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
 from idiolect.errors import IdiolectError, UnavailableError
 from idiolect.stores.ports import RecordOutcome, ShownInference, SignalStore
+from idiolect_services.gateway.process import Process
 
 MAX_WAITING = 1024
 MAX_GROUP = 64
@@ -31,12 +31,12 @@ class _Waiting:
 class InferenceRecorder:
     """One thread that writes. What waits for it is bounded: beyond that, `record` refuses at once."""
 
-    def __init__(self, store: SignalStore) -> None:
+    def __init__(self, store: SignalStore, process: Process | None = None) -> None:
         self._store = store
         self._waiting: list[_Waiting] = []
         self._writing = False
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="idiolect-recorder")
+        self._pool = (process or Process()).threads("recorder", 1)
 
     async def record(self, shown: ShownInference) -> RecordOutcome:
         """Once it is committed, or why it is not. Raises UnavailableError (code `overloaded`) if too many wait."""

@@ -34,7 +34,6 @@ from idiolect_adapters.runtime.bank import Owner
 from idiolect_services.directions import Directions
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
-from idiolect_services.gateway.fencing import wait_for_others
 from idiolect_services.gateway.idempotency import Idempotency, key_of
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.schemas.controls import (
@@ -154,7 +153,9 @@ class ControlRoutes:
         if record is None or record.subject != subject:
             raise NotFoundError("no such reset.")
         if not self._store.embedded:
-            await wait_for_others()  # it may have been committed only now, and not have answered yet
+            await (
+                self._gateway.fence.wait_for_others()
+            )  # it may have been committed only now, and not have answered yet
         return await self._signed(record)
 
     async def _signed(self, record: ResetRecord, purged: str | None = None) -> Response:
