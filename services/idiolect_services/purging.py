@@ -105,6 +105,11 @@ class PurgeFollower(PurgeListener):
         return self._cursor
 
     def start(self) -> None:
+        self.begin()
+        self._hints.start(self._wake.set)
+        self._thread.start()
+
+    def begin(self) -> None:
         """Follow from the end of the log on. If the store can't be asked now, follow all of it later."""
         try:
             self._since = self._cursor = self._store.purge_head()
@@ -112,8 +117,6 @@ class PurgeFollower(PurgeListener):
         except IdiolectError as error:
             self._since = 0 if self._since < 0 else self._since
             self._complain(error)
-        self._hints.start(self._wake.set)
-        self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
