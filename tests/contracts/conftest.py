@@ -29,6 +29,7 @@ def postgres_database(postgres: PostgresServer) -> str:
 
 
 def _empty(url: str) -> None:
+    """`url`: of the superuser."""
     tables = ", ".join(schema.metadata.tables)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")  # the audit log refuses to be emptied
@@ -36,9 +37,9 @@ def _empty(url: str) -> None:
 
 
 @pytest.fixture
-def postgres_url(postgres_database: str) -> Iterator[str]:
+def postgres_url(postgres: PostgresServer, postgres_database: str) -> Iterator[str]:
     yield postgres_database
-    _empty(postgres_database)
+    _empty(postgres.admin_url("idiolect"))
 
 
 @pytest.fixture(scope="session")

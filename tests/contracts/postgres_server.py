@@ -22,6 +22,8 @@ import psycopg
 
 _SETTINGS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB", "listen_addresses=")
 
+_OWNER = "idiolect"
+
 
 class PostgresServer:
     """Listens on a socket in its own folder; nothing outlives `stop`."""
@@ -37,15 +39,20 @@ class PostgresServer:
             raise
 
     def url(self, database: str) -> str:
+        """As the user that owns the databases: an ordinary one, whom row-level security binds."""
+        return f"postgresql://{_OWNER}@/{database}?host={self._home / 'run'}"
+
+    def admin_url(self, database: str = "postgres") -> str:
+        """As the superuser."""
         return f"postgresql://postgres@/{database}?host={self._home / 'run'}"
 
     def create_database(self, name: str) -> str:
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+        with psycopg.connect(self.admin_url(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} OWNER {_OWNER}".encode())
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+        with psycopg.connect(self.admin_url(), autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
     def stop(self) -> None:
@@ -106,13 +113,17 @@ class PostgresServer:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and process.poll() is None:
             try:
-                psycopg.connect(self.url("postgres")).close()
+                self._create_owner()
                 return
             except psycopg.OperationalError:
                 time.sleep(0.05)
         process.kill()
         process.wait()
         raise TimeoutError((self._home / "log").read_text()[-500:])
+
+    def _create_owner(self) -> None:
+        with psycopg.connect(self.admin_url(), autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {_OWNER} LOGIN".encode())
 
 
 def _unprivileged() -> dict[str, Any]:

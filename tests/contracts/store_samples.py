@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+from sqlalchemy import Connection
 
 from idiolect.consent import ConsentChange
 from idiolect.ids import text_digest
@@ -18,6 +20,8 @@ from idiolect.registry.weights import dump_weights
 from idiolect.signals.comparison import Comparison, Item, PreferenceDataset, Rating
 from idiolect.signals.events import DerivedComparison, Inference
 from idiolect.stores.ports import FeedbackSignal, ImportOptions, PublishOutcome, Store
+from idiolect.stores.sql import SqlStore
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS, stand_behind
 
 TENANT = "acme"
 GLOBAL = "g" * 64
@@ -25,6 +29,14 @@ T0 = datetime(2026, 5, 1, 12, tzinfo=UTC)
 EVENT = GaussianEvent(noise_multiplier=2.0, steps=8)  # rho = 1
 OPTED_IN = ImportOptions(public=False, opt_in=True)
 PUBLIC = ImportOptions(public=True, opt_in=False)
+
+
+@contextmanager
+def tampering(store: SqlStore) -> Iterator[Connection]:
+    """A transaction of somebody who reads and changes the database beside the store."""
+    with store._database.engine.begin() as connection:
+        stand_behind(connection, ALL_TENANTS)
+        yield connection
 
 
 def at(minutes: float) -> datetime:

@@ -18,6 +18,7 @@ from idiolect.resets.plan import plan_reset
 from idiolect.signals.comparison import PreferenceDataset, Rating
 from idiolect.stores.ports import ImportOptions, Store
 from idiolect.stores.sql import SqlStore, open_store, schema
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["idiolect.stores.sql"])
@@ -61,7 +62,7 @@ def check_rules(store: SqlStore) -> None:
     imported = {info.name for info in store.datasets(TENANT)}
     assert len(store.shared_data(TENANT).ratings) == (RATINGS if imported else 0)
     assert len({item.prompt for item in store.shared_data(TENANT).items}) <= 1
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         releases = dict(connection.execute(select(schema.releases.c.id, schema.releases.c.versions)).all())
         history = schema.pointer_history.c
         published = connection.execute(

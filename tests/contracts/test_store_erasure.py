@@ -27,6 +27,7 @@ from idiolect.resets.receipt import ResetRecord
 from idiolect.stores.people_ports import KeptAnswer
 from idiolect.stores.ports import ImportOptions, Store
 from idiolect.stores.sql import SqlStore, schema
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 # What names a person and stays: the reduced row of settings, the tombstone, the record, the charges, the audit log.
 STAYS = {
@@ -81,7 +82,7 @@ def fill(store: SqlStore) -> None:
 def tables_naming(store: SqlStore, person: str) -> set[str]:
     """Every table of which any cell holds the person's name."""
     found = set()
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         for name, table in schema.metadata.tables.items():
             for row in connection.execute(select(table)):
                 cells = [bytes(cell) if isinstance(cell, memoryview) else cell for cell in row]

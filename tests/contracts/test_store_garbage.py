@@ -14,6 +14,7 @@ from test_store_races import at_once
 from idiolect.registry.garbage import Garbage
 from idiolect.registry.pointers import Adapter
 from idiolect.stores.sql import SqlStore, schema
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 LATER = at(0) + timedelta(days=60)
 CUTOFF = LATER - timedelta(days=30)
@@ -190,5 +191,5 @@ def test_publishers_revokers_and_readers_go_on_while_garbage_is_collected(
     assert left == sorted([f"v{number:02}" for number in range(0, 25, 2)] + ["v23"])
     pointed = {p.version for p in ready.pointers(TENANT, Adapter("user", "ann"))}
     assert pointed <= set(left)
-    with ready._database.reading() as connection:
+    with ready._database.reading(ALL_TENANTS) as connection:
         assert connection.scalar(select(func.count()).select_from(schema.releases)) == 25

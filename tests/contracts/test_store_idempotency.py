@@ -12,6 +12,7 @@ from idiolect.errors import ConflictError, InvalidInputError
 from idiolect.stores.people_ports import KeptAnswer
 from idiolect.stores.ports import Store
 from idiolect.stores.sql import SqlStore, idempotency, schema
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 ONE, TWO = b"\x01" * 32, b"\x02" * 32
 ANSWER = KeptAnswer(202, b'{"id":"s"}')
@@ -24,7 +25,7 @@ def claim(
 
 
 def kept(store: SqlStore) -> int:
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         return connection.scalar(select(func.count()).select_from(schema.idempotency_keys)) or 0
 
 

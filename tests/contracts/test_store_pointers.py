@@ -7,7 +7,7 @@ from itertools import pairwise
 from threading import Barrier
 
 import pytest
-from store_samples import GLOBAL, TENANT, at, opt_in, publish_domain, publish_user, template, version
+from store_samples import GLOBAL, TENANT, at, opt_in, publish_domain, publish_user, tampering, template, version
 
 from idiolect.consent import ConsentChange
 from idiolect.errors import ConflictError, InvalidInputError, NotFoundError, PreconditionError
@@ -148,7 +148,7 @@ def test_nothing_from_before_a_reset_is_ever_made_live(ready: SqlStore) -> None:
     ready.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(1))
     with pytest.raises(NotFoundError):
         promote(ready, "v1")
-    with ready._database.engine.begin() as connection:
+    with tampering(ready) as connection:
         from idiolect.stores.sql import schema
         from idiolect.stores.sql.publishing import _version_row
 

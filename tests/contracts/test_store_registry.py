@@ -30,6 +30,7 @@ from idiolect.registry.weights import INLINE_MAX_BYTES
 from idiolect.resets.plan import plan_reset
 from idiolect.stores.ports import PublishOutcome, Store
 from idiolect.stores.sql import SqlStore, schema
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_the_newest_global_model_is_live(store: Store) -> None:
 def test_naming_the_live_global_model_again_writes_no_history(store: SqlStore) -> None:
     for digest in ("one", "one", "two", "one"):
         store.set_global(digest, at(0), reason="trained", actor="admin")
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         history = connection.scalars(select(schema.global_pointer.c.digest).order_by(schema.global_pointer.c.id))
         assert list(history) == ["one", "two", "one"]
 
@@ -217,7 +218,9 @@ def test_a_version_of_a_generation_that_is_not_there_yet_is_fenced(ready: Store)
 
 def test_a_tombstone_fences_even_if_the_persons_row_was_restored_from_a_backup(ready: SqlStore) -> None:
     ready.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(1))
-    ready._database.write(lambda connection: connection.execute(schema.subjects.update().values(generation=0)))
+    ready._database.write(
+        ALL_TENANTS, lambda connection: connection.execute(schema.subjects.update().values(generation=0))
+    )
     assert publish_user(ready, "v1").fenced == ("ann",)
 
 
@@ -288,7 +291,7 @@ def test_pointers_keep_their_history_with_reason_and_actor(ready: SqlStore) -> N
     publish_user(ready, "v2", minutes=2)
     ready.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(3))
     history = schema.pointer_history.c
-    with ready._database.reading() as connection:
+    with ready._database.reading(ALL_TENANTS) as connection:
         rows = connection.execute(
             select(history.name, history.old_version, history.version, history.reason, history.actor).order_by(
                 history.id
@@ -309,7 +312,7 @@ def test_the_version_that_was_live_becomes_previous(ready: SqlStore) -> None:
     for name in ("v1", "v2", "v3"):
         publish_user(ready, name)
     table = schema.pointers.c
-    with ready._database.reading() as connection:
+    with ready._database.reading(ALL_TENANTS) as connection:
         rows = connection.execute(select(table.name, table.version, table.revision).order_by(table.name)).all()
     assert [tuple(row) for row in rows] == [("live", "v3", 3), ("previous", "v2", 2)]
 

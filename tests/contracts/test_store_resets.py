@@ -28,6 +28,7 @@ from idiolect.resets.plan import plan_reset
 from idiolect.signals.comparison import Item
 from idiolect.stores.ports import ImportOptions, Store
 from idiolect.stores.sql import SqlStore, schema
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 SCOPES = ["adapter", "feedback", "all"]
 PERSONAL = ("comparisons", "ratings", "evaluation_pairs", "signals", "inferences", "versions", "pointers")
@@ -39,7 +40,7 @@ def reset(store: Store, scope: Any = "all", reset_id: str = "x1", *, subject: st
 
 def rows_of(store: SqlStore, table: str, subject: str = "ann") -> int:
     columns = schema.metadata.tables[table].c
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         return connection.scalar(select(func.count()).where(columns.tenant == TENANT, columns.subject == subject)) or 0
 
 
@@ -143,7 +144,7 @@ def test_texts_go_when_nothing_else_refers_to_them(store: SqlStore) -> None:
     store.add_feedback(TENANT, "ann", signal("s1", only_ann, (0, 1)), at(1))
     shown(store, "i2", "bob", texts=("his", "common"))
     assert reset(store).erased["texts"] == 2
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         bodies = set(connection.scalars(select(schema.texts.c.body)))
         assert bodies == {b"his", b"common"}
         assert connection.scalar(select(func.count()).select_from(schema.items)) == 0
@@ -153,7 +154,7 @@ def test_texts_of_a_data_set_outlive_the_people_who_rated_them(store: SqlStore) 
     fill(store)
     reset(store)
     reset(store, subject="bob", reset_id="x2")
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         assert connection.scalar(select(func.count()).select_from(schema.items)) == 4
     store.import_dataset(TENANT, dataset(adaptation=pairs("cleo", 1)), OPTED_IN, at(9))
     assert store.personal_snapshot(TENANT).items[0] == Item("chat", "how?", "answer 0 to how?")
@@ -166,7 +167,7 @@ def test_texts_of_feedback_that_fell_out_of_its_bound_go_too(store: SqlStore, mo
         inference = shown(store, f"i{number}", texts=(f"{secret} q", f"{secret} a", f"{secret} b"))
         store.add_feedback(TENANT, "ann", signal(f"s{number}", inference, (0, 1)), at(1))
     reset(store)
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         assert connection.execute(select(schema.texts)).all() == []
         assert connection.execute(select(schema.items)).all() == []
         assert connection.execute(select(schema.inference_texts)).all() == []

@@ -18,6 +18,7 @@ from store_samples import (
     pairs,
     shown,
     signal,
+    tampering,
     template,
     version,
 )
@@ -31,6 +32,7 @@ from idiolect.rollouts.verdicts import Move
 from idiolect.stores.ports import Store
 from idiolect.stores.sql import SqlStore, open_store, schema
 from idiolect.stores.sql.engine import Hold, hold
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 PEOPLE = [f"p{number:03}" for number in range(60)]
 HALF = Plan(steps=(0.5, 1.0), min_people=5, guardrails=(Guardrail("success", 0.1),))
@@ -91,7 +93,7 @@ def serve(store: Store, *people: str, domain: str | None = None, **fields: Any) 
 
 
 def members(store: SqlStore) -> list[str]:
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         return list(connection.scalars(select(schema.rollout_members.c.subject)))
 
 
@@ -188,7 +190,7 @@ def test_who_was_reset_takes_no_part_in_any_rollout(ready: SqlStore) -> None:
 def test_a_version_of_an_older_generation_is_never_served_as_a_candidate(ready: SqlStore) -> None:
     begin(ready)
     raised = schema.subjects.update().values(generation=1)  # without a tombstone, as no code path leaves it
-    ready._database.write(lambda connection: connection.execute(raised))
+    ready._database.write(ALL_TENANTS, lambda connection: connection.execute(raised))
     assert set(user_versions(ready).values()) == {None}
     assert all(ready.resolve(TENANT, person, None).trials == () for person in PEOPLE)
 
@@ -258,7 +260,7 @@ def test_abort_does_not_wait_for_a_training_that_holds_the_tenant(postgres_url: 
     """On Postgres, where a publish holds a lock of its own; SQLite's writers wait for each other anyway."""
     store = prepared(open_store(postgres_url, lock_timeout_s=2.0))
     rollout = begin(store)
-    with store._database.engine.begin() as busy:
+    with tampering(store) as busy:
         hold(busy, TENANT, Hold.ONE_RUN)
         aborted = store.steer_rollout(TENANT, rollout.id, "abort", at(5), reason="enough", actor="admin")
     assert aborted.state == "aborted"
@@ -272,7 +274,7 @@ def test_a_completed_rollout_is_live_for_everybody_with_history(ready: SqlStore)
     assert on_candidate(ready) == set(PEOPLE)
     assert ready.resolve(TENANT, PEOPLE[0], None).trials == ()
     pointers, history = schema.pointers.c, schema.pointer_history.c
-    with ready._database.reading() as connection:
+    with ready._database.reading(ALL_TENANTS) as connection:
         mine = (pointers.subject == PEOPLE[0], pointers.name == "previous")
         assert connection.scalar(select(pointers.version).where(*mine)) == f"old-{PEOPLE[0]}"
         reason = connection.scalar(select(history.reason).where(history.version == f"new-{PEOPLE[0]}"))
@@ -410,7 +412,7 @@ def test_the_next_step_counts_afresh_and_the_last_one_is_kept(ready: SqlStore) -
     assert sum(found.values()) == len(PEOPLE)
     assert found["candidate"] == len(on_candidate(ready)) > 40
     table = schema.rollout_tallies.c
-    with ready._database.reading() as connection:
+    with ready._database.reading(ALL_TENANTS) as connection:
         rows = connection.scalars(select(table.people).where(table.step == 0, table.metric == "enrolled"))
         assert sum(rows) == len(PEOPLE)
 

@@ -10,11 +10,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from postgres_server import PostgresServer
 from sqlalchemy import text
-from store_samples import TENANT, at, opt_in
+from store_samples import TENANT, at, opt_in, tampering
 from store_worker import Worker
 
 from idiolect.errors import ConfigurationError
 from idiolect.stores.sql import SqlStore, open_store, schema
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 from idiolect.stores.sql.upgrading import VERSION_TABLE
 
 
@@ -28,12 +29,12 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def execute(store: SqlStore, statement: str) -> None:
-    with store._database.engine.begin() as connection:
+    with tampering(store) as connection:
         connection.execute(text(statement))
 
 
 def test_the_migrations_build_exactly_the_tables_of_the_schema(store: SqlStore) -> None:
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "compare_type": True})
         assert compare_metadata(context, schema.metadata) == []
 
@@ -47,7 +48,7 @@ def test_opening_again_keeps_everything(store: SqlStore, store_url: str) -> None
 
 def test_check_passes_and_leaves_nothing(store: SqlStore) -> None:
     store.check()
-    with store._database.reading() as connection:
+    with store._database.reading(ALL_TENANTS) as connection:
         assert connection.execute(schema.tenants.select()).all() == []
 
 

@@ -14,6 +14,7 @@ from store_samples import OPTED_IN, TENANT, at, dataset, opt_in, pairs, publish_
 from idiolect.errors import ConfigurationError, IdiolectError, UnavailableError
 from idiolect.resets.plan import plan_reset
 from idiolect.stores.sql import SqlStore, open_store
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 NEEDLE = "a text that only Ann ever wrote"
 
@@ -71,7 +72,7 @@ def test_erased_bytes_are_gone_from_the_files(sqlite_store: SqlStore, path: Path
 
 def test_a_reset_does_not_fail_because_a_reader_keeps_the_log_open(sqlite_store: SqlStore) -> None:
     opt_in(sqlite_store, "ann")
-    with sqlite_store._database.reading() as connection:
+    with sqlite_store._database.reading(ALL_TENANTS) as connection:
         connection.exec_driver_sql("SELECT count(*) FROM subjects").scalar()
         record = sqlite_store.apply_reset(TENANT, "ann", "x1", plan_reset("all"), at(2))
     assert record.generation == 1

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from sqlalchemy import text
-from store_samples import EVENT, GLOBAL, TENANT, at, opt_in, publish_domain, publish_user, template, version
+from store_samples import EVENT, GLOBAL, TENANT, at, opt_in, publish_domain, publish_user, tampering, template, version
 
 from idiolect.errors import CorruptArtifactError
 from idiolect.resets.plan import plan_reset
@@ -141,7 +141,7 @@ def test_an_edited_template_is_named_with_the_mend(ready: SqlStore, damage: str)
     publish_user(ready, "v1")
     edited = template().to_json()
     del edited[damage]
-    with ready._database.engine.begin() as connection:
+    with tampering(ready) as connection:
         connection.execute(text("UPDATE releases SET template = :t"), {"t": json.dumps(edited)})
     for read in (
         lambda: ready.releases(TENANT),
@@ -159,7 +159,7 @@ def test_an_edited_template_is_named_with_the_mend(ready: SqlStore, damage: str)
 @pytest.mark.parametrize("text_of_it", ["", "[]", "null", "{", '{"privacy": 3}', '{"tenant": "acme", "tensors": 1}'])
 def test_a_template_that_is_no_template_is_named(ready: SqlStore, text_of_it: str) -> None:
     publish_user(ready, "v1")
-    with ready._database.engine.begin() as connection:
+    with tampering(ready) as connection:
         connection.execute(text("UPDATE releases SET template = :t"), {"t": text_of_it})
     with pytest.raises(CorruptArtifactError, match="release r-v1"):
         ready.releases(TENANT)

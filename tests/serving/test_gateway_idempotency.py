@@ -9,6 +9,7 @@ from serving_world import World, assert_problem, world_at
 
 from idiolect.errors import UnavailableError
 from idiolect.signals.data import PersonalSnapshot
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 KEY = {"Idempotency-Key": "k1"}
 
@@ -169,7 +170,7 @@ def test_the_database_holds_no_plain_hash_of_a_body(tmp_path: Any) -> None:
         body = signal_for(world)
         world.api(world.key()).post("/v1/feedback", body, headers=KEY)
         plain = hashlib.sha256(json.dumps(["POST", "/v1/feedback", body], sort_keys=True).encode()).digest()
-        with world.store._database.reading() as connection:
+        with world.store._database.reading(ALL_TENANTS) as connection:
             row = connection.execute(select(schema.idempotency_keys)).one()
         assert row.fingerprint != plain
         assert row.status == 202

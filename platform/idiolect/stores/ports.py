@@ -390,6 +390,11 @@ class Store(
         """Point reads (resolve, subject, authenticate, inference) take microseconds and wait for nobody."""
         ...
 
+    @property
+    def tenants_walled(self) -> bool | None:
+        """Whether the database itself keeps tenants apart, behind what every query says; None if it can't."""
+        ...
+
     def check(self) -> None:
         """Raises UnavailableError if the store can't be read and written now."""
         ...

@@ -23,6 +23,7 @@ from idiolect.errors import ConfigurationError
 # As a careful operator runs it: what was answered is on the disk.
 DURABLE = ("shared_buffers=256MB", "max_wal_size=4GB", "listen_addresses=")
 _START_S = 60
+_OWNER = "idiolect"
 
 
 class BenchPostgres:
@@ -33,14 +34,15 @@ class BenchPostgres:
         self._home.chmod(0o755)
         try:
             self._binaries, self._process = self._start(settings)
+            self.execute(f"CREATE ROLE {_OWNER} LOGIN")
         except BaseException:
             shutil.rmtree(self._home, ignore_errors=True)
             raise
 
     def create_database(self, name: str) -> str:
-        """Its URL."""
-        self._run(self._binaries / "createdb", "-h", self._home / "run", "-U", "postgres", name)
-        return f"postgresql://postgres@/{name}?host={self._home / 'run'}"
+        """Its URL, as an ordinary user who owns it: a superuser is not bound by row-level security."""
+        self._run(self._binaries / "createdb", "-h", self._home / "run", "-U", "postgres", "-O", _OWNER, name)
+        return f"postgresql://{_OWNER}@/{name}?host={self._home / 'run'}"
 
     def execute(self, statement: str) -> None:
         """As the superuser, outside any database that was created. Raises subprocess.SubprocessError."""

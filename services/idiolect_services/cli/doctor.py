@@ -98,6 +98,11 @@ def _disk(settings: Settings) -> str:
 def _store(settings: Settings) -> str:
     with open_installation(settings) as installation:
         installation.store.check()
+        if installation.store.tenants_walled is False:
+            raise ConfigurationError(
+                "the database's user is a superuser or has BYPASSRLS, so row-level security does not bind it.",
+                mend="Use an ordinary role that owns the database, and name it in IDIOLECT_DATABASE_URL.",
+            )
         return f"{settings.sql_url.split(':', 1)[0]} reads and writes; secrets are in place"
 
 

@@ -14,6 +14,7 @@ from idiolect.errors import ConfigurationError
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import insert
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.tenant_wall import NO_TENANT
 
 _MASTER, _SIGNING = "master key", "signing key"
 _A = schema.agreements.c
@@ -23,10 +24,10 @@ _MEND = "Give all servers the same secrets: see deploy/README.md. After a rotati
 class Agreement(Part):
     def agree(self, master_check: str, signing: str, trusted: Collection[str]) -> None:
         wanted = {_MASTER: master_check, _SIGNING: signing}
-        with self._database.reading() as connection:
+        with self._database.reading(NO_TENANT) as connection:
             if _agreed(connection) == wanted:
                 return
-        self._database.write(lambda connection: _agree(connection, wanted, trusted))
+        self._database.write(NO_TENANT, lambda connection: _agree(connection, wanted, trusted))
 
 
 def _agreed(connection: Connection) -> dict[str, str]:

@@ -13,11 +13,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, select, update
 
-from idiolect.audit import GENESIS, AuditEntry, AuditEvent, Head, entry_after
+from idiolect.audit import GENESIS, INSTALLATION, AuditEntry, AuditEvent, Head, entry_after
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow, insert
 from idiolect.stores.sql.logged_changes import note
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS, Behind
 from idiolect.stores.sql.times import micros
 
 _E, _H = schema.audit_entries.c, schema.audit_heads.c
@@ -27,35 +28,40 @@ _PAGE = 1_000  # entries in memory while a chain is walked
 class Audit(Part):
     def record_audit(self, tenant: str, event: AuditEvent, now: datetime) -> None:
         at = micros(now)
-        self._database.write(lambda connection: append(connection, tenant, event, at))
+        self._database.write(_behind(tenant), lambda connection: append(connection, tenant, event, at))
 
     def audit_chains(self) -> Sequence[str]:
         """Also chains whose head is gone."""
-        with self._database.reading() as connection:
+        with self._database.reading(ALL_TENANTS) as connection:
             heads = set(connection.scalars(select(_H.tenant)))
             return sorted(heads | set(connection.scalars(select(_E.tenant).distinct())))
 
     def audit_head(self, tenant: str) -> Head:
-        with self._database.reading() as connection:
+        with self._database.reading(_behind(tenant)) as connection:
             return _head(connection, tenant)
 
     def audit_entries(self, tenant: str, *, before: int | None = None, limit: int = 100) -> Sequence[AuditEntry]:
         query = _of(tenant).order_by(_E.seq.desc()).limit(limit)
         if before is not None:
             query = query.where(_E.seq < before)
-        with self._database.reading() as connection:
+        with self._database.reading(_behind(tenant)) as connection:
             return [_entry_of(row) for row in connection.execute(query)]
 
     def audit_walk(self, tenant: str) -> Iterator[AuditEntry]:
         last = 0
         while True:
-            with self._database.reading() as connection:
+            with self._database.reading(_behind(tenant)) as connection:
                 rows = connection.execute(_of(tenant).where(_E.seq > last).order_by(_E.seq).limit(_PAGE)).all()
             for row in rows:
                 yield _entry_of(row)
             if len(rows) < _PAGE:
                 return
             last = rows[-1].seq
+
+
+def _behind(tenant: str) -> Behind:
+    """No tenant may read or extend the installation's own chain."""
+    return ALL_TENANTS if tenant == INSTALLATION else tenant
 
 
 def append(

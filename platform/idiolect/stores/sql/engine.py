@@ -30,6 +30,7 @@ from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql.failures import DRIVER_ERRORS, is_transient, translated
 from idiolect.stores.sql.logged_changes import changes_of_a_transaction
 from idiolect.stores.sql.prepared import PreparedPool
+from idiolect.stores.sql.tenant_wall import Behind, stand_behind
 
 ATTEMPTS = 8
 _LOG_BYTES = 64 << 20  # what stays of the write-ahead log after a large import
@@ -67,22 +68,23 @@ class Database:
         self._small_writes = PreparedPool(engine, "BEGIN IMMEDIATE", "synchronous=NORMAL")
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """One consistent snapshot."""
+    def reading(self, whom: Behind) -> Iterator[Connection]:
+        """One consistent snapshot, of the rows of `whom` (see `tenant_wall`)."""
         try:
             with self._reader.begin() as connection:
+                stand_behind(connection, whom)
                 yield connection
         except DRIVER_ERRORS as error:
             raise translated(error, self.where) from error
 
     @contextmanager
-    def point_reading(self, *, single: bool = False) -> Iterator[Connection]:
+    def point_reading(self, whom: Behind, *, single: bool = False) -> Iterator[Connection]:
         """One snapshot, for constant statements that find a few rows: on SQLite a tenth of the cost of `reading`.
 
         `single`: for one statement, which is its own snapshot.
         """
         if not self.is_sqlite:
-            with self.reading() as connection:
+            with self.reading(whom) as connection:
                 yield connection
             return
         try:
@@ -91,10 +93,10 @@ class Database:
         except DRIVER_ERRORS as error:
             raise translated(error, self.where) from error
 
-    def small_write(self, work: Callable[[Connection], T]) -> T:
+    def small_write(self, whom: Behind, work: Callable[[Connection], T]) -> T:
         """As `write` without `lasting`, for constant statements."""
         if not self.is_sqlite:
-            return self.write(work, lasting=False)
+            return self.write(whom, work, lasting=False)
         try:
             with self._my_turn(), self._small_writes.transaction() as prepared:
                 return work(cast(Connection, prepared))
@@ -107,7 +109,7 @@ class Database:
         self._small_writes.close()
         self.engine.dispose()
 
-    def write(self, work: Callable[[Connection], T], *, lasting: bool = True) -> T:
+    def write(self, whom: Behind, work: Callable[[Connection], T], *, lasting: bool = True) -> T:
         """Run `work` in one transaction; it may run more than once, so all that it changes must be in the database.
 
         Without `lasting` it answers before the disk has it: a crash of the process loses nothing, but a power cut may
@@ -120,6 +122,7 @@ class Database:
                     changes_of_a_transaction(self.recovery_log) as changes,
                     (self._writer if lasting else self._hasty_writer).begin() as connection,
                 ):
+                    stand_behind(connection, whom)
                     changes.collect(connection)
                     done = work(connection)
                     changes.write()

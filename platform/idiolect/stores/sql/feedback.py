@@ -19,6 +19,7 @@ from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import check_subject, enqueue, load_state, requeue
 from idiolect.stores.sql.recording import Candidate, candidate_of, record_all
 from idiolect.stores.sql.rollout_members import note_answer
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 from idiolect.stores.sql.texts import store_items
 from idiolect.stores.sql.times import micros
 
@@ -41,11 +42,11 @@ class Feedback(Part):
         """Not lasting, as above."""
         candidates = [candidate_of(one) for one in shown]
         usable = [one for one in candidates if isinstance(one, Candidate)]
-        outcomes = iter(self._database.small_write(lambda connection: record_all(connection, usable)))
+        outcomes = iter(self._database.small_write(NO_TENANT, lambda connection: record_all(connection, usable)))
         return [next(outcomes) if isinstance(one, Candidate) else one for one in candidates]
 
     def inference(self, tenant: str, inference_id: str) -> Inference | None:
-        with self._database.point_reading(single=True) as connection:
+        with self._database.point_reading(tenant, single=True) as connection:
             return load_inference(connection, tenant, inference_id)
 
     def add_feedback(self, tenant: str, subject: str, signal: FeedbackSignal, now: datetime) -> bool:
@@ -55,7 +56,7 @@ class Feedback(Part):
         The inference is read from the store again: what the caller holds may be older than a reset.
         """
         check_subject(subject)
-        return self._database.write(lambda connection: _add(connection, tenant, subject, signal, now))
+        return self._database.write(tenant, lambda connection: _add(connection, tenant, subject, signal, now))
 
     def training_queue(self, *, min_new: int) -> Sequence[tuple[str, str]]:
         queue, people = schema.training_queue.c, schema.subjects.c
@@ -65,13 +66,13 @@ class Feedback(Part):
             .where(queue.new_comparisons >= min_new, people.opted_in, ~people.paused)
             .order_by(queue.tenant, queue.subject)
         )
-        with self._database.reading() as connection:
+        with self._database.reading(ALL_TENANTS) as connection:
             return [(tenant, subject) for tenant, subject in connection.execute(query)]
 
     def mark_trained(self, tenant: str, subjects: Sequence[str], upto: datetime) -> None:
         """`upto` is the time of the snapshot, not of the publish: what came in between is still new."""
         at, people = micros(upto), sorted(set(subjects))
-        self._database.write(lambda connection: _mark_trained(connection, tenant, people, at))
+        self._database.write(tenant, lambda connection: _mark_trained(connection, tenant, people, at))
 
 
 def _add(connection: Connection, tenant: str, subject: str, signal: FeedbackSignal, now: datetime) -> bool:

@@ -14,6 +14,7 @@ from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.large_weights import doom, sweep
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 from idiolect.stores.sql.times import micros
 
 _V, _R, _P = schema.versions.c, schema.releases.c, schema.pointers.c
@@ -25,7 +26,7 @@ class GarbageCollecting(Part):
     def garbage(self, tenant: str, older_than: datetime) -> Garbage:
         found = _unreachable(tenant, micros(older_than)).subquery("found")
         size = func.coalesce(func.sum(found.c.bytes), 0)
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             query = select(func.count(found.c.release.distinct()), func.count(), size).select_from(found)
             releases, versions, weight = connection.execute(query).one()
         return Garbage(releases, versions, int(weight))
@@ -35,7 +36,9 @@ class GarbageCollecting(Part):
         releases: set[str] = set()
         versions = weight = 0
         while True:
-            batch = self._database.write(lambda connection: _collect_batch(connection, tenant, cutoff, at, actor))
+            batch = self._database.write(
+                tenant, lambda connection: _collect_batch(connection, tenant, cutoff, at, actor)
+            )
             releases |= batch.keys()
             versions += sum(count for count, _ in batch.values())
             weight += sum(size for _, size in batch.values())
@@ -44,7 +47,7 @@ class GarbageCollecting(Part):
                 return Garbage(len(releases), versions, weight)
 
     def referenced_models(self) -> Sequence[str]:
-        with self._database.reading() as connection:
+        with self._database.reading(ALL_TENANTS) as connection:
             found = set(connection.scalars(select(_G.digest).distinct()))
             return sorted(found | set(connection.scalars(select(_R.global_digest).distinct())))
 

@@ -27,7 +27,9 @@ class Idempotency(Part):
         """Not lasting: a power cut may forget the latest keys, and what they guard is idempotent by its own ids."""
         at, until = micros(now), micros(expires)
         return self._database.write(
-            lambda connection: _claim(connection, tenant, owner, key, fingerprint, at, until), lasting=False
+            tenant,
+            lambda connection: _claim(connection, tenant, owner, key, fingerprint, at, until),
+            lasting=False,
         )
 
     def keep_answer(self, tenant: str, owner: str, key: str, fingerprint: bytes, answer: KeptAnswer) -> None:
@@ -36,7 +38,7 @@ class Idempotency(Part):
         mine = and_(_K.tenant == tenant, _K.owner == owner, _K.key == key, _K.fingerprint == fingerprint)
         first = update(schema.idempotency_keys).where(mine, _K.status.is_(None))
         kept = first.values(status=answer.status, answer=answer.body)
-        self._database.write(lambda connection: connection.execute(kept), lasting=False)
+        self._database.write(tenant, lambda connection: connection.execute(kept), lasting=False)
 
 
 def _claim(

@@ -48,7 +48,7 @@ class Imports(Part):
         check_dataset(dataset)
         at = micros(now)
         outcome, replaced = self._database.write(
-            lambda connection: _import(connection, tenant, dataset, options, at, progress)
+            tenant, lambda connection: _import(connection, tenant, dataset, options, at, progress)
         )
         if replaced:
             self._database.scrub()
@@ -58,7 +58,7 @@ class Imports(Part):
 
     def datasets(self, tenant: str) -> Sequence[DatasetInfo]:
         """In order of name."""
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rows = connection.execute(select(schema.datasets).where(_D.tenant == tenant).order_by(_D.name)).all()
         return [
             DatasetInfo(tenant, row.name, row.digest, row.public, json.loads(row.counts), moment(row.imported_at))

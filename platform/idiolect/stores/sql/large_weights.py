@@ -21,6 +21,7 @@ from idiolect.stores.ports import StoredVersion
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import Database, chunks, insert
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 
 log = logging.getLogger("idiolect.blobs")
 
@@ -51,7 +52,7 @@ class LargeWeights(Part):
 
     def named_blobs(self) -> Sequence[str]:
         """The digests of all tenants' blobs."""
-        with self._database.reading() as connection:
+        with self._database.reading(ALL_TENANTS) as connection:
             found = connection.scalars(select(_V.blob).where(_V.blob.is_not(None)).distinct())
             return sorted(digest.hex() for digest in found)
 
@@ -117,7 +118,7 @@ def sweep(database: Database) -> int:
 
 
 def _sweep(database: Database, blobs: BlobStore) -> int:
-    with database.reading() as connection:
+    with database.reading(NO_TENANT) as connection:
         doomed = connection.scalars(select(_D.digest).order_by(_D.at).limit(SWEPT_AT_ONCE)).all()
     if not doomed:
         return 0
@@ -128,7 +129,7 @@ def _sweep(database: Database, blobs: BlobStore) -> int:
             done.append(digest)
         except IdiolectError as error:
             log.warning("a blob that nothing names any more is deleted later: %s", error.message)
-    database.write(lambda connection: _forget(connection, done))
+    database.write(NO_TENANT, lambda connection: _forget(connection, done))
     return len(doomed) - len(done)
 
 
@@ -148,7 +149,7 @@ def _sweep_one(database: Database, blobs: BlobStore, digest: bytes) -> None:
 
 
 def _is_named(database: Database, digest: bytes) -> bool:
-    with database.reading() as connection:
+    with database.reading(ALL_TENANTS) as connection:
         return bool(connection.scalar(select(exists().where(_V.blob == digest))))
 
 

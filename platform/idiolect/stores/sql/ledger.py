@@ -56,14 +56,16 @@ class Ledger(Part):
         }
         since = None if window is None else max(_EARLIEST, at - window // timedelta(microseconds=1))
         wanted = sorted(set(subjects))
-        return self._database.write(lambda connection: _reserve(connection, run, event.rho, wanted, budget_rho, since))
+        return self._database.write(
+            tenant, lambda connection: _reserve(connection, run, event.rho, wanted, budget_rho, since)
+        )
 
     def settle(self, tenant: str, run: str, now: datetime) -> None:
         at = micros(now)
-        self._database.write(lambda connection: _settle(connection, tenant, run, at))
+        self._database.write(tenant, lambda connection: _settle(connection, tenant, run, at))
 
     def account(self, tenant: str, unit: Unit, subject: str, *, since: datetime | None = None) -> Account:
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             found = _spent(connection, tenant, unit, [subject], micros(since))
         spent_rho, runs = found.get(subject, (0.0, 0))
         return Account(subject, unit, spent_rho, runs)
@@ -72,7 +74,7 @@ class Ledger(Part):
         query = select(schema.ledger_runs).where(_RUNS.tenant == tenant)
         if unit is not None:
             query = query.where(_RUNS.unit == unit)
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rows = connection.execute(query.order_by(_RUNS.reserved_at.desc(), _RUNS.id.desc()).limit(limit)).all()
         return [_run_of(row) for row in rows]
 
@@ -87,7 +89,7 @@ class Ledger(Part):
         )
         if unit is not None:
             query = query.where(_RUNS.unit == unit)
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rows = connection.execute(query.order_by(_RUNS.reserved_at.desc(), _RUNS.id.desc()).limit(limit)).all()
         return [Charge(_run_of(row), row.release, row.revoked_at is not None) for row in rows]
 

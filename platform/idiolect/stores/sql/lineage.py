@@ -29,7 +29,7 @@ class Lineages(Part):
             .where(_R.tenant == tenant)
             .order_by(_R.published_at, _V.id)
         )
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             own = connection.execute(query.where(_V.subject == subject)).all() if subject else []
             shared = connection.execute(query.where(_R.scope == "domain", charged)).all()
         found = [
@@ -56,7 +56,7 @@ class Lineages(Part):
             .outerjoin(schema.ledger_runs, and_(_L.tenant == _R.tenant, _L.id == _R.run))
             .where(_V.tenant == tenant, _V.id == version_id)
         )
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             row = connection.execute(query).one_or_none()
             parents = () if row is None else _parents(connection, tenant, row.parent)
         if row is None:

@@ -27,6 +27,7 @@ from idiolect.consent import DomainChoice, SubjectState, refused_domains
 from idiolect.errors import InvalidInputError
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow, chunks, insert, queue_up
+from idiolect.stores.sql.tenant_wall import beyond_the_wall
 from idiolect.stores.sql.times import micros, moment
 
 _S = schema.subjects.c
@@ -153,7 +154,8 @@ def fence(connection: Connection, tenant: str, state: SubjectState, at: datetime
 def next_purge(connection: Connection) -> int:
     """In the order of commits, so that a reader who has seen one number will never find a smaller one later."""
     queue_up(connection, "purges")
-    return connection.scalar(select(func.coalesce(func.max(schema.tombstones.c.seq), 0) + 1)) or 1
+    with beyond_the_wall(connection):
+        return connection.scalar(select(func.coalesce(func.max(schema.tombstones.c.seq), 0) + 1)) or 1
 
 
 def tombstoned(connection: Connection, tenant: str, subjects: Collection[str]) -> set[str]:

@@ -30,7 +30,7 @@ class PersonPages(Part):
         """Each page is one snapshot. What is erased in between is in no later page."""
         if not subject:
             return PersonPage([], None)  # the empty subject owns what belongs to domains
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rows, last = _READERS[part](connection, tenant, subject, after)
         return PersonPage(rows, last)
 

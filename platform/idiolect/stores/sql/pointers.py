@@ -59,7 +59,7 @@ _CANDIDATE = (
 
 class Pointers(Part):
     def pointers(self, tenant: str, adapter: Adapter) -> Sequence[Pointer]:
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             found = _pointers(connection, tenant, adapter, lock=False)
         return [found.pop(LIVE, Pointer(LIVE, None, 0)), *(found[name] for name in sorted(found))]
 
@@ -67,7 +67,7 @@ class Pointers(Part):
         query = select(_P.subject, _P.domain, _P.version, _P.revision).where(_P.tenant == tenant, _P.name == LIVE)
         if after:
             query = query.where(_beyond(Adapter.parse(after)))
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rows = connection.execute(query.order_by(_P.subject, _P.domain).limit(limit)).all()
         return [(Adapter.of(row.subject, row.domain), Pointer(LIVE, row.version, row.revision)) for row in rows]
 
@@ -75,17 +75,17 @@ class Pointers(Part):
         self, tenant: str, version_id: str, now: datetime, *, reason: str, actor: str, if_match: str | None = None
     ) -> Pointer:
         move = _Move(tenant, micros(now), reason, actor, if_match)
-        return self._database.write(lambda connection: _promote(connection, move, version_id))
+        return self._database.write(tenant, lambda connection: _promote(connection, move, version_id))
 
     def promote_release(self, tenant: str, release: str, now: datetime, *, reason: str, actor: str) -> int:
         move = _Move(tenant, micros(now), reason, actor, None)
-        return self._database.write(lambda connection: _promote_release(connection, move, release))
+        return self._database.write(tenant, lambda connection: _promote_release(connection, move, release))
 
     def rollback(
         self, tenant: str, adapter: Adapter, now: datetime, *, reason: str, actor: str, if_match: str | None = None
     ) -> Pointer:
         move = _Move(tenant, micros(now), reason, actor, if_match)
-        return self._database.write(lambda connection: _rollback(connection, move, adapter))
+        return self._database.write(tenant, lambda connection: _rollback(connection, move, adapter))
 
     def pointer_history(
         self, tenant: str, adapter: Adapter, *, before: int | None = None, limit: int = 100
@@ -95,7 +95,7 @@ class Pointers(Part):
         )
         if before is not None:
             query = query.where(_M.id < before)
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rows = connection.execute(query.order_by(_M.id.desc()).limit(limit)).all()
         return [_move_of(row) for row in rows]
 

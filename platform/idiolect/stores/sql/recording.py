@@ -16,6 +16,7 @@ from idiolect.stores.ports import RecordOutcome, ShownInference
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import CHUNK, Hold, chunks, hold
 from idiolect.stores.sql.inference_rows import digest_bytes, inference_row, load_inference
+from idiolect.stores.sql.tenant_wall import stand_behind
 
 _T = schema.tombstones.c
 _TOMBSTONE = select(_T.at, _T.generation).where(_T.tenant == bindparam("tenant"), _T.subject == bindparam("subject"))
@@ -74,8 +75,20 @@ def candidate_of(shown: ShownInference) -> Candidate | InvalidInputError:
 
 
 def record_all(connection: Connection, candidates: Sequence[Candidate]) -> list[RecordOutcome]:
-    for tenant in sorted({one.shown.tenant for one in candidates}):
+    tenants = sorted({one.shown.tenant for one in candidates})
+    for tenant in tenants:
         hold(connection, tenant, Hold.NOTHING_ERASED)
+    if connection.dialect.name == "sqlite":
+        return _record(connection, candidates)
+    outcomes: dict[int, RecordOutcome] = {}
+    for tenant in tenants:
+        stand_behind(connection, tenant)
+        places = [place for place, one in enumerate(candidates) if one.shown.tenant == tenant]
+        outcomes.update(zip(places, _record(connection, [candidates[place] for place in places]), strict=True))
+    return [outcomes[place] for place in range(len(candidates))]
+
+
+def _record(connection: Connection, candidates: Sequence[Candidate]) -> list[RecordOutcome]:
     gathered = Gathered()
     outcomes = [_judged(connection, one, gathered) for one in candidates]
     _write(connection, gathered)

@@ -25,6 +25,7 @@ from idiolect.stores.sql.erasure import erase
 from idiolect.stores.sql.ledger import charge
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import fence, load_state, save_state, state_from_json
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 _V, _R, _K, _E, _L = (
     schema.versions.c,
@@ -42,7 +43,7 @@ class Recovering(Part):
 
     def knows(self, change: LoggedChange) -> bool:
         """Whether this database made it."""
-        with self._database.reading() as connection:
+        with self._database.reading(ALL_TENANTS) as connection:
             return _knows(connection, change.entry)
 
     def recover(self, changes: Iterable[LoggedChange]) -> Recovered:
@@ -53,7 +54,7 @@ class Recovering(Part):
         by_tenant: dict[str, list[LoggedChange]] = defaultdict(list)
         for change in changes:
             by_tenant[change.entry.tenant].append(change)
-        return self._database.write(lambda connection: recover(connection, by_tenant))
+        return self._database.write(ALL_TENANTS, lambda connection: recover(connection, by_tenant))
 
 
 def recover(connection: Connection, by_tenant: Mapping[str, Sequence[LoggedChange]]) -> Recovered:

@@ -21,6 +21,7 @@ from idiolect.stores.sql.large_weights import keep_large, put_large
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.publishing import Publication, check_publication, content_digest, publish
 from idiolect.stores.sql.stored_templates import template_of
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 from idiolect.stores.sql.times import micros
 from idiolect.stores.sql.withheld import KEY_WITHDRAWN
 
@@ -36,10 +37,10 @@ class Registry(Part):
     def set_global(self, digest: str, now: datetime, *, reason: str, actor: str) -> None:
         """Naming the live one again changes nothing, and writes no history."""
         row = {"digest": digest, "at": micros(now), "reason": reason, "actor": actor}
-        self._database.write(lambda connection: _set_global(connection, row))
+        self._database.write(ALL_TENANTS, lambda connection: _set_global(connection, row))
 
     def live_global(self) -> str | None:
-        with self._database.reading() as connection:
+        with self._database.reading(NO_TENANT) as connection:
             return connection.scalar(_LIVE_GLOBAL)
 
     def publish(
@@ -57,12 +58,12 @@ class Registry(Part):
         check_publication(publication)
         content = content_digest(publication)
         large = put_large(self._database, versions)
-        outcome = self._database.write(lambda connection: publish(connection, publication, content))
+        outcome = self._database.write(template.tenant, lambda connection: publish(connection, publication, content))
         keep_large(self._database, large)
         return outcome
 
     def version(self, tenant: str, version_id: str) -> StoredVersion | None:
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             row = connection.execute(_STORED.where(_V.tenant == tenant, _V.id == version_id)).one_or_none()
         return None if row is None else _stored_of(row, {})
 
@@ -83,25 +84,25 @@ class Registry(Part):
             query = query.where(_V.domain == domain)
         if release is not None:
             query = query.where(_V.release == release)
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rows = connection.execute(query).all()
         templates: dict[str, ReleaseTemplate] = {}
         return [_stored_of(row, templates) for row in rows]
 
     def releases(self, tenant: str, *, limit: int = 100) -> Sequence[ReleaseSummary]:
         query = _SUMMARY.where(_R.tenant == tenant)
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rows = connection.execute(query.order_by(_R.published_at.desc(), _R.id.desc()).limit(limit)).all()
         return [_summary_of(row) for row in rows]
 
     def release(self, tenant: str, release: str) -> ReleaseSummary | None:
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             row = connection.execute(_SUMMARY.where(_R.tenant == tenant, _R.id == release)).one_or_none()
         return None if row is None else _summary_of(row)
 
     def revoke_release(self, tenant: str, release: str, now: datetime, *, reason: str, actor: str) -> None:
         values = {"revoked_at": micros(now), "revoke_reason": reason, "revoke_actor": actor}
-        self._database.write(lambda connection: _revoke(connection, tenant, release, values))
+        self._database.write(tenant, lambda connection: _revoke(connection, tenant, release, values))
 
 
 def _set_global(connection: Connection, row: dict[str, Any]) -> None:

@@ -32,14 +32,14 @@ class Resets(Part):
     ) -> ResetRecord:
         check_subject(subject)
         record = self._database.write(
-            lambda connection: _apply(connection, tenant, subject, reset_id, plan, now, actor)
+            tenant, lambda connection: _apply(connection, tenant, subject, reset_id, plan, now, actor)
         )
         self._database.scrub()
         sweep(self._database)
         return record
 
     def reset(self, tenant: str, reset_id: str) -> ResetRecord | None:
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             return _load(connection, tenant, reset_id)
 
 

@@ -78,7 +78,7 @@ _NEWEST = (
 
 class Resolving(Part):
     def resolve(self, tenant: str, subject: str | None, domain: str | None) -> Resolution:
-        with self._database.point_reading() as connection:
+        with self._database.point_reading(tenant) as connection:
             return _resolve(connection, tenant, subject or None, domain or None)
 
 

@@ -35,6 +35,7 @@ from idiolect.stores.sql.rollout_rows import (
     withdrawn,
     write_history,
 )
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 from idiolect.stores.sql.times import micros, moment
 
 _O, _H = schema.rollouts.c, schema.rollout_history.c
@@ -49,31 +50,31 @@ class Rollouts(Part):
         draft = Rollout(
             new_id(), tenant, candidate, plan, "draft", 0, 0, "not enough data", reason, actor, now, now, ()
         )
-        return self._database.write(lambda connection: _create(connection, draft, start))
+        return self._database.write(tenant, lambda connection: _create(connection, draft, start))
 
     def rollout(self, tenant: str, rollout_id: str) -> Rollout | None:
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             return load(connection, tenant, rollout_id)
 
     def rollouts(self, tenant: str, *, limit: int = 100) -> Sequence[Rollout]:
         query = select(schema.rollouts).where(_O.tenant == tenant).order_by(_O.created_at.desc(), _O.id.desc())
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             return [rollout_of(row) for row in connection.execute(query.limit(limit))]
 
     def rollout_history(self, tenant: str, rollout_id: str) -> Sequence[RolloutHistory]:
         query = select(schema.rollout_history).where(_H.tenant == tenant, _H.rollout == rollout_id).order_by(_H.id)
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rows = connection.execute(query).all()
         return [RolloutHistory(row.state, row.step, row.verdict, moment(row.at), row.reason, row.actor) for row in rows]
 
     def active_rollouts(self) -> Sequence[tuple[str, str]]:
         slots = schema.rollout_slots.c
-        with self._database.reading() as connection:
+        with self._database.reading(ALL_TENANTS) as connection:
             found = connection.execute(select(slots.tenant, slots.rollout).distinct())
             return sorted((tenant, rollout) for tenant, rollout in found)
 
     def rollout_reading(self, tenant: str, rollout_id: str) -> RolloutReading:
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rollout = loaded(connection, tenant, rollout_id)
             return RolloutReading(
                 rollout, _evidence(connection, rollout), withdrawn(connection, rollout, _release(connection, rollout))
@@ -93,11 +94,11 @@ class Rollouts(Part):
         if action not in BY_HAND:
             raise InvalidInputError(f"{action[:80]!r} is no action.", mend=f"Use one of {', '.join(BY_HAND)}.")
         return self._database.write(
-            lambda connection: _steer(connection, tenant, rollout_id, action, now, reason, actor, if_revision)
+            tenant, lambda connection: _steer(connection, tenant, rollout_id, action, now, reason, actor, if_revision)
         )
 
     def move_rollout(self, rollout: Rollout, move: Move, now: datetime, *, actor: str) -> Rollout:
-        return self._database.write(lambda connection: _move(connection, rollout, move, now, actor))
+        return self._database.write(rollout.tenant, lambda connection: _move(connection, rollout, move, now, actor))
 
     def observe_served(self, served: Sequence[Served]) -> int:
         """Not lasting: what a power cut takes away, it takes from both arms alike."""
@@ -105,12 +106,12 @@ class Rollouts(Part):
         for one in served:
             by_tenant.setdefault(one.tenant, []).append(one)
         return sum(
-            self._database.write(partial(observe, tenant=tenant, served=some), lasting=False)
+            self._database.write(tenant, partial(observe, tenant=tenant, served=some), lasting=False)
             for tenant, some in sorted(by_tenant.items())
         )
 
     def forget_members(self, *, limit: int = CHUNK) -> int:
-        return self._database.write(lambda connection: _forget(connection, limit))
+        return self._database.write(ALL_TENANTS, lambda connection: _forget(connection, limit))
 
 
 def _create(connection: Connection, draft: Rollout, start: bool) -> Rollout:

@@ -23,6 +23,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import CHUNK
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.recovering import recover
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 from idiolect.stores.sql.upgrading import VERSION_TABLE, alembic_config, known_revisions, revision_of
 
 Row = Sequence[Any]
@@ -43,7 +44,7 @@ class Snapshots(Part):
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """Consistent, while others write."""
-        with self._database.reading() as connection:
+        with self._database.reading(ALL_TENANTS) as connection:
             tables = {table.name: table for table in schema.metadata.sorted_tables}
             yield Snapshot(
                 revision_of(connection) or "",
@@ -59,7 +60,7 @@ class Snapshots(Part):
         for change in changes:
             by_tenant[change.entry.tenant].append(change)
         where = self._database.where
-        recovered = self._database.write(lambda connection: _load(connection, snapshot, by_tenant, where))
+        recovered = self._database.write(ALL_TENANTS, lambda connection: _load(connection, snapshot, by_tenant, where))
         self._database.learn_sizes()
         return recovered
 

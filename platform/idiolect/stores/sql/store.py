@@ -27,6 +27,7 @@ from idiolect.stores.sql.resolving import Resolving
 from idiolect.stores.sql.rollouts import Rollouts
 from idiolect.stores.sql.snapshots import Snapshots
 from idiolect.stores.sql.subjects import Subjects
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT, is_bound
 from idiolect.stores.sql.tenants import Tenants
 from idiolect.stores.sql.training_reads import TrainingReads
 from idiolect.stores.sql.upstreams import Upstreams
@@ -61,8 +62,15 @@ class SqlStore(
     def embedded(self) -> bool:
         return self._database.is_sqlite
 
+    @property
+    def tenants_walled(self) -> bool | None:
+        if self._database.is_sqlite:
+            return None
+        with self._database.reading(NO_TENANT) as connection:
+            return is_bound(connection)
+
     def check(self) -> None:
-        self._database.write(_write_and_take_back)
+        self._database.write(ALL_TENANTS, _write_and_take_back)
 
     def close(self) -> None:
         self._database.close()

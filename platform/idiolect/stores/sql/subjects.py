@@ -34,7 +34,7 @@ from idiolect.stores.sql.times import micros
 
 class Subjects(Part):
     def subject(self, tenant: str, subject: str) -> SubjectState:
-        with self._database.point_reading(single=True) as connection:
+        with self._database.point_reading(tenant, single=True) as connection:
             return load_state(connection, tenant, subject)
 
     def change_subject(
@@ -49,7 +49,7 @@ class Subjects(Part):
     ) -> SubjectState:
         check_subject(subject)
         state = self._database.write(
-            lambda connection: _change(connection, tenant, subject, change, now, if_revision, actor)
+            tenant, lambda connection: _change(connection, tenant, subject, change, now, if_revision, actor)
         )
         if change.refuses:
             self._database.scrub()
@@ -59,7 +59,7 @@ class Subjects(Part):
     def subjects(self, tenant: str, *, after: str = "", limit: int = 100) -> Sequence[SubjectState]:
         table = schema.subjects.c
         query = select(*STATE_COLUMNS).where(table.tenant == tenant, table.subject > after)
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             rows = connection.execute(query.order_by(table.subject).limit(limit)).all()
         return [state_of(row) for row in rows]
 

@@ -17,6 +17,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import insert
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 from idiolect.stores.sql.times import micros
 from idiolect.tenancy import ApiKey, Caller, Scope
 
@@ -33,7 +34,7 @@ _HOLDS = select(_KEYS.id).where(
 class Tenants(Part):
     def create_tenant(self, tenant: str, now: datetime) -> None:
         at = micros(now)
-        self._database.write(lambda connection: _create(connection, tenant, at))
+        self._database.write(ALL_TENANTS, lambda connection: _create(connection, tenant, at))
 
     def tenant_exists(self, tenant: str) -> bool:
         with self._database.point_reading(single=True) as connection:
@@ -51,25 +52,27 @@ class Tenants(Part):
             "created_at": micros(now),
         }
         event = AuditEvent(actor, "api_key.create", f"api key {key.id}", details={"scopes": sorted(key.scopes)})
-        self._database.write(lambda connection: _insert_key(connection, tenant, row, event))
+        self._database.write(tenant, lambda connection: _insert_key(connection, tenant, row, event))
         return key
 
     def revoke_key(self, key_id: str, now: datetime, *, actor: str = "operator") -> None:
         at = micros(now)
         event = AuditEvent(actor, "api_key.revoke", f"api key {key_id}")
-        self._database.write(lambda connection: _revoke(connection, key_id, at, event))
+        self._database.write(ALL_TENANTS, lambda connection: _revoke(connection, key_id, at, event))
 
     def rotate_key(self, key_id: str, secret_hash: bytes, now: datetime, *, actor: str = "operator") -> ApiKey:
         new = new_id()
-        return self._database.write(lambda connection: _rotate(connection, key_id, new, secret_hash, now, actor))
+        return self._database.write(
+            ALL_TENANTS, lambda connection: _rotate(connection, key_id, new, secret_hash, now, actor)
+        )
 
     def key_holds(self, tenant: str, key_id: str) -> bool:
-        with self._database.point_reading(single=True) as connection:
+        with self._database.point_reading(tenant, single=True) as connection:
             found = connection.scalar(_HOLDS, {"tenant": tenant, "key_id": key_id})
         return found is not None
 
     def authenticate(self, secret_hash: bytes) -> Caller | None:
-        with self._database.point_reading(single=True) as connection:
+        with self._database.point_reading(ALL_TENANTS, single=True) as connection:
             row = connection.execute(_AUTHENTICATE, {"secret_hash": secret_hash}).one_or_none()
         return None if row is None else Caller(row.tenant, frozenset(map(Scope, json.loads(row.scopes))), row.id)
 

@@ -40,7 +40,7 @@ class TrainingReads(Part):
     def shared_data(self, tenant: str, *, domain: str | None = None, public_only: bool = False) -> SharedData:
         """In order of storing: data set after data set, then feedback."""
         columns = Columns()
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             sources = _sources(connection, tenant, public_only)
             rated = columns.ratings(_rows(connection, (_ratings(tenant, s, domain) for s in sources if s.dataset)))
             compared = columns.comparisons(_rows(connection, (_shared(tenant, s, domain) for s in sources)))
@@ -49,12 +49,12 @@ class TrainingReads(Part):
 
     def domains(self, tenant: str) -> Sequence[str]:
         query = select(_I.domain).where(_I.tenant == tenant).distinct().order_by(_I.domain)
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             return connection.scalars(query).all()
 
     def contributors(self, tenant: str, domain: str) -> Sequence[str]:
         """In order of pseudonym."""
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             sources = _sources(connection, tenant, public_only=False)
             queries = [_ratings(tenant, s, domain) for s in sources if s.dataset]
             queries += [_shared(tenant, s, domain) for s in sources]
@@ -70,7 +70,7 @@ class TrainingReads(Part):
             .where(exists().where(own, agreed_there(schema.comparisons)))
             .order_by(_S.subject)
         )
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             return connection.scalars(query).all()
 
     def personal_snapshot(
@@ -81,7 +81,7 @@ class TrainingReads(Part):
             raise InvalidInputError(f"max_comparisons {max_comparisons} is not usable.", mend="Use a number from 1.")
         wanted = [None] if subjects is None else list(chunks(sorted(set(subjects))))
         columns = Columns()
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             pairs = columns.comparisons(_rows(connection, (_personal(tenant, w, max_comparisons) for w in wanted)))
             standing = {row.subject: row for w in wanted for row in connection.execute(_standing(tenant, w))}
             items = load_items(connection, tenant, columns.items)
@@ -96,7 +96,7 @@ class TrainingReads(Part):
     def evaluation_data(self, tenant: str, dataset: str) -> EvaluationData:
         """Raises NotFoundError for an unknown data set."""
         columns = Columns()
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             id_ = connection.scalar(select(_D.id).where(_D.tenant == tenant, _D.name == dataset))
             if id_ is None:
                 raise NotFoundError(f"there is no data set {dataset[:80]!r}.", mend="Import it first.")

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, inspect, text
 from idiolect.errors import ConfigurationError
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import Database
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 
 # A name of our own: the database may be shared with another program that uses Alembic.
 VERSION_TABLE = "idiolect_version"
@@ -30,10 +31,10 @@ def upgrade(database: Database) -> None:
     """In one transaction. Raises ConfigurationError for a database of a newer Idiolect, or of another program."""
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
     known = known_revisions()
-    with database.reading() as connection:
+    with database.reading(NO_TENANT) as connection:
         if revision_of(connection) == head:
             return
-    database.write(lambda connection: _upgrade(connection, known, database.where))
+    database.write(ALL_TENANTS, lambda connection: _upgrade(connection, known, database.where))
 
 
 def known_revisions() -> set[str]:

@@ -23,16 +23,18 @@ class Upstreams(Part):
             "sealed_key": upstream.sealed_key,
             "updated_at": micros(upstream.updated_at),
         }
-        self._database.write(lambda connection: _set(connection, tenant, values))
+        self._database.write(tenant, lambda connection: _set(connection, tenant, values))
         self._database.scrub()  # the key before, though sealed, goes from the log too
 
     def upstream(self, tenant: str) -> Upstream | None:
-        with self._database.reading() as connection:
+        with self._database.reading(tenant) as connection:
             row = connection.execute(_OF_TENANT, {"tenant": tenant}).one_or_none()
         return None if row is None else Upstream(row.base_url, row.model, row.sealed_key, moment(row.updated_at))
 
     def remove_upstream(self, tenant: str) -> None:
-        self._database.write(lambda connection: connection.execute(delete(schema.upstreams).where(_U.tenant == tenant)))
+        self._database.write(
+            tenant, lambda connection: connection.execute(delete(schema.upstreams).where(_U.tenant == tenant))
+        )
         self._database.scrub()
 
 

@@ -13,6 +13,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import insert
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 from idiolect.stores.sql.times import micros
 
 _V, _K = schema.versions.c, schema.withdrawn_keys.c
@@ -25,15 +26,15 @@ class Withholding(Part):
     def quarantine(self, tenant: str, version_id: str, reason: str, now: datetime, *, actor: str) -> bool:
         event = AuditEvent(actor, "version.quarantine", f"version {version_id}", reason)
         at = micros(now)
-        return self._database.write(lambda connection: _quarantine(connection, tenant, version_id, event, at))
+        return self._database.write(tenant, lambda connection: _quarantine(connection, tenant, version_id, event, at))
 
     def withdraw_signing_key(self, key_id: str, now: datetime, *, reason: str, actor: str) -> int:
         event = AuditEvent(actor, "signing_key.withdraw", f"signing key {key_id}", reason)
         at = micros(now)
-        return self._database.write(lambda connection: _withdraw(connection, key_id, event, at))
+        return self._database.write(ALL_TENANTS, lambda connection: _withdraw(connection, key_id, event, at))
 
     def withdrawn_signing_keys(self) -> Sequence[str]:
-        with self._database.reading() as connection:
+        with self._database.reading(NO_TENANT) as connection:
             return list(connection.scalars(select(_K.key_id).order_by(_K.key_id)))
 
 
