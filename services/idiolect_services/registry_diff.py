@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any
@@ -13,14 +13,24 @@ from numpy.typing import NDArray
 from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.privacy.budget import PrivacyStatement
 from idiolect.registry.manifest import ReleaseTemplate
+from idiolect.registry.signing import Signer
 from idiolect.registry.weights import verify_version
-from idiolect.stores.ports import StoredVersion
+from idiolect.stores.ports import Store, StoredVersion
 from idiolect_adapters.evaluation.version_diff import ProbeScore, WeightsDiff, diff_weights, score_probes
-from idiolect_services.wiring import Installation
+from idiolect_adapters.runtime.features import Projector
 
 FloatArray = NDArray[np.float64]
 MAX_PAIRS = 1_000  # of two releases: enough for a median, and bounded whatever their size
 _PAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`model`: the live global model, which is asked for only if there are probes to score."""
+
+    store: Store
+    signer: Signer
+    model: Callable[[], Projector]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +56,26 @@ class ReleasesDiff:
     median: WeightsDiff | None
 
 
-def diff_versions(
-    installation: Installation, tenant: str, a: str, b: str, probes: Sequence[tuple[str, str]]
-) -> VersionsDiff:
+def diff_versions(source: Source, tenant: str, a: str, b: str, probes: Sequence[tuple[str, str]]) -> VersionsDiff:
     """Both are verified first. Raises NotFoundError, CorruptArtifactError, and InvalidInputError for two that are not
     written in the same basis: their numbers can't be compared."""
-    first, second = _stored(installation, tenant, a), _stored(installation, tenant, b)
+    first, second = _stored(source, tenant, a), _stored(source, tenant, b)
     _check_comparable(first.template, second.template)
-    a_K, b_K = _weights(installation, first), _weights(installation, second)
+    a_K, b_K = _weights(source, first), _weights(source, second)
     return VersionsDiff(
         changed(_facts(first), _facts(second)),
         diff_weights(a_K, b_K),
-        tuple(_probed(installation, first.template, a_K, b_K, probes)),
+        tuple(_probed(source, first.template, a_K, b_K, probes)),
     )
 
 
-def diff_releases(installation: Installation, tenant: str, a: str, b: str) -> ReleasesDiff:
+def diff_releases(source: Source, tenant: str, a: str, b: str) -> ReleasesDiff:
     """Raises as `diff_versions` does, and NotFoundError for a release without versions."""
-    templates = [_template(installation, tenant, release) for release in (a, b)]
+    templates = [_template(source, tenant, release) for release in (a, b)]
     _check_comparable(*templates)
     pairs = [
-        diff_weights(_weights(installation, first), _weights(installation, second))
-        for first, second in _pairs(installation, tenant, a, b)
+        diff_weights(_weights(source, first), _weights(source, second))
+        for first, second in _pairs(source, tenant, a, b)
     ]
     return ReleasesDiff(
         changed(_shared_facts(templates[0]), _shared_facts(templates[1])), len(pairs), _median(pairs) if pairs else None
@@ -78,8 +86,8 @@ def changed(a: Mapping[str, str], b: Mapping[str, str]) -> tuple[FieldChange, ..
     return tuple(FieldChange(name, a[name], b[name]) for name in a if a[name] != b[name])
 
 
-def _stored(installation: Installation, tenant: str, version: str) -> StoredVersion:
-    stored = installation.store.version(tenant, version)
+def _stored(source: Source, tenant: str, version: str) -> StoredVersion:
+    stored = source.store.version(tenant, version)
     if stored is None:
         raise NotFoundError(
             f"tenant {tenant!r} has no version {version[:80]!r}.", mend="See: idiolect registry list --versions."
@@ -87,8 +95,8 @@ def _stored(installation: Installation, tenant: str, version: str) -> StoredVers
     return stored
 
 
-def _template(installation: Installation, tenant: str, release: str) -> ReleaseTemplate:
-    found = installation.store.versions(tenant, release=release, limit=1)
+def _template(source: Source, tenant: str, release: str) -> ReleaseTemplate:
+    found = source.store.versions(tenant, release=release, limit=1)
     if not found:
         raise NotFoundError(
             f"tenant {tenant!r} has no version of release {release[:80]!r}.", mend="See: idiolect registry list."
@@ -104,31 +112,34 @@ def _check_comparable(a: ReleaseTemplate, b: ReleaseTemplate) -> None:
         )
 
 
-def _weights(installation: Installation, stored: StoredVersion) -> FloatArray:
-    tensors = verify_version(stored.template, stored.version, installation.signer)
+def _weights(source: Source, stored: StoredVersion) -> FloatArray:
+    tensors = verify_version(stored.template, stored.version, source.signer)
     flat = np.concatenate([tensors[name].ravel() for name in sorted(tensors)]).astype(np.float64)
     return np.asarray(flat * (stored.template.alpha / stored.template.rank))
 
 
 def _probed(
-    installation: Installation,
+    source: Source,
     template: ReleaseTemplate,
     a_K: FloatArray,
     b_K: FloatArray,
     probes: Sequence[tuple[str, str]],
 ) -> list[ProbeScore]:
     """None if the two are bound to another model than the live one: no other is loaded."""
-    if not probes or installation.store.live_global() != template.global_digest:
+    if not probes or source.store.live_global() != template.global_digest:
         return []
-    return score_probes(installation.load_live_model(), template.scope == "user", a_K, b_K, probes)
+    model = source.model()
+    if model.digest != template.global_digest:
+        return []  # another one went live in between
+    return score_probes(model, template.scope == "user", a_K, b_K, probes)
 
 
-def _pairs(installation: Installation, tenant: str, a: str, b: str) -> Iterator[tuple[StoredVersion, StoredVersion]]:
+def _pairs(source: Source, tenant: str, a: str, b: str) -> Iterator[tuple[StoredVersion, StoredVersion]]:
     """Owners of `a` in the order of its versions, with their version in `b`. One page of `a` in memory at a time."""
     after, found = "", 0
-    while page := installation.store.versions(tenant, release=a, after=after, limit=_PAGE):
+    while page := source.store.versions(tenant, release=a, after=after, limit=_PAGE):
         for first in page:
-            second = _of_same_owner(installation, tenant, b, first)
+            second = _of_same_owner(source, tenant, b, first)
             if second is not None:
                 yield first, second
                 found += 1
@@ -137,9 +148,9 @@ def _pairs(installation: Installation, tenant: str, a: str, b: str) -> Iterator[
         after = page[-1].version.id
 
 
-def _of_same_owner(installation: Installation, tenant: str, release: str, first: StoredVersion) -> StoredVersion | None:
+def _of_same_owner(source: Source, tenant: str, release: str, first: StoredVersion) -> StoredVersion | None:
     owner = first.version.subject
-    found = installation.store.versions(tenant, subject=owner, release=release, limit=_PAGE)
+    found = source.store.versions(tenant, subject=owner, release=release, limit=_PAGE)
     return next((stored for stored in found if stored.version.domain == first.version.domain), None)
 
 

@@ -1,13 +1,20 @@
-"""Any order of publish, promote, roll back, revoke, reset, quarantine and gc, against a model of a few dictionaries."""
+"""Any order of publish, promote, roll back, revoke, reset, quarantine and gc, with crashes in the middle of any of them
+and backups that are restored, against a model of a few dictionaries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+from crashes import Crash, crashing
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -15,9 +22,11 @@ from store_samples import GLOBAL, TENANT, at, opt_in, publish_user
 
 from idiolect.audit import verify
 from idiolect.errors import ConflictError, IdiolectError, NotFoundError
+from idiolect.recovery import LoggedChange
 from idiolect.registry.pointers import Adapter
 from idiolect.resets.plan import plan_reset
-from idiolect.stores.sql import SqlStore
+from idiolect.stores.sql import SqlStore, open_store
+from idiolect.stores.sql.snapshots import Row, Snapshot
 
 PEOPLE = ("ann", "bob")
 PERSON = st.sampled_from(PEOPLE)
@@ -56,11 +65,48 @@ class Person:
         return not (made.revoked or made.bad)
 
 
+class Log:
+    """A recovery log in memory."""
+
+    def __init__(self) -> None:
+        self.changes: list[LoggedChange] = []
+
+    def append(self, changes: Sequence[LoggedChange]) -> None:
+        self.changes += changes
+
+    def held(self, *, alone: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass
+class Backup:
+    """`since`: what was done to each person after it that a restore must not undo."""
+
+    snapshot: Snapshot
+    people: dict[str, Person]
+    since: list[Callable[[dict[str, Person]], None]] = field(default_factory=list)
+
+    def expected(self) -> dict[str, Person]:
+        people = deepcopy(self.people)
+        for again in self.since:
+            again(people)
+        return people
+
+
+def copied(store: SqlStore) -> Snapshot:
+    with store.snapshot() as found:
+        rows: dict[str, list[Row]] = {name: list(found.rows(name)) for name in found.columns}
+    return Snapshot(found.revision, found.columns, found.counters, rows.__getitem__)
+
+
 class Registry(RuleBasedStateMachine):
     """`store` is set by the test. Every run has people and versions of its own, so that none needs an empty store."""
 
     store: SqlStore
+    log: Log
+    template: Path  # an empty database
     run = 0
+    done: ClassVar[Counter[str]] = Counter()  # crashes by what was under way, and restores
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,6 +116,7 @@ class Registry(RuleBasedStateMachine):
         self.made: dict[str, Made] = {}
         self.owner: dict[str, str] = {}
         self.number = 0
+        self.backup: Backup | None = None
         opt_in(self.store, *map(self.name, PEOPLE))
 
     def name(self, person: str) -> str:
@@ -147,6 +194,7 @@ class Registry(RuleBasedStateMachine):
         assert state.live is not None
         assert moved.version == target.id
         state.live.rolled_back = True
+        self.not_undone(state.live.id, "rolled_back")
         state.live = target
         older = [made for made in state.versions if made.number < target.number and state.fits(made)]
         state.previous = older[-1] if older else None
@@ -157,6 +205,7 @@ class Registry(RuleBasedStateMachine):
         made = self.some(data)
         self.store.revoke_release(TENANT, f"r-{made.id}", at(1), reason="r", actor="a")
         made.revoked = True
+        self.not_undone(made.id, "revoked")
 
     @rule(person=PERSON)
     def revoke_what_is_live(self, person: str) -> None:
@@ -164,6 +213,7 @@ class Registry(RuleBasedStateMachine):
         if live is not None:
             self.store.revoke_release(TENANT, f"r-{live.id}", at(1), reason="r", actor="a")
             live.revoked = True
+            self.not_undone(live.id, "revoked")
 
     @rule(person=PERSON)
     def publish_twice_and_roll_back(self, person: str) -> None:
@@ -180,6 +230,8 @@ class Registry(RuleBasedStateMachine):
         new = self.store.quarantine(TENANT, made.id, "bad", at(1), actor="serving")
         assert new == (known and not made.bad)
         made.bad = made.bad or new
+        if new:
+            self.not_undone(made.id, "bad")
 
     @rule(person=PERSON)
     def reset(self, person: str) -> None:
@@ -188,6 +240,59 @@ class Registry(RuleBasedStateMachine):
             TENANT, self.name(person), f"{self.prefix}-x{self.number}", plan_reset("adapter"), at(1)
         )
         self.people[person] = Person(record.generation)
+        if self.backup is not None:
+            self.backup.since.append(lambda people: people.update({person: Person(record.generation)}))
+
+    def not_undone(self, version_id: str, flag: str) -> None:
+        def again(people: dict[str, Person]) -> None:
+            for made in (made for state in people.values() for made in state.versions if made.id == version_id):
+                setattr(made, flag, True)
+
+        if self.backup is not None:
+            self.backup.since.append(again)
+
+    @rule(data=st.data(), person=PERSON, writes=st.integers(0, 6))
+    def crash(self, data: st.DataObject, person: str, writes: int) -> None:
+        """The process dies after so many writes of a change, or before it commits: nothing of it is there."""
+        name, generation = self.name(person), self.people[person].generation
+        store, adapter = self.store, self.adapter(person)
+        live = self.people[person].live
+        changes: dict[str, Callable[[], object]] = {
+            "publish": lambda: publish_user(store, f"{self.prefix}-crashed", name, generation=generation),
+            "reset": lambda: store.apply_reset(TENANT, name, f"{self.prefix}-crash", plan_reset("adapter"), at(1)),
+        }
+        if live is not None:
+            changes["promote"] = lambda: store.promote(TENANT, live.id, at(1), reason="r", actor="a")
+            changes["rollback"] = lambda: store.rollback(TENANT, adapter, at(1), reason="r", actor="a")
+            changes["revoke"] = lambda: store.revoke_release(TENANT, f"r-{live.id}", at(1), reason="r", actor="a")
+            changes["quarantine"] = lambda: store.quarantine(TENANT, live.id, "bad", at(1), actor="serving")
+        kind = data.draw(st.sampled_from(sorted(changes)))
+        with suppress(Crash, IdiolectError), crashing(store, writes):
+            changes[kind]()
+        self.done[kind] += 1
+
+    @rule()
+    def back_up(self) -> None:
+        self.backup = Backup(copied(self.store), deepcopy(self.people))
+
+    @precondition(lambda self: self.backup is not None)
+    @rule()
+    def restore(self) -> None:
+        """Beside the store, which goes on: what it serves is what the backup served, less all that was taken back."""
+        assert self.backup is not None
+        self.done["restore"] += 1
+        path = self.template.with_name("restored.db")
+        shutil.copy(self.template, path)
+        restored = open_store(f"sqlite:///{path}")
+        try:
+            restored.load(self.backup.snapshot, self.log.changes)
+            for person, state in self.backup.expected().items():
+                resolution = restored.resolve(TENANT, self.name(person), None)
+                assert (resolution.user and resolution.user.id) == state.served()
+            assert verify(restored.audit_walk(TENANT), self.store.audit_head(TENANT)).broken is None
+        finally:
+            restored.close()
+            path.unlink()
 
     @rule()
     def collect(self) -> None:
@@ -237,15 +342,19 @@ BOUNDED = settings(
 
 
 @pytest.fixture
-def machine(store: SqlStore) -> Iterator[Any]:
+def machine(store: SqlStore, sqlite_template: Path, tmp_path: Path) -> Iterator[Any]:
+    Registry.log = Log()
+    store.keep_log(Registry.log)  # type: ignore[arg-type]
     store.set_global(GLOBAL, at(0), reason="first", actor="admin")
-    Registry.store = store
+    Registry.store, Registry.template, Registry.done = store, tmp_path / "template.db", Counter()
+    shutil.copy(sqlite_template, Registry.template)
     yield Registry
     del Registry.store
 
 
 def test_any_order_of_changes_leaves_what_a_small_model_says(machine: Any) -> None:
     run_state_machine_as_test(machine, settings=settings(BOUNDED, max_examples=15))
+    assert {"publish", "reset", "restore"} <= machine.done.keys()
 
 
 @pytest.mark.parametrize("forgotten", ["check_promotable", "_withhold"])

@@ -25,6 +25,7 @@ from idiolect.stores.sql import person_pages
 from idiolect.tenancy import Scope
 from idiolect_services.cli import app as command_line
 from idiolect_services.exports import Exporter
+from idiolect_services.gateway import streaming
 from idiolect_services.gateway.routes import exports as routes
 
 PATH = "/v1/users/ann/exports"
@@ -244,7 +245,7 @@ def test_a_store_that_fails_at_the_start_is_a_problem_and_gives_the_slot_back(
 
 
 def test_a_reader_who_stops_reading_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "STEP_SECONDS", 0.05)
+    monkeypatch.setattr(streaming, "STEP_SECONDS", 0.05)
     done: list[bool] = []
 
     async def pieces() -> Any:
@@ -257,8 +258,9 @@ def test_a_reader_who_stops_reading_is_let_go(monkeypatch: pytest.MonkeyPatch) -
         await asyncio.sleep(60)
 
     scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+    sending = streaming.Streamed(pieces(), lambda: done.append(True), routes.MEDIA_TYPE, {})
     with pytest.raises(ClientDisconnect):
-        asyncio.run(routes._Streamed(pieces(), lambda: done.append(True))(scope, receive, never))
+        asyncio.run(sending(scope, receive, never))
     assert done == [True]
 
 

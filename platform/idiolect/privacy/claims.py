@@ -98,6 +98,11 @@ def render_card(template: ReleaseTemplate, versions_count: int, revoked: bool) -
         "ledger run": f"`{template.run}`",
         "made": f"{template.created_at.isoformat()} by {template.producer}",
     }
+    if template.imported is not None:
+        facts["imported"] = (
+            f"from the tenant {template.imported.tenant}; every claim here is that of the key "
+            f"`{template.imported.public_key}`"
+        )
     return "\n".join(
         [
             f"# {template.scope.capitalize()} adapters of {template.created_at.date().isoformat()}",

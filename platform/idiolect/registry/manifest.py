@@ -56,6 +56,27 @@ class Carried:
 
 
 @dataclass(frozen=True, slots=True)
+class Imported:
+    """Another tenant or installation made this release and claims all that it says; whoever imported it signed anew.
+
+    Release and version ids are those that it has there.
+    """
+
+    tenant: str
+    public_key: str  # hex: its signature covered the file
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tenant": self.tenant, "public_key": self.public_key}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Imported:
+        """Raises CorruptArtifactError for a field too many or too few."""
+        if set(data) != {"tenant", "public_key"}:
+            raise CorruptArtifactError(f"where a release was imported from is said with the fields {sorted(data)}.")
+        return Imported(str(data["tenant"]), str(data["public_key"]))
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseTemplate:
     """What all versions of one training run share.
 
@@ -78,10 +99,12 @@ class ReleaseTemplate:
     created_at: datetime
     carried: Carried | None = None
     lora: LoraLayout | None = None  # of the kind LORA; rank and alpha above are then the largest rank, twice
+    imported: Imported | None = None
 
     def to_json(self) -> dict[str, Any]:
         optional = {} if self.carried is None else {"carried": self.carried.to_json()}
         optional |= {} if self.lora is None else {"lora": self.lora.to_json()}
+        optional |= {} if self.imported is None else {"imported": self.imported.to_json()}
         return optional | {
             "format": MANIFEST_FORMAT,
             "tenant": self.tenant,
@@ -121,6 +144,7 @@ class ReleaseTemplate:
             created_at=datetime.fromisoformat(data["created_at"]),
             carried=Carried.from_json(data["carried"]) if "carried" in data else None,
             lora=LoraLayout.from_json(data["lora"]) if "lora" in data else None,
+            imported=Imported.from_json(data["imported"]) if "imported" in data else None,
         )
 
 

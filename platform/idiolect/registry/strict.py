@@ -45,6 +45,9 @@ def check_template(template: ReleaseTemplate) -> None:
         _line(field, getattr(template, field))
     if template.scope not in ("user", "domain"):
         raise _unusable("scope", template.scope)
+    if template.imported is not None:
+        _name("imported", template.imported.tenant)
+        _name("imported", template.imported.public_key)
     _whole("rank", template.rank, MAX_RANK)
     _number("alpha", template.alpha, MAX_ALPHA)
     for target in _listed("targets", template.targets):

@@ -14,7 +14,7 @@ from idiolect.canonical import parse_json_object
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
 from idiolect.registry.manifest import ReleaseTemplate, TensorSpec, Version, manifest_bytes
-from idiolect.registry.signing import Signer
+from idiolect.registry.signing import Verifier
 
 INLINE_MAX_BYTES = 16 << 10  # in the row; larger ones lie in a blob
 MAX_HEADER_BYTES = 1 << 20
@@ -28,9 +28,14 @@ def dump_weights(tensors: Weights) -> bytes:
     )
 
 
+def bytes_of(specs: Sequence[TensorSpec]) -> int:
+    """The most that a file of these tensors takes."""
+    return 8 + MAX_HEADER_BYTES + sum(4 * math.prod(spec.shape) for spec in specs)
+
+
 def load_weights(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, NDArray[np.float32]]:
     """Exactly the declared tensors, finite and within their norm bounds, or CorruptArtifactError naming the tensor."""
-    limit = 8 + MAX_HEADER_BYTES + sum(4 * math.prod(spec.shape) for spec in specs)
+    limit = bytes_of(specs)
     if len(data) > limit:
         raise CorruptArtifactError(f"weights of {len(data)} bytes are over the {limit} that were declared.")
     try:
@@ -69,7 +74,7 @@ def _check_tensor(tensor: NDArray[np.float32], spec: TensorSpec) -> None:
         )
 
 
-def verify_version(template: ReleaseTemplate, version: Version, signer: Signer) -> dict[str, NDArray[np.float32]]:
+def verify_version(template: ReleaseTemplate, version: Version, signer: Verifier) -> dict[str, NDArray[np.float32]]:
     """Signature, digest, shapes and values: the only way from a stored row to weights that may be served."""
     what = f"version {version.id}"
     signer.verify(version.key_id, version.signature, manifest_bytes(template, version), what=what)

@@ -27,6 +27,10 @@ class AuditStore(Protocol):
         """Newest first, of those with a number under `before`."""
         ...
 
+    def audited(self, tenant: str, action: str, objects: Sequence[str]) -> set[str]:
+        """Those of `objects` that this was ever done to."""
+        ...
+
     def audit_walk(self, tenant: str) -> Iterator[AuditEntry]:
         """Oldest first, a page at a time."""
         ...

@@ -1,4 +1,4 @@
-"""idiolect registry list|show|card, and the commands of registry_moves"""
+"""idiolect registry list|show|card, and the commands of registry_moves and registry_files"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from idiolect.registry.manifest import manifest_bytes
 from idiolect.registry.resolution import ReleaseSummary
 from idiolect.registry.weights import verify_version
 from idiolect.stores.ports import StoredVersion
-from idiolect_services.cli import registry_moves
+from idiolect_services.cli import registry_files, registry_moves
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, settings_for
 from idiolect_services.wiring import open_installation
 
@@ -27,6 +27,8 @@ app.command("history")(registry_moves.history)
 app.command("diff")(registry_moves.diff)
 app.command("lineage")(registry_moves.lineage)
 app.command("gc")(registry_moves.gc)
+app.command("export")(registry_files.export)
+app.command("import")(registry_files.import_)
 
 
 @app.command("list")

@@ -21,7 +21,7 @@ from idiolect.stores.ports import Store
 from idiolect_adapters.evaluation.version_diff import PROBES, WeightsDiff
 from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Tenant, console, settings_for
 from idiolect_services.model_blobs import blobs_of_model
-from idiolect_services.registry_diff import FieldChange, diff_releases, diff_versions
+from idiolect_services.registry_diff import FieldChange, Source, diff_releases, diff_versions
 from idiolect_services.wiring import Installation, open_installation
 
 Reason = Annotated[str, typer.Option(help="Why; kept in the history and the audit log.")]
@@ -143,14 +143,15 @@ def diff(
     Example: idiolect registry diff 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5c
     """
     with open_installation(settings_for(home)) as installation:
+        source = Source(installation.store, installation.signer, installation.load_live_model)
         if _is_release(installation.store, tenant, a):
-            releases = diff_releases(installation, tenant, a, b)
+            releases = diff_releases(source, tenant, a, b)
             _show_fields(releases.fields)
             console.print(f"adapters in both: {releases.pairs:,}; medians of their weights:")
             if releases.median is not None:
                 _show_weights(releases.median)
             return
-        versions = diff_versions(installation, tenant, a, b, [_probe(text) for text in probe or ()] or PROBES)
+        versions = diff_versions(source, tenant, a, b, [_probe(text) for text in probe or ()] or PROBES)
     _show_fields(versions.fields)
     _show_weights(versions.weights)
     if not versions.probes:

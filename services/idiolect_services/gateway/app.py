@@ -29,6 +29,7 @@ from idiolect_services.gateway.routes.feedback import FeedbackRoutes
 from idiolect_services.gateway.routes.health import HealthRoutes
 from idiolect_services.gateway.routes.ranking import RankingRoutes
 from idiolect_services.gateway.routes.registry import RegistryRoutes
+from idiolect_services.gateway.routes.releases import ReleaseRoutes
 from idiolect_services.gateway.routes.rollouts import RolloutRoutes
 from idiolect_services.gateway.routes.tokens import TokenRoutes
 from idiolect_services.gateway.routes.upstreams import UpstreamRoutes
@@ -70,6 +71,8 @@ def create_app(services: GatewayServices) -> FastAPI:
         ControlRoutes,
         ExportRoutes,
         RegistryRoutes,
+        ReleaseRoutes,
+        ReleaseRoutes,
         AdapterRoutes,
         RolloutRoutes,
         HealthRoutes,

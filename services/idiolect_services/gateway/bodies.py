@@ -44,15 +44,21 @@ class MalformedError(InvalidInputError):
 
 async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
     """The JSON object in the body. Raises TooLargeError, UnsupportedMediaError, MalformedError."""
-    _check_media(request)
-    body = await _read(request, max_bytes)
+    body = await read_bytes(request, max_bytes, "application/json")
     return parse_object(body) if len(body) <= BIG_BODY_BYTES else await asyncio.to_thread(parse_object, body)
 
 
-def _check_media(request: Request) -> None:
+async def read_bytes(request: Request, max_bytes: int, media: str) -> bytes:
+    """The body as it came. Raises TooLargeError, UnsupportedMediaError."""
+    _check_media(request, media)
+    return await _read(request, max_bytes)
+
+
+def _check_media(request: Request, wanted: str) -> None:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise UnsupportedMediaError("the body is not JSON.", mend="Send 'Content-Type: application/json'.")
+    if media != wanted:
+        what = "JSON" if wanted == "application/json" else wanted
+        raise UnsupportedMediaError(f"the body is not {what}.", mend=f"Send 'Content-Type: {wanted}'.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaError("compressed bodies are not read.", mend="Send the body uncompressed.")
 

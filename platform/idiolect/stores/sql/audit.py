@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Select, select, update
 
 from idiolect.audit import GENESIS, INSTALLATION, AuditEntry, AuditEvent, Head, entry_after
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import AnyRow, insert
+from idiolect.stores.sql.engine import AnyRow, chunks, insert
 from idiolect.stores.sql.logged_changes import note
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, Behind
@@ -46,6 +46,14 @@ class Audit(Part):
             query = query.where(_E.seq < before)
         with self._database.reading(_behind(tenant)) as connection:
             return [_entry_of(row) for row in connection.execute(query)]
+
+    def audited(self, tenant: str, action: str, objects: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        with self._database.reading(_behind(tenant)) as connection:
+            for chunk in chunks(objects):
+                mine = (_E.tenant == tenant, _E.object.in_(chunk), _E.action == action)
+                found.update(connection.scalars(select(_E.object).where(*mine)))
+        return found
 
     def audit_walk(self, tenant: str) -> Iterator[AuditEntry]:
         last = 0

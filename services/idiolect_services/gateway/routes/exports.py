@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Message, Receive, Send
-from starlette.types import Scope as ASGIScope
+from starlette.requests import Request
+from starlette.responses import Response
 
 from idiolect.audit import AuditEvent
 from idiolect.tenancy import Caller, Scope
@@ -20,10 +17,10 @@ from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.routes.controls import person_of
 from idiolect_services.gateway.schemas.common import Problem
 from idiolect_services.gateway.statuses import StatusError
+from idiolect_services.gateway.streaming import Streamed
 
 AT_ONCE = 2  # exports under way in this process
 MEDIA_TYPE = "application/zip"
-STEP_SECONDS = 60.0  # for a chunk: whoever reads more slowly gives way to others
 
 _HEADERS = {"Content-Disposition": f'attachment; filename="{FILE_NAME}"'}
 
@@ -58,7 +55,7 @@ class ExportRoutes:
         except BaseException:
             self._under_way -= 1
             raise
-        return _Streamed(self._rest(first, pieces), self._leave)
+        return Streamed(self._rest(first, pieces), self._leave, MEDIA_TYPE, _HEADERS)
 
     def _leave(self) -> None:
         self._under_way -= 1
@@ -80,24 +77,3 @@ class ExportRoutes:
 
 def _next(pieces: Iterator[bytes]) -> bytes | None:
     return next(pieces, None)
-
-
-class _Streamed(StreamingResponse):
-    """`done` is called once, however the sending ends."""
-
-    def __init__(self, pieces: AsyncIterator[bytes], done: Callable[[], None]) -> None:
-        super().__init__(pieces, media_type=MEDIA_TYPE, headers=_HEADERS)
-        self._done = done
-
-    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        async def in_time(message: Message) -> None:
-            try:
-                async with asyncio.timeout(STEP_SECONDS):
-                    await send(message)
-            except TimeoutError:
-                raise ClientDisconnect from None
-
-        try:
-            await super().__call__(scope, receive, in_time)
-        finally:
-            self._done()

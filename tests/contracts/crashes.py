@@ -1,0 +1,61 @@
+"""A process that dies in the middle of a change, at a chosen write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import event
+
+from idiolect.stores.sql import SqlStore
+
+_WRITES = ("INSERT", "UPDATE", "DELETE")
+
+
+class Crash(BaseException):
+    """Nobody catches it. What had been written in the transaction is gone, as it is when a process is killed."""
+
+
+@contextmanager
+def crashing(store: SqlStore, after: int) -> Iterator[None]:
+    """Let `after` writing statements through, and die at the next one, or else before what was written is committed."""
+    left = after
+
+    def write(_connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+        nonlocal left
+        if statement.lstrip().startswith(_WRITES):
+            left -= 1
+            if left < 0:
+                raise Crash(statement)
+
+    def commit(_connection: Any) -> None:
+        if left < after:
+            raise Crash("commit")
+
+    with listening(store, before_cursor_execute=write, commit=commit):
+        yield
+
+
+def writes_of(store: SqlStore, change: Any) -> int:
+    """Carry the change out, and count."""
+    count = 0
+
+    def write(_connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+        nonlocal count
+        count += statement.lstrip().startswith(_WRITES)
+
+    with listening(store, before_cursor_execute=write):
+        change()
+    return count
+
+
+@contextmanager
+def listening(store: SqlStore, **listeners: Any) -> Iterator[None]:
+    for name, listener in listeners.items():
+        event.listen(store._database.engine, name, listener)
+    try:
+        yield
+    finally:
+        for name, listener in listeners.items():
+            event.remove(store._database.engine, name, listener)
