@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-BENCHMARKS ?= preference http engine swap registry reset training privacy
+BENCHMARKS ?= preference http engine swap registry reset load training privacy
 TORCH := 2.13.0
 
 VENV := .venv
@@ -57,7 +57,12 @@ bench: $(INSTALLED)
 	@mkdir -p .bench
 	set -e; for name in $(BENCHMARKS); do $(BIN)/idiolect bench $$name --json .bench/$$name.json $(ARGS); done
 
-peers: .peers/mlflow/.installed
+peers: .peers/mlflow/.installed .peers/locust/.installed
+
+.peers/locust/.installed: Makefile
+	@$(PYTHON) -m venv --clear .peers/locust
+	@.peers/locust/bin/python -m pip --disable-pip-version-check install --only-binary :all: --quiet locust==2.47.0
+	@touch $@
 
 .peers/mlflow/.installed: requirements-peers.txt
 	@$(PYTHON) -m venv --clear .peers/mlflow

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
         description="Epsilon of the randomised response that feedback passes before it is stored; off if not set.",
     )
     retrain_after: int = Field(3, ge=1, description="New comparisons of a person before they are trained again.")
+    max_requests: int = Field(
+        1000, ge=1, description="Most requests under way in one process; more are refused with 503 and Retry-After."
+    )
     queue_texts: int = Field(8_000, ge=1, description="Most texts that wait for the model, of all tenants together.")
     tenant_queue_texts: int = Field(2_000, ge=1, description="Most texts of one tenant that wait for the model.")
     compute_seconds: float = Field(

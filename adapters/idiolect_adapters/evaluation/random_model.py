@@ -43,11 +43,14 @@ def random_backbone(seed: int = 0) -> Backbone:
     return Backbone(encoder.eval(), _tokenizer())
 
 
-def random_model(root: Path, *, seed: int = 0, user_rank: int = 12, domain_rank: int = 16) -> PreferenceModel:
-    """A complete model under `root`, of the ranks that real ones have."""
-    backbone = random_backbone(seed)
+def random_model(
+    root: Path, *, seed: int = 0, user_rank: int = 12, domain_rank: int = 16, backbone: Backbone | None = None
+) -> PreferenceModel:
+    """A complete model under `root`, of the ranks that real ones have. With a real `backbone` it also costs what they
+    cost."""
+    backbone = backbone or random_backbone(seed)
     rng = np.random.default_rng(seed)
-    features = HIDDEN + len(NAMES)
+    features = backbone.hidden_size + len(NAMES)
 
     def draw(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         return rng.standard_normal(shape).astype(np.float32)

@@ -24,6 +24,7 @@ class Options:
     settings: Settings
     plots: Path | None = None  # a folder for figures; None: no figures
     people: int | None = None  # how many; None: as many as the targets are about
+    seconds: float | None = None  # of the long run; None: as long as the targets are about
     resets: int | None = None  # how many under faults; None: as many as the targets are about
 
 
@@ -145,6 +146,20 @@ def _reset_metrics() -> Sequence[str]:
     return METRICS
 
 
+def _run_load(options: Options, stages: Stages) -> Iterable[Measured]:
+    from idiolect_adapters.backbone import find_backbone
+    from idiolect_services.bench.load_bench import Work, measure
+
+    work = Work() if options.seconds is None else Work.of(options.seconds)
+    return measure(options.settings.root, find_backbone(options.settings.backbone), work, stages)
+
+
+def _load_metrics() -> Sequence[str]:
+    from idiolect_services.bench.load_bench import METRICS
+
+    return METRICS
+
+
 BENCHMARKS: Mapping[str, Benchmark] = {
     "preference": Benchmark(
         "How often each stack orders a new person's pairs rightly, and how well its probabilities hold.",
@@ -175,6 +190,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "Resets on four servers over Postgres and Redis under load, while all of them are paused, killed and cut off.",
         _run_reset,
         _reset_metrics,
+    ),
+    "load": Benchmark(
+        "A mix of calls for ten minutes at 70% of what one server can do, then at three times as much.",
+        _run_load,
+        _load_metrics,
     ),
     "training": Benchmark(
         "Private user adapters trained in a second, against Opacus with PEFT on the same comparisons.",

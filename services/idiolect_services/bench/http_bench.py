@@ -7,13 +7,14 @@ so that whatever else the machine does hits both; each pair of windows gives one
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,15 +92,24 @@ def _alternate(ours: int, peer: int, body: bytes, secret: str, windows: Windows,
 
 @contextmanager
 def _server(kind: str, argument: str) -> Iterator[int]:
-    """A server process; yields its port. The socket is open before the process starts, so no port can be lost."""
+    """A server process; yields its port."""
+    with server_process(kind, argument) as (port, _pid):
+        yield port
+
+
+@contextmanager
+def server_process(kind: str, argument: str, environment: Mapping[str, str] | None = None) -> Iterator[tuple[int, int]]:
+    """Yields its port and process id. The socket is open before the process starts, so no port can be lost."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         port: int = listener.getsockname()[1]
         module = "idiolect_services.bench.http_servers"
         command = [sys.executable, "-m", module, kind, str(listener.fileno()), argument]
         # Its standard input never says anything; that it ends tells the server that we are gone, however we went.
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], env=os.environ | dict(environment or {})
+        )
     try:
-        yield port
+        yield port, process.pid
     finally:
         process.terminate()
         try:

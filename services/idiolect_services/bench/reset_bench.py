@@ -109,13 +109,13 @@ def _fleet(fleet: Fleet, kind: str) -> Iterator[Fleet]:
     try:
         for index, port in enumerate(fleet.ports):
             fleet.start(index, kind)
-            _wait_until_ready(port)
+            wait_until_ready(port)
         yield fleet
     finally:
         fleet.stop()
 
 
-def _wait_until_ready(port: int) -> None:
+def wait_until_ready(port: int) -> None:
     """The socket listens already: the kernel holds the connection until the server takes it."""
     try:
         urlopen(f"http://127.0.0.1:{port}/readyz", timeout=START_SECONDS).close()

@@ -35,22 +35,22 @@ def replica_settings(home: Path, database_url: str, redis_url: str) -> Settings:
 class People:
     """Who is served, in the tenant TENANT."""
 
-    def __init__(self, installation: Installation, number: int) -> None:
+    def __init__(self, installation: Installation, number: int, model: PreferenceModel | None = None) -> None:
         self._installation = installation
         self._store = installation.store
         self._now = installation.clock.now
-        self._model = random_model(installation.models)
+        self._model = model or random_model(installation.models)
         self._random = np.random.default_rng(0)
         self.users = tuple(f"person-{index}" for index in range(number))
 
     def settle(self) -> str:
-        """The model is live, and everybody has opted in. A key that may rank and reset."""
+        """The model is live, and everybody has opted in. A key that may rank, give feedback and reset."""
         self._store.create_tenant(TENANT, self._now())
         self._store.set_global(self._model.digest, self._now(), reason="benchmark", actor="benchmark")
         for user in self.users:
             self._store.change_subject(TENANT, self._subject(user), ConsentChange(opted_in=True), self._now())
         secret = new_secret()
-        self._store.create_key(TENANT, [Scope.INFER, Scope.CONTROLS], hash_secret(secret), self._now())
+        self._store.create_key(TENANT, [Scope.INFER, Scope.FEEDBACK, Scope.CONTROLS], hash_secret(secret), self._now())
         return secret
 
     def draw(self, user: str, generation: int) -> tuple[ReleaseTemplate, Version]:

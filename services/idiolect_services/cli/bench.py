@@ -39,6 +39,9 @@ def bench(
     resets: Annotated[
         int | None, typer.Option(min=1, help="reset: resets while things go wrong (default: 10,000, about 10 minutes).")
     ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=10, max=3600, help="load: length of its long run (default: ten minutes).")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Run one benchmark, with its peer in the same run, and print the outcome beside the targets.
@@ -52,7 +55,7 @@ def bench(
     if json is not None:
         check_writable(json)
     figures = _figures_folder(json, plots) if benchmark.draws else None
-    options = Options(settings_for(home, data_dir=data), figures, people, resets)
+    options = Options(settings_for(home, data_dir=data), figures, people, seconds, resets)
     with bars() as shown:
         report = run_benchmark(name, options, shown)
     if json is not None:

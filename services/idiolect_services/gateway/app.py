@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from idiolect.errors import IdiolectError
+from idiolect_services.gateway.admission import Admission
 from idiolect_services.gateway.bodies import fields_error
 from idiolect_services.gateway.context import Gateway, GatewayServices
 from idiolect_services.gateway.edge import Edge
@@ -82,6 +83,7 @@ def create_app(services: GatewayServices) -> FastAPI:
     for kind, handler in _handlers(gateway).items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(HotRoutes, posts=ranking.posts)
+    app.add_middleware(Admission, most=services.settings.max_requests)
     app.add_middleware(Edge)
     app.add_middleware(Measured, metrics=gateway.metrics, paths=ranking.posts)
     return app
