@@ -37,7 +37,7 @@ class Tenants(Part):
         self._database.write(ALL_TENANTS, lambda connection: _create(connection, tenant, at))
 
     def tenant_exists(self, tenant: str) -> bool:
-        with self._database.point_reading(single=True) as connection:
+        with self._database.point_reading(tenant, single=True) as connection:
             return connection.scalar(_EXISTS, {"tenant": tenant}) is not None
 
     def create_key(
