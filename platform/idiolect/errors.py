@@ -8,6 +8,7 @@
     ├── ConflictError            the state moved; read it again and decide
     │   └── PreconditionError    ... and the caller said which state it expected (If-Match)
     ├── ConsentError             personalization was required, and the person has not opted in
+    ├── QuotaExceededError       a tenant used up what it was given; `retry_after_s`: until when, if it passes
     ├── BudgetExceededError      the privacy filter refused; the numbers are in the message
     ├── CorruptArtifactError     a digest, signature, shape or value does not check out
     ├── ConfigurationError       a setting, file, port or package of this installation
@@ -58,6 +59,14 @@ class PreconditionError(ConflictError):
 
 class ConsentError(IdiolectError):
     code = "personalization_unavailable"
+
+
+class QuotaExceededError(IdiolectError):
+    code = "quota_exceeded"
+
+    def __init__(self, message: str, *, mend: str = "", retry_after_s: int | None = None) -> None:
+        super().__init__(message, mend=mend)
+        self.retry_after_s = retry_after_s
 
 
 class BudgetExceededError(IdiolectError):

@@ -20,6 +20,7 @@ from idiolect.errors import (
     CorruptArtifactError,
     IdiolectError,
     NotFoundError,
+    QuotaExceededError,
     UnavailableError,
 )
 from idiolect.settings import Settings
@@ -101,6 +102,9 @@ class RetrainingLoop:
             log.info("retrained %d people (%d over their budget)", report.published, report.refused)
         except (BudgetExceededError, NotFoundError) as error:
             log.info("nobody retrained: %s", error)
+        except QuotaExceededError as error:
+            log.info("nobody retrained yet: %s", error)
+            return  # they stay queued: tomorrow there is room again
         except (UnavailableError, ConflictError):
             raise  # they stay queued: it works again once the store is back, or the server has the live model
         except Exception:

@@ -15,6 +15,7 @@ from idiolect.consent import ConsentChange, SubjectState
 from idiolect.errors import IdiolectError
 from idiolect.privacy.events import GaussianEvent, Unit
 from idiolect.privacy.ledger import Account, Charge, LedgerRun, Reservation
+from idiolect.quotas import Quota
 from idiolect.registry.manifest import ReleaseTemplate, Version
 from idiolect.registry.resolution import ReleaseSummary, Resolution
 from idiolect.resets.plan import ResetPlan
@@ -136,6 +137,19 @@ class AgreementStore(Protocol):
         """Raises ConfigurationError unless the others of this installation have the same master key (as its check
         says) and trust the key id `signing`. The first one decides; later only who trusts the key before replaces it.
         """
+        ...
+
+
+class QuotaStore(Protocol):
+    """Checked by what they bound: `change_subject`, `add_feedback` and `reserve` raise QuotaExceededError, and have
+    then changed nothing."""
+
+    def set_quota(self, tenant: str, name: str, most: int | None, now: datetime, *, actor: str = "operator") -> None:
+        """None removes it. Raises NotFoundError for an unknown tenant, InvalidInputError for what is no quota."""
+        ...
+
+    def quotas(self, tenant: str, now: datetime) -> Sequence[Quota]:
+        """Those that are set, in order of name."""
         ...
 
 
@@ -370,6 +384,7 @@ class ResetStore(Protocol):
 class Store(
     AgreementStore,
     TenantStore,
+    QuotaStore,
     UpstreamStore,
     SubjectStore,
     PersonStore,

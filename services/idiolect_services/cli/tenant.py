@@ -1,4 +1,4 @@
-"""idiolect tenant upstream set|show|remove"""
+"""idiolect tenant upstream set|show|remove, and tenant quota set|show|remove"""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.ids import check_name
 from idiolect.upstreams import HostRules
 from idiolect_services.cli.common import Home, console, settings_for
+from idiolect_services.cli.quota import app as quota_app
 from idiolect_services.upstream_settings import new_upstream
 from idiolect_services.wiring import open_installation
 
 app = typer.Typer(help="Settings of one tenant.", no_args_is_help=True)
 upstream_app = typer.Typer(help="The OpenAI-compatible server that its completions come from.", no_args_is_help=True)
 app.add_typer(upstream_app, name="upstream")
+app.add_typer(quota_app, name="quota")
 
 Name = Annotated[str, typer.Argument(help="The tenant.")]
 

@@ -19,6 +19,7 @@ from idiolect.errors import (
     NotAuthenticatedError,
     NotFoundError,
     PreconditionError,
+    QuotaExceededError,
     TooLargeError,
     UnavailableError,
 )
@@ -49,6 +50,8 @@ STATUS_OF: tuple[tuple[type[IdiolectError], int], ...] = (
 def status_of(error: IdiolectError) -> int:
     if isinstance(error, StatusError):
         return error.status
+    if isinstance(error, QuotaExceededError):
+        return 409 if error.retry_after_s is None else 429
     if error.code == "request_timeout":
         return 408
     return next((status for kind, status in STATUS_OF if isinstance(error, kind)), 500)
@@ -66,7 +69,7 @@ def problem_from(error: IdiolectError, request: Request) -> Response:
     extra: dict[str, Any] = {"errors": error.errors} if isinstance(error, FieldsError) else {}
     mend = _TRY_AGAIN if _is_ours(error) else error.mend
     response = problem(request, status, **refusal_of(error), mend=mend, **extra)
-    if isinstance(error, StatusError) and error.retry_after_s is not None:
+    if isinstance(error, StatusError | QuotaExceededError) and error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, StatusError):
         response.raw_headers.extend(error.headers)

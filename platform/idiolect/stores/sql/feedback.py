@@ -17,6 +17,7 @@ from idiolect.stores.sql.engine import Hold, chunks, hold
 from idiolect.stores.sql.inference_rows import load_inference
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import check_subject, enqueue, load_state, requeue
+from idiolect.stores.sql.quotas import take_today
 from idiolect.stores.sql.recording import Candidate, candidate_of, record_all
 from idiolect.stores.sql.rollout_members import note_answer
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
@@ -89,6 +90,7 @@ def _add(connection: Connection, tenant: str, subject: str, signal: FeedbackSign
         )
     rows = _comparison_rows(connection, tenant, inference, signal, micros(now))
     person = {"tenant": tenant, "subject": subject, "generation": state.generation}
+    take_today(connection, tenant, "signals", micros(now))
     connection.execute(schema.signals.insert(), _signal_row(tenant, subject, signal, micros(now)))
     if rows:
         connection.execute(schema.comparisons.insert(), [row | person for row in rows])

@@ -23,6 +23,7 @@ from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow, Hold, chunks, hold, insert
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import requeue, tombstoned
+from idiolect.stores.sql.quotas import count_anew
 from idiolect.stores.sql.texts import collect_items, collect_texts, digests_of_items, store_items, store_texts
 from idiolect.stores.sql.times import micros, moment
 
@@ -167,6 +168,7 @@ def _import(
     counts = _store_rows(connection, task, dataset, adaptation, progress)
     agreed = {pair.person for pair in adaptation} - left_out
     _opt_in(connection, tenant, agreed, at)
+    count_anew(connection, tenant)
     requeue(connection, tenant, requeued | agreed | {pair.person for pair in dataset.comparisons} - left_out)
     _collect(connection, tenant, old_items)
     counts |= {

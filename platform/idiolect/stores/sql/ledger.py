@@ -18,6 +18,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow, Hold, chunks, hold, insert
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.quotas import take_today
 from idiolect.stores.sql.times import micros, moment
 
 _RUNS, _CHARGES = schema.ledger_runs.c, schema.ledger_charges.c
@@ -110,6 +111,8 @@ def _reserve(
     stamped = run | {"reserved_at": _ledger_time(connection, run["tenant"], run["reserved_at"])}
     spent = _spent(connection, run["tenant"], run["unit"], subjects, since)
     granted = [subject for subject in subjects if fits(spent.get(subject, (0.0, 0))[0], rho, budget_rho)]
+    if granted:
+        take_today(connection, run["tenant"], "trainings", run["reserved_at"])
     over = None if granted else stamped["reserved_at"]  # nobody may be read, so nothing is left to settle
     connection.execute(schema.ledger_runs.insert(), stamped | {"accounts": len(granted), "settled_at": over})
     charge(connection, run, rho, granted)

@@ -25,6 +25,7 @@ from idiolect.stores.sql.erasure import erase
 from idiolect.stores.sql.ledger import charge
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import fence, load_state, save_state, state_from_json
+from idiolect.stores.sql.quotas import count_anew
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 _V, _R, _K, _E, _L = (
@@ -68,6 +69,7 @@ def recover(connection: Connection, by_tenant: Mapping[str, Sequence[LoggedChang
                 apply(connection, change)
             put(connection, change.entry)
             applied[change.entry.action] += 1
+        count_anew(connection, tenant)
     return Recovered(dict(applied))
 
 

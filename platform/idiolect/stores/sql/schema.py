@@ -91,6 +91,17 @@ upstreams = Table(
     _whole("updated_at"),
 )
 
+# What the operator lets a tenant use, and what was used; see `quotas`.
+quotas = Table(
+    "quotas",
+    metadata,
+    *_key("tenant", "name"),
+    _whole("most"),
+    _whole("day"),  # since 1970, which `used` is of
+    _whole("used"),
+    sqlite_with_rowid=False,
+)
+
 # What all servers of an installation must agree on; see `agreement`.
 agreements = Table("agreements", metadata, *_key("name"), _text("value"))
 
@@ -114,6 +125,8 @@ subjects = Table(
 
 # Domains that people are out of: an index of `subjects.domains`, for queries about many people.
 domain_refusals = Table("domain_refusals", metadata, *_key("tenant", "subject", "domain"), sqlite_with_rowid=False)
+
+Index("subjects_opted_in", subjects.c.tenant, sqlite_where=subjects.c.opted_in, postgresql_where=subjects.c.opted_in)
 
 tombstones = Table(
     "tombstones",

@@ -20,6 +20,7 @@ from idiolect.stores.sql.lineage import Lineages
 from idiolect.stores.sql.person_pages import PersonPages
 from idiolect.stores.sql.pointers import Pointers
 from idiolect.stores.sql.purges import Purges
+from idiolect.stores.sql.quotas import Quotas
 from idiolect.stores.sql.recovering import Recovering
 from idiolect.stores.sql.registry import Registry
 from idiolect.stores.sql.resets import Resets
@@ -54,6 +55,7 @@ class SqlStore(
     Resets,
     Purges,
     Upstreams,
+    Quotas,
     _Administration,
 ):
     """Everything, behind one connection pool. Safe to use from many threads and processes."""

@@ -28,6 +28,7 @@ from idiolect.stores.sql.people import (
     state_of,
     state_to_json,
 )
+from idiolect.stores.sql.quotas import take_place
 from idiolect.stores.sql.rollout_members import note_complaint
 from idiolect.stores.sql.times import micros
 
@@ -81,6 +82,8 @@ def _change(
             f"the settings are at revision {before.revision}, not {if_revision}.", mend="Read them again and decide."
         )
     after = apply_change(before, change, now)
+    if after.opted_in and not before.opted_in:
+        take_place(connection, tenant)
     save_state(connection, tenant, before, after)
     if refuses or (after.paused and not before.paused):
         note_complaint(connection, tenant, subject, leaves=refuses)

@@ -67,7 +67,7 @@ class ControlRoutes:
         router = APIRouter(tags=["controls"], prefix="/v1/users/{user}")
         consent = documented.route(Scope.CONTROLS, ConsentState)
         change = documented.route(
-            Scope.CONTROLS, ConsentState, body=ConsentRequest, problems=(412,), headers=(IF_MATCH,)
+            Scope.CONTROLS, ConsentState, body=ConsentRequest, problems=(409, 412), headers=(IF_MATCH,)
         )
         reset = documented.route(
             Scope.CONTROLS, ResetReceipt, body=ResetRequest, problems=(409,), headers=(IDEMPOTENCY_KEY,)

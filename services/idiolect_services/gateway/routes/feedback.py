@@ -18,6 +18,7 @@ from idiolect.errors import (
     IdiolectError,
     InvalidInputError,
     NotFoundError,
+    QuotaExceededError,
     UnavailableError,
 )
 from idiolect.ids import new_id
@@ -40,6 +41,7 @@ from idiolect_services.gateway.schemas.feedback import (
 from idiolect_services.scorer import STORE_TROUBLE
 
 CLOCK_SKEW = timedelta(minutes=5)
+PASSING = frozenset({UnavailableError.code, QuotaExceededError.code})  # sent again later, it may be taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class FeedbackRoutes:
             else:
                 outcomes = [await lane.run(self._store_one, caller.tenant, signals[0])]
             self._wake(caller.tenant, zip(signals, outcomes, strict=True))
-            lasts = all(outcome.get("code") != UnavailableError.code for outcome in outcomes)
+            lasts = all(outcome.get("code") not in PASSING for outcome in outcomes)
             return _accepted(_summary(outcomes) if is_batch else outcomes[0]), lasts
 
         return await self._idempotency.once(lane, claim, store)
@@ -106,7 +108,7 @@ class FeedbackRoutes:
         for accepted in checked:
             try:
                 outcomes.append(self._store(tenant, accepted))
-            except (ConflictError, ConsentError, NotFoundError, *STORE_TROUBLE) as error:
+            except (ConflictError, ConsentError, NotFoundError, QuotaExceededError, *STORE_TROUBLE) as error:
                 outcomes.append({"id": accepted.signal.id, "status": "refused", **refusal_of(error)})
         return outcomes
 
