@@ -41,6 +41,7 @@ class Operation:
     people: bool
     schema: str | None  # of the body
     required: tuple[str, ...]  # of the query
+    file: str | None = None  # the media type of the body, if it is a file
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -63,11 +64,13 @@ def guarded(app: FastAPI) -> list[Operation]:
 
 def _operation(method: str, path: str, described: dict[str, Any]) -> Operation:
     schemes = {name: scopes for one in described["security"] for name, scopes in one.items()}
-    body = described.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    content = described.get("requestBody", {}).get("content", {})
+    file = next((media for media in content if media != "application/json"), None)
+    body = content.get("application/json", {}).get("schema")
     first = None if body is None else body.get("anyOf", [body])[0]["$ref"].rpartition("/")[2]
     query = [one["name"] for one in described.get("parameters", ()) if one["in"] == "query" and one["required"]]
     scope = Scope(schemes["key"][0]) if schemes else None
-    return Operation(method.upper(), path, scope, "token" in schemes, first, tuple(query))
+    return Operation(method.upper(), path, scope, "token" in schemes, first, tuple(query), file)
 
 
 class Settled:
@@ -78,6 +81,7 @@ class Settled:
         self.subject = world.pseudonym(tenant, user)
         self.full = world.key(tenant)
         self.known: dict[str, Any] = {}
+        self.files: dict[str, bytes] = {}  # by media type
         self.settle()
 
     def settle_after(self, operation: Operation) -> None:
@@ -110,7 +114,10 @@ class Settled:
             "candidate": {"kind": "release", "id": first.release},
             "base_url": UPSTREAM,
             "messages": QUESTION,
+            "a": first.id,
+            "b": version.id,
         }
+        self.files = {"application/x-ndjson": api.get(f"/v1/releases/{first.release}/export").content}
 
     def path(self, operation: Operation, changed: Mapping[str, Any] | None = None) -> str:
         made_up = dict.fromkeys(names(operation.path), "made-up")
@@ -134,7 +141,9 @@ class Settled:
     def send(self, operation: Operation, key: str | None, changed: Mapping[str, Any] | None = None) -> httpx.Response:
         """As the description says it, with everything in its place but for what is `changed`, in path or body."""
         body = self.body(operation, changed)
-        sent = {} if body is None else {"json": body}
+        sent: dict[str, Any] = {} if body is None else {"json": body}
+        if operation.file is not None:
+            sent = {"content": self.files[operation.file], "headers": {"Content-Type": operation.file}}
         return self.world.api(key).send(operation.method, self.path(operation, changed), **sent)
 
 

@@ -39,6 +39,13 @@ HOSTILE = [
     f"${{jndi:ldap://x/{MARK}}}{{{{7*7}}}}%s%n",
     f"user:{MARK}" + "9" * 3000,
 ]
+HARMLESS = {
+    "application/json",
+    "application/problem+json",
+    "application/zip",
+    "application/x-ndjson",
+    "text/markdown; charset=utf-8",
+}
 FOREIGN_BYTES = ["%ff%fe", "%c0%ae%c0%ae", "%ed%a0%80", "%", "%zz", "%u0041"]
 
 
@@ -53,7 +60,7 @@ def harmless(response: httpx.Response) -> None:
     """An answer that no browser, log or client takes for something else."""
     assert response.status_code < 500, response.text
     assert response.headers["x-content-type-options"] == "nosniff"
-    assert response.headers["content-type"] in ("application/json", "application/problem+json", "application/zip")
+    assert response.headers["content-type"] in HARMLESS
     assert "x-injected" not in response.headers
     assert all(MARK not in value for value in response.headers.values())
     assert not any(ord(char) < 32 for value in response.headers.values() for char in value)

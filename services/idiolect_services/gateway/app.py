@@ -73,7 +73,6 @@ def create_app(services: GatewayServices) -> FastAPI:
         ExportRoutes,
         RegistryRoutes,
         ReleaseRoutes,
-        ReleaseRoutes,
         AdapterRoutes,
         RolloutRoutes,
         HealthRoutes,
