@@ -173,8 +173,14 @@ class Backbone:
         # A text that has no token at all (empty, or only what the tokenizer drops) still needs one to be pooled.
         return tuple(ids) or (self.tokenizer.eos_token_id or 0,)
 
-    def pooled(self, ids: Sequence[Sequence[int]], length: int | None = None) -> torch.Tensor:
-        """Features [N, h] of token lists, padded on the right to `length` (default: the longest)."""
+    def pooled(
+        self, ids: Sequence[Sequence[int]], length: int | None = None, rows: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Features [N, h] of token lists, padded on the right to `length` (default: the longest).
+
+        `rows`: of which text each row of the encoder's output is, where some texts have several there
+        (runtime/batched/shared_layers.py).
+        """
         length = length or max(len(row) for row in ids)
         ids_N_L = torch.zeros(len(ids), length, dtype=torch.long)
         mask_N_L = torch.zeros(len(ids), length, dtype=torch.long)
@@ -184,6 +190,8 @@ class Backbone:
         device = next(self.encoder.parameters()).device
         mask_N_L = mask_N_L.to(device)
         hidden_N_L_H = self.encoder(input_ids=ids_N_L.to(device), attention_mask=mask_N_L).last_hidden_state
+        if rows is not None:
+            ids, mask_N_L = [ids[text] for text in rows], mask_N_L[torch.tensor(rows, device=device)]
         if self.causal:
             last_N = mask_N_L.sum(1) - 1
             pooled_N_H: torch.Tensor = hidden_N_L_H[torch.arange(len(ids), device=device), last_N]

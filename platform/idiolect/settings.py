@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     max_text_chars: int = Field(20_000, ge=1, description="Longest query or document, in characters.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body, in bytes.")
     feature_cache_bytes: int = Field(256 << 20, ge=0, description="Memory for cached text features, in bytes.")
+    lora_cache_bytes: int = Field(512 << 20, ge=0, description="Memory for LoRAs of inner layers, in bytes.")
+    max_adapter_bytes: int = Field(
+        64 << 20, ge=1024, le=1 << 30, description="Largest PEFT LoRA that may be registered, in bytes."
+    )
     allow_weak_privacy: bool = Field(
         False, description="Allow an epsilon over 20 for a training, or over 50 for a budget; manifests then say so."
     )

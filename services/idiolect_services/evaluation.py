@@ -85,8 +85,8 @@ def _scores(
     installation: Installation, model: PreferenceModel, tenant: str, data: EvaluationData, features_I_P: FloatArray
 ) -> list[tuple[str, Scores]]:
     global_I = features_I_P[:, 0]
-    domain_I = global_I + DomainStack(installation, model, tenant).deltas(data.items, features_I_P)
-    taste_I_K = features_I_P[:, 1 : 1 + model.user_rank]
+    under_I_P = DomainStack(installation, model, tenant).applied(data.items, features_I_P)
+    domain_I, taste_I_K = under_I_P[:, 0], under_I_P[:, 1 : 1 + model.user_rank]
     weights_P_K = np.stack([_weights(installation, model, tenant, person) for person in data.people] or [np.zeros(0)])
     return [
         ("global", lambda _person, item: global_I[item]),

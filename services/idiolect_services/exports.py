@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from idiolect.consent import SubjectState, signed_consent
+from idiolect.errors import CorruptArtifactError
 from idiolect.privacy.ledger import Charge
 from idiolect.registry.manifest import manifest_bytes
 from idiolect.registry.signing import Signer
@@ -113,10 +114,14 @@ class Exporter:
         for number, stored in enumerate(self._versions(tenant, subject), start=1):
             folder = f"adapters/{number}"
             yield f"{folder}/manifest.json", [_json(_signed_manifest(stored))]
-            yield f"{folder}/adapter.safetensors", [stored.version.weights]
+            try:
+                whole = self.store.with_weights(stored)
+            except CorruptArtifactError:
+                continue  # not served either
+            yield f"{folder}/adapter.safetensors", [whole.version.weights]
             files = None
             if self.peft is not None and live is not None and live.id == stored.version.id:
-                files = self.peft(stored)
+                files = self.peft(whole)
             for name, data in (files or {}).items():
                 yield f"{folder}/peft/{name}", [data]
 

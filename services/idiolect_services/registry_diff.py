@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.privacy.budget import PrivacyStatement
-from idiolect.registry.manifest import ReleaseTemplate
+from idiolect.registry.manifest import LORA, ReleaseTemplate
 from idiolect.registry.signing import Signer
 from idiolect.registry.weights import verify_version
 from idiolect.stores.ports import Store, StoredVersion
 from idiolect_adapters.evaluation.version_diff import ProbeScore, WeightsDiff, diff_weights, score_probes
 from idiolect_adapters.runtime.features import Projector
+
+if TYPE_CHECKING:  # it imports torch
+    from idiolect_adapters.runtime.loras import LoraEngine
 
 FloatArray = NDArray[np.float64]
 MAX_PAIRS = 1_000  # of two releases: enough for a median, and bounded whatever their size
@@ -26,11 +29,13 @@ _PAGE = 200
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """`model`: the live global model, which is asked for only if there are probes to score."""
+    """`model`: the live global model, and `engine`: what applies LoRAs to it (None: nothing does). Each is asked for
+    only if there are probes to score with it."""
 
     store: Store
     signer: Signer
     model: Callable[[], Projector]
+    engine: Callable[[], LoraEngine | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ def diff_versions(source: Source, tenant: str, a: str, b: str, probes: Sequence[
     return VersionsDiff(
         changed(_facts(first), _facts(second)),
         diff_weights(a_K, b_K),
-        tuple(_probed(source, first.template, a_K, b_K, probes)),
+        tuple(_probed(source, (first, second), (a_K, b_K), probes)),
     )
 
 
@@ -105,33 +110,56 @@ def _template(source: Source, tenant: str, release: str) -> ReleaseTemplate:
 
 
 def _check_comparable(a: ReleaseTemplate, b: ReleaseTemplate) -> None:
-    if (a.scope, a.basis_digest, a.rank) != (b.scope, b.basis_digest, b.rank):
+    if (a.scope, a.basis_digest, a.tensors) != (b.scope, b.basis_digest, b.tensors):
         raise InvalidInputError(
-            "the two are not written in the same basis, so their weights can't be compared.",
+            "the two are not written in the same basis, or change other layers, so their weights can't be compared.",
             mend="Compare two of one scope, trained on one global model.",
         )
 
 
 def _weights(source: Source, stored: StoredVersion) -> FloatArray:
-    tensors = verify_version(stored.template, stored.version, source.signer)
+    whole = source.store.with_weights(stored)
+    tensors = verify_version(stored.template, whole.version, source.signer)
     flat = np.concatenate([tensors[name].ravel() for name in sorted(tensors)]).astype(np.float64)
     return np.asarray(flat * (stored.template.alpha / stored.template.rank))
 
 
 def _probed(
     source: Source,
-    template: ReleaseTemplate,
-    a_K: FloatArray,
-    b_K: FloatArray,
+    both: tuple[StoredVersion, StoredVersion],
+    weights: tuple[FloatArray, FloatArray],
     probes: Sequence[tuple[str, str]],
 ) -> list[ProbeScore]:
-    """None if the two are bound to another model than the live one: no other is loaded."""
+    """Nothing if the two are bound to another model than the live one: no other is loaded."""
+    template = both[0].template
     if not probes or source.store.live_global() != template.global_digest:
         return []
+    if template.kind == LORA:
+        engine = source.engine()
+        bound = engine is not None and engine.model.digest == template.global_digest
+        return _probed_loras(source, engine, both, probes) if engine is not None and bound else []
     model = source.model()
     if model.digest != template.global_digest:
         return []  # another one went live in between
-    return score_probes(model, template.scope == "user", a_K, b_K, probes)
+    return score_probes(model, template.scope == "user", *weights, probes)
+
+
+def _probed_loras(
+    source: Source,
+    engine: LoraEngine,
+    both: tuple[StoredVersion, StoredVersion],
+    probes: Sequence[tuple[str, str]],
+) -> list[ProbeScore]:
+    from idiolect_adapters.runtime.loras import LoraStack
+
+    bare_N = engine.project(probes, [None] * len(probes))[:, 0]
+    added = []
+    for stored in both:
+        whole = source.store.with_weights(stored)
+        tensors = verify_version(whole.template, whole.version, source.signer)
+        stack = LoraStack(((engine.load(whole.template, tensors, whole.version.weights_sha256), 1.0),))
+        added.append((engine.project(probes, [stack] * len(probes))[:, 0] - bare_N).tolist())
+    return [ProbeScore(prompt, text, a, b) for (prompt, text), a, b in zip(probes, *added, strict=True)]
 
 
 def _pairs(source: Source, tenant: str, a: str, b: str) -> Iterator[tuple[StoredVersion, StoredVersion]]:

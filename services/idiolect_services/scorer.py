@@ -3,18 +3,28 @@
 A score is `global + domain + user`, summed in that order for each text by itself. Nothing here trusts what is
 already loaded: each request resolves consent, generation and versions anew, and a personal part is confirmed
 once more after it was computed.
+
+A head adapter multiplies features that everybody shares. A LoRA of inner layers has features of its own, of every text
+that is read under it: its part is what the score is there, less what it is without.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from idiolect.errors import ConfigurationError, ConsentError, CorruptArtifactError, NotFoundError, UnavailableError
+from idiolect.errors import (
+    ConfigurationError,
+    ConsentError,
+    CorruptArtifactError,
+    IdiolectError,
+    NotFoundError,
+    UnavailableError,
+)
 from idiolect.registry.resolution import Resolution, ResolvedVersion
 from idiolect.resets.fence import uptime
 from idiolect.rollouts.outcomes import Served, Trial
@@ -22,6 +32,9 @@ from idiolect.stores.ports import Store
 from idiolect_adapters.runtime.bank import AdapterBank, Owner, Weights
 from idiolect_adapters.runtime.features import FeatureCache, Features, Pair
 from idiolect_services.quarantine import Quarantine
+
+if TYPE_CHECKING:  # it imports torch
+    from idiolect_adapters.runtime.loras import Lora, LoraStack
 
 Mode = Literal["auto", "off", "required"]
 Reason = Literal[
@@ -108,7 +121,8 @@ class ScoreResult:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The adapters of one request; None adds nothing, not even a zero."""
+    """The adapters of one request; None adds nothing, not even a zero. Domain and person have a head adapter or a LoRA
+    each, never both."""
 
     personalization: Personalization
     domain_M: Weights | None
@@ -117,6 +131,30 @@ class Stack:
     trials: tuple[Trial, ...] = ()  # rollouts that this request counts in
     since: float = 0.0  # of time.perf_counter, when it was resolved
     fell_back: bool = False  # something that was resolved could not be applied
+    domain_lora: LoraStack | None = None
+    user_lora: LoraStack | None = None  # with the domain's, if there is one
+
+    @property
+    def personal(self) -> bool:
+        return self.user_K is not None or self.user_lora is not None
+
+    @property
+    def loras(self) -> tuple[LoraStack, ...]:
+        return tuple(stack for stack in (self.domain_lora, self.user_lora) if stack is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Features [N, W] of a request's texts under each part of its stack; the same array where a part is no LoRA."""
+
+    bare_NW: Features
+    domain_NW: Features
+    user_NW: Features
+
+
+# By the key of a LoraStack, what was computed for a request.
+Under = Mapping[str, Features]
+NOTHING_UNDER: Under = {}
 
 
 OnServed = Callable[[Served], None]
@@ -165,10 +203,22 @@ class Scorer:
         if resident and resolution is not None and not self._is_resident(request, resolution):
             return None
         try:
-            return self._finish(request, self._stack(request, resolution), features_NW, looked_at)
+            stack = self._stack(request, resolution)
+            rows = self._cached_rows(request, stack, features_NW, NOTHING_UNDER)
+            return None if rows is None else self._finish(request, stack, rows, looked_at)
         except Exception as error:
             self._failed(request, error)
             raise
+
+    def loras_of(self, request: ScoreRequest) -> tuple[LoraStack, ...]:
+        """What the request's texts have to be read under, beside the bare model. Loads what is not in memory. What
+        fails here is said when the request is scored."""
+        if self.bank.engine is None:
+            return ()
+        try:
+            return self._strongest(request, self._resolved(request)).loras
+        except IdiolectError:
+            return ()
 
     def forget(self, tenant: str, subject: str) -> None:
         """Free what this process keeps of a person's own, and of the texts that only they had scored."""
@@ -187,19 +237,28 @@ class Scorer:
         """The slow part, which needs no decision: runs the model on what is not cached."""
         return self.features.project(request.tenant, request.pairs, request.subject)
 
-    def score(self, request: ScoreRequest, features_NW: Features | None = None) -> ScoreResult:
+    def score(
+        self, request: ScoreRequest, features_NW: Features | None = None, under: Under = NOTHING_UNDER
+    ) -> ScoreResult:
         """Raises ConsentError if personalization is `required` and not possible, UnavailableError if only because the
-        store can't be reached. In every other mode an unreachable store or a bad adapter only takes away its part."""
+        store can't be reached. In every other mode an unreachable store or a bad adapter only takes away its part.
+
+        `under`: features that were computed for what `loras_of` said. Where the stack has changed since, they are
+        computed here.
+        """
         if features_NW is None:
             features_NW = self.compute_features(request)
         looked_at = self._uptime()
         try:
-            return self._finish(request, self._stack(request, self._resolved(request)), features_NW, looked_at)
+            stack = self._stack(request, self._resolved(request))
+            return self._finish(request, stack, self._rows(request, stack, features_NW, under), looked_at)
         except Exception as error:
             self._failed(request, error)
             raise
 
-    def score_without_person(self, request: ScoreRequest, features_NW: Features | None) -> ScoreResult:
+    def score_without_person(
+        self, request: ScoreRequest, features_NW: Features | None, under: Under = NOTHING_UNDER
+    ) -> ScoreResult:
         """For a person whose generation won't stand still: claims nothing about them, so it can't be outdated."""
         shared = replace(request, subject=None, mode="auto")
         stack = self._stack(shared, self._resolved(shared))
@@ -207,7 +266,26 @@ class Scorer:
         held = _required_holds(request, unconfirmed)
         if features_NW is None:
             features_NW = self.compute_features(request)
-        return self._finish(request, held, features_NW, self._uptime())
+        return self._finish(request, held, self._rows(request, held, features_NW, under), self._uptime())
+
+    def _cached_rows(self, request: ScoreRequest, stack: Stack, bare_NW: Features, under: Under) -> Rows | None:
+        """None if a LoRA's features have to be computed first."""
+        domain_NW = bare_NW if stack.domain_lora is None else self._cached(request, stack.domain_lora, under)
+        user_NW = domain_NW if stack.user_lora is None else self._cached(request, stack.user_lora, under)
+        return None if domain_NW is None or user_NW is None else Rows(bare_NW, domain_NW, user_NW)
+
+    def _cached(self, request: ScoreRequest, stack: LoraStack, under: Under) -> Features | None:
+        found = under.get(stack.key)
+        return self.features.cached(request.tenant, request.pairs, request.subject, stack) if found is None else found
+
+    def _rows(self, request: ScoreRequest, stack: Stack, bare_NW: Features, under: Under) -> Rows:
+        missing = [lora for lora in stack.loras if self._cached(request, lora, under) is None]
+        computed = {
+            lora.key: self.features.project(request.tenant, request.pairs, request.subject, lora) for lora in missing
+        }
+        rows = self._cached_rows(request, stack, bare_NW, {**under, **computed})
+        # What was in the cache a moment ago may have had to go for what was computed.
+        return self._rows(request, stack, bare_NW, {**under, **computed}) if rows is None else rows
 
     def _resolved(self, request: ScoreRequest) -> Resolution | None:
         """None if the store can't be read: then nothing about anybody is confirmed."""
@@ -251,30 +329,44 @@ class Scorer:
         for trial in resolution.trials:
             strength *= trial.strength
         reason = decide(request, resolution, self.model.digest, strength)
-        domain_M, user_K = None, None
+        domain: Weights | Lora | None = None
+        user: Weights | Lora | None = None
         wants_domain = resolution.domain is not None and resolution.global_digest == self.model.digest
         wants_user = reason == "applied"
         if wants_domain and resolution.domain is not None:
-            domain_M, _ = self._load(_owner_of_domain(request), resolution.domain)
+            domain, _ = self._load(_owner_of_domain(request), resolution.domain)
         if reason == "applied" and resolution.user is not None:
-            user_K, reason = self._load(_owner_of_user(request), resolution.user)
-        applied = user_K is not None
-        fell_back = (wants_user and not applied) or (wants_domain and domain_M is None)
+            user, reason = self._load(_owner_of_user(request), resolution.user)
+        domain_lora, user_lora = stacked(domain, user, strength)
+        if user is not None and not isinstance(user, np.ndarray) and user_lora is None:
+            user, reason = None, "adapter_invalid"  # it and the domain's replace the same layer
+        applied = user is not None
+        fell_back = (wants_user and not applied) or (wants_domain and domain is None)
         said = Personalization(
             applied=applied,
             reason=reason,
             strength=strength if applied else 0.0,
             global_digest=self.model.digest,
-            domain=resolution.domain.id if resolution.domain is not None and domain_M is not None else None,
+            domain=resolution.domain.id if resolution.domain is not None and domain is not None else None,
             adapter=resolution.user.id if resolution.user is not None and applied else None,
             generation=None if state is None else state.generation,
         )
         consented = state is not None and state.known and state.agrees_in(request.domain)
-        return Stack(said, domain_M, user_K, consented, _counted(request, resolution), since, fell_back)
+        return Stack(
+            said,
+            domain if isinstance(domain, np.ndarray) else None,
+            user if isinstance(user, np.ndarray) else None,
+            consented,
+            _counted(request, resolution),
+            since,
+            fell_back,
+            domain_lora,
+            user_lora,
+        )
 
-    def _load(self, owner: Owner, version: ResolvedVersion) -> tuple[Weights | None, Reason]:
+    def _load(self, owner: Owner, version: ResolvedVersion) -> tuple[Weights | Lora | None, Reason]:
         try:
-            return self.bank.weights(owner, version), "applied"
+            return self.bank.part(owner, version), "applied"
         except CorruptArtifactError as error:
             if self.quarantine.report(owner.tenant, version.id, error):
                 raise _QuarantinedError from error
@@ -284,14 +376,14 @@ class Scorer:
         except STORE_TROUBLE:
             return None, "store_unavailable"
 
-    def _finish(self, request: ScoreRequest, stack: Stack, features_NW: Features, looked_at: float) -> ScoreResult:
+    def _finish(self, request: ScoreRequest, stack: Stack, rows: Rows, looked_at: float) -> ScoreResult:
         """`looked_at`: before what `stack` was resolved from was read."""
-        if stack.user_K is not None:
+        if stack.personal:
             looked_at = self._uptime()  # it is read once more
-        result = sum_stack(stack, features_NW, self.model.user_rank, looked_at, explain=request.explain)
-        confirmed = stack if stack.user_K is None else _required_holds(request, self._confirmed(request, stack))
+        result = sum_stack(stack, rows, self.model.user_rank, looked_at, explain=request.explain)
+        confirmed = _required_holds(request, self._confirmed(request, stack)) if stack.personal else stack
         if confirmed is not stack:
-            return sum_stack(confirmed, features_NW, self.model.user_rank, looked_at, explain=request.explain)
+            return sum_stack(confirmed, rows, self.model.user_rank, looked_at, explain=request.explain)
         if stack.trials:
             self._served(request, stack)
         return result
@@ -328,22 +420,49 @@ def decide(request: ScoreRequest, resolution: Resolution, model: str, strength: 
     return "applied" if strength > 0.0 else "zero_strength"
 
 
+def stacked(
+    domain: Weights | Lora | None, user: Weights | Lora | None, strength: float
+) -> tuple[LoraStack | None, LoraStack | None]:
+    """What texts are read under for the domain's part, and for the person's. None for the person also if the two
+    can't be one stack."""
+    if (domain is None or isinstance(domain, np.ndarray)) and (user is None or isinstance(user, np.ndarray)):
+        return None, None
+    from idiolect_adapters.runtime.loras import Lora, LoraStack, clash
+
+    below = ((domain, 1.0),) if isinstance(domain, Lora) else ()
+    of_domain = LoraStack(below) if below else None
+    if not isinstance(user, Lora) or any(clash(lora, user) for lora, _ in below):
+        return of_domain, None
+    return of_domain, LoraStack((*below, (user, strength)))
+
+
 def sum_stack(
-    stack: Stack, features_NW: Features, user_rank: int, looked_at: float = 0.0, *, explain: bool = False
+    stack: Stack, rows: Rows | Features, user_rank: int, looked_at: float = 0.0, *, explain: bool = False
 ) -> ScoreResult:
     """Add the parts of every row.
 
     Products are summed along each row and never by BLAS, whose blocking depends on the number of rows: the bits of a
     row must not depend on its neighbours, nor on whether anyone ever had an adapter.
     """
-    global_N = features_NW[:, 0]
-    score_N, nothing_N = global_N, [0.0] * len(features_NW)
+    bare_NW, domain_NW, user_NW = (
+        (rows.bare_NW, rows.domain_NW, rows.user_NW) if isinstance(rows, Rows) else (rows, rows, rows)
+    )
+    global_N = bare_NW[:, 0]
+    score_N, nothing_N = global_N, [0.0] * len(bare_NW)
     domain_list, user_list = nothing_N, nothing_N
-    if stack.domain_M is not None:
-        domain_N = (features_NW[:, 1 + user_rank :] * stack.domain_M).sum(axis=1)
+    if stack.domain_lora is not None:
+        domain_N = domain_NW[:, 0] - global_N
         score_N, domain_list = score_N + domain_N, domain_N.tolist()
-    if stack.user_K is not None:
-        user_N = stack.personalization.strength * np.sum(features_NW[:, 1 : 1 + user_rank] * stack.user_K, axis=1)
+    elif stack.domain_M is not None:
+        domain_N = _domain_sum(bare_NW, stack.domain_M, user_rank)
+        score_N, domain_list = score_N + domain_N, domain_N.tolist()
+    if stack.user_lora is not None:
+        user_N = user_NW[:, 0] - domain_NW[:, 0]
+        if stack.domain_M is not None:  # the domain's head reads what the person's LoRA made of the text
+            user_N = user_N + (_domain_sum(user_NW, stack.domain_M, user_rank) - domain_N)
+        score_N, user_list = score_N + user_N, user_N.tolist()
+    elif stack.user_K is not None:
+        user_N = stack.personalization.strength * np.sum(domain_NW[:, 1 : 1 + user_rank] * stack.user_K, axis=1)
         score_N, user_list = score_N + user_N, user_N.tolist()
     said = stack.personalization
     reachable = said.reason != "store_unavailable"
@@ -351,9 +470,14 @@ def sum_stack(
     result = ScoreResult(*lists, said, stack.consented, reachable, looked_at)
     if not explain:
         return result
-    domain_N_M = _each(features_NW[:, 1 + user_rank :], stack.domain_M, 1.0)
-    user_N_K = _each(features_NW[:, 1 : 1 + user_rank], stack.user_K, said.strength)
+    domain_N_M = _each(bare_NW[:, 1 + user_rank :], stack.domain_M, 1.0)
+    user_N_K = _each(domain_NW[:, 1 : 1 + user_rank], stack.user_K, said.strength)
     return replace(result, domain_directions_N_M=domain_N_M, user_directions_N_K=user_N_K)
+
+
+def _domain_sum(features_NW: Features, domain_M: Weights, user_rank: int) -> Features:
+    summed_N: Features = (features_NW[:, 1 + user_rank :] * domain_M).sum(axis=1)
+    return summed_N
 
 
 def _each(features_N_K: Features, weights_K: Weights | None, strength: float) -> list[list[float]]:
@@ -396,4 +520,4 @@ def _without_person(stack: Stack, reason: Reason, generation: int | None, *, con
     said = replace(
         stack.personalization, applied=False, reason=reason, strength=0.0, adapter=None, generation=generation
     )
-    return replace(stack, personalization=said, user_K=None, consented=consented)
+    return replace(stack, personalization=said, user_K=None, user_lora=None, consented=consented)

@@ -27,6 +27,7 @@ from idiolect.settings import Settings
 from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.bank import AdapterBank
 from idiolect_adapters.runtime.features import FeatureCache
+from idiolect_adapters.runtime.loras import LoraEngine
 from idiolect_services.gateway.app import create_app
 from idiolect_services.gateway.context import GatewayServices
 from idiolect_services.live import LiveScorer
@@ -122,8 +123,12 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
     quarantine = Quarantine(store, installation.clock)
 
     def scorer_on(model: PreferenceModel) -> Scorer:
-        features = FeatureCache(model, max_bytes=installation.settings.feature_cache_bytes)
-        return Scorer(store, features, AdapterBank(model, store.version, signer), quarantine, rollouts.note)
+        settings, engine = installation.settings, LoraEngine(model)
+        features = FeatureCache(model, max_bytes=settings.feature_cache_bytes, project_stacked=engine.project)
+        bank = AdapterBank(
+            model, installation.whole_version, signer, engine=engine, lora_bytes=settings.lora_cache_bytes
+        )
+        return Scorer(store, features, bank, quarantine, rollouts.note)
 
     live = LiveScorer(scorer_on(model))
     loop = RetrainingLoop(installation, _trainer(installation, live.current))
@@ -168,7 +173,7 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
 
 def _trainer(installation: Installation, scorer: Scorer) -> Trainer:
     """It trains on the model that is served, and shares what is cached of it."""
-    return Trainer(installation, _model_of(scorer), scorer.features)
+    return Trainer(installation, _model_of(scorer), scorer.features, engine=scorer.bank.engine)
 
 
 def _model_of(scorer: Scorer) -> PreferenceModel:

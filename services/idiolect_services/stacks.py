@@ -10,57 +10,83 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.errors import CorruptArtifactError
+from idiolect.registry.manifest import LORA
 from idiolect.registry.resolution import ResolvedVersion
 from idiolect.registry.weights import verify_version
 from idiolect.signals.comparison import Item
 from idiolect_adapters.preference import PreferenceModel
+from idiolect_adapters.runtime.loras import Lora, LoraEngine, LoraStack
 from idiolect_services.quarantine import Quarantine
 from idiolect_services.wiring import Installation
 
 FloatArray = NDArray[np.float64]
 FALLBACKS = 8  # bad versions of one domain that are passed over
+AT_ONCE = 64
 
 
 class DomainStack:
     """The domain adapters of one tenant, each loaded once."""
 
-    def __init__(self, installation: Installation, model: PreferenceModel, tenant: str) -> None:
+    def __init__(
+        self, installation: Installation, model: PreferenceModel, tenant: str, engine: LoraEngine | None = None
+    ) -> None:
         self._installation = installation
         self._model = model
         self._tenant = tenant
+        self._engine = engine or LoraEngine(model)
 
-    def deltas(self, items: Sequence[Item], features_I_P: FloatArray) -> FloatArray:
-        """[I]: what the live domain adapter adds to each item; 0 where there is none that verifies."""
+    def applied(self, items: Sequence[Item], features_I_P: FloatArray) -> FloatArray:
+        """[I, P]: the features of each item under its domain's live adapter, its part in the score; as they are where
+        there is none that verifies."""
         domains = np.array([item.domain for item in items], dtype=object)
-        directions_I_M = features_I_P[:, 1 + self._model.user_rank :]
-        delta_I = np.zeros(len(items))
+        found_I_P = features_I_P.copy()
         for domain in sorted(set(domains)):
-            adapter_M = self._adapter(str(domain))
-            if adapter_M is not None:
-                mask_I = domains == domain
-                delta_I[mask_I] = directions_I_M[mask_I] @ adapter_M
-        return delta_I
+            adapter = self._adapter(str(domain))
+            rows_I = np.flatnonzero(domains == domain).tolist()
+            if isinstance(adapter, Lora):
+                found_I_P[rows_I] = self._under(adapter, [items[row] for row in rows_I])
+            elif adapter is not None:
+                found_I_P[rows_I, 0] += features_I_P[rows_I, 1 + self._model.user_rank :] @ adapter
+        return found_I_P
 
-    def _adapter(self, domain: str) -> FloatArray | None:
+    def _under(self, lora: Lora, items: Sequence[Item]) -> FloatArray:
+        stack = LoraStack(((lora, 1.0),))
+        parts = [items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE)]
+        return np.concatenate(
+            [self._engine.project([(item.prompt, item.text) for item in some], [stack] * len(some)) for some in parts]
+        )
+
+    def _adapter(self, domain: str) -> FloatArray | Lora | None:
         for _ in range(FALLBACKS):
             resolved = self._installation.store.resolve(self._tenant, None, domain).domain
             if resolved is None:
                 return None
-            weights_M = live_weights(self._installation, self._tenant, resolved)
-            if weights_M is not None:
-                return weights_M
+            adapter = live_adapter(self._installation, self._tenant, resolved, self._engine)
+            if adapter is not None:
+                return adapter
         return None
 
 
 def live_weights(installation: Installation, tenant: str, resolved: ResolvedVersion) -> FloatArray | None:
-    """The weights [K] of a version, scaled by alpha / rank; None if it is gone or does not verify: it is not served
-    then, and quarantined, so that resolving again gives the next one.
+    """As `live_adapter`, where only a head adapter will do; None for any other."""
+    found = live_adapter(installation, tenant, resolved, None)
+    return found if isinstance(found, np.ndarray) else None
+
+
+def live_adapter(
+    installation: Installation, tenant: str, resolved: ResolvedVersion, engine: LoraEngine | None
+) -> FloatArray | Lora | None:
+    """The weights [K] of a version, scaled by alpha / rank, or its LoRA (None without an engine). None if it is gone or
+    does not verify: it is not served then, and quarantined, so that resolving again gives the next one.
     """
     stored = installation.store.version(tenant, resolved.id)
-    if stored is None or stored.withheld is not None:
+    if stored is None or stored.withheld is not None or (stored.template.kind == LORA and engine is None):
         return None
     try:
+        stored = installation.store.with_weights(stored)
         tensors = verify_version(stored.template, stored.version, installation.signer)
+        if stored.template.kind == LORA and engine is not None:
+            return engine.load(stored.template, tensors, stored.version.weights_sha256)
     except CorruptArtifactError as error:
         Quarantine(installation.store, installation.clock).report(tenant, resolved.id, error)
         return None

@@ -26,6 +26,7 @@ from idiolect.signals.comparison import Item
 from idiolect.signals.data import Comparisons, PersonalSnapshot, SharedData
 from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.features import FeatureCache, digested
+from idiolect_adapters.runtime.loras import LoraEngine
 from idiolect_adapters.training.clip_noise import NoiseSource
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.domain import COUNT_RELEASES, SubjectComparisons, releases, train_domain
@@ -69,6 +70,7 @@ class Trainer:
         model: PreferenceModel,
         features: FeatureCache,
         noise: NoiseSource | None = None,
+        engine: LoraEngine | None = None,
     ) -> None:
         """Raises ConfigurationError for a `noise` that is not secure, outside of a running test."""
         self._installation = installation
@@ -77,6 +79,7 @@ class Trainer:
         self._model = model
         self._features = features
         self._noise = checked_noise(noise)
+        self._engine = engine or LoraEngine(model)
 
     def train_domain(
         self, tenant: str, domain: str, progress: Progress = _nothing, *, staged: bool = False
@@ -207,8 +210,9 @@ class Trainer:
     ) -> FloatArray:
         """[P, K], on top of the domain adapters that are live now."""
         features_I_P = self._project(tenant, snapshot.items, progress)
-        stack = DomainStack(self._installation, self._model, tenant)
-        margin_C = _margins(features_I_P[:, 0] + stack.deltas(snapshot.items, features_I_P), snapshot.comparisons)
+        stack = DomainStack(self._installation, self._model, tenant, self._engine)
+        features_I_P = stack.applied(snapshot.items, features_I_P)
+        margin_C = _margins(features_I_P[:, 0], snapshot.comparisons)
         taste_I_K = features_I_P[:, 1 : 1 + self._model.user_rank]
         people = np.arange(len(snapshot.people))
         slabs = [people[start : start + PEOPLE_AT_ONCE] for start in range(0, len(people), PEOPLE_AT_ONCE)]

@@ -16,7 +16,7 @@ from idiolect.ids import pseudonym, sha256_hex
 from idiolect.registry.signing import Signer, key_id
 from idiolect.settings import Settings
 from idiolect.stores.blobs import BlobStore, open_blobs
-from idiolect.stores.ports import Store
+from idiolect.stores.ports import Store, StoredVersion
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql import SqlStore, open_store
 from idiolect_services.model_blobs import fetch_model, share_model
@@ -56,6 +56,11 @@ class Installation:
 
     def pseudonym(self, tenant: str, user: str) -> str:
         return pseudonym(_tenant_key(self.master_key, tenant), user)
+
+    def whole_version(self, tenant: str, version_id: str) -> StoredVersion | None:
+        """With its weights, also where they lie in a blob. Raises as `Store.with_weights`."""
+        stored = self.store.version(tenant, version_id)
+        return None if stored is None else self.store.with_weights(stored)
 
     def load_live_model(self) -> PreferenceModel:
         """The live global model, every byte verified. Raises NotFoundError if none was trained yet."""

@@ -28,6 +28,7 @@ BODIES: dict[str, dict[str, Any]] = {  # by the name of the schema
     "ConsentRequest": {"paused": False},
     "SignalRequest": {"kind": "choice", "value": 0},
     "TokenRequest": {"scopes": ["controls"]},
+    "AdapterUpload": {"domain": "default"},
 }
 
 

@@ -22,12 +22,15 @@ from idiolect.ids import new_id, pseudonym, sha256_hex
 from idiolect.privacy.budget import statement_for
 from idiolect.privacy.events import GaussianEvent
 from idiolect.registry.manifest import ReleaseTemplate, TensorSpec, Version, manifest_bytes
+from idiolect.registry.resolution import ResolvedVersion
 from idiolect.registry.signing import Signer
 from idiolect.registry.weights import dump_weights
 from idiolect.settings import Settings
+from idiolect.stores.blobs import FileBlobs
+from idiolect.stores.ports import StoredVersion
 from idiolect.stores.sql import open_store
 from idiolect.tenancy import Scope, hash_secret, new_secret
-from idiolect_adapters.runtime.bank import HEAD_B, AdapterBank
+from idiolect_adapters.runtime.bank import HEAD_B, AdapterBank, Owner
 from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_services.gateway import GatewayServices, create_app
 from idiolect_services.live import LiveScorer
@@ -98,20 +101,39 @@ class World:
     settings: Settings
     store: Any = None
     model: HashModel = field(default_factory=HashModel)
+    engine: Any = None  # of a real model, to serve LoRAs of inner layers on
     clock: SystemClock = field(default_factory=SystemClock)
     signer: Signer = field(default_factory=lambda: Signer(b"\x07" * 32))
     fed_back: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.store = self.store or open_store(f"sqlite:///{self.root / 'x.db'}", lock_timeout_s=5.0)
-        self.features = FeatureCache(self.model, max_bytes=self.settings.feature_cache_bytes)
-        self.bank = AdapterBank(self.model, self.store.version, self.signer)
+        self.blobs = FileBlobs(self.root / "blobs")
+        self.store.keep_blobs(self.blobs)
+        self.features = FeatureCache(
+            self.model,
+            max_bytes=self.settings.feature_cache_bytes,
+            project_stacked=None if self.engine is None else self.engine.project,
+        )
+        self.bank = AdapterBank(
+            self.model, self.whole, self.signer, engine=self.engine, lora_bytes=self.settings.lora_cache_bytes
+        )
         self.scorer = Scorer(self.store, self.features, self.bank)
         self.live = LiveScorer(self.scorer)
         for tenant in ("acme", "other"):
             self.store.create_tenant(tenant, self.clock.now())
         self.store.set_global(self.model.digest, self.clock.now(), reason="test", actor="test")
         self.app = self.make_app()
+
+    def whole(self, tenant: str, version_id: str) -> StoredVersion | None:
+        stored = self.store.version(tenant, version_id)
+        return None if stored is None else self.store.with_weights(stored)
+
+    def named(self, scope: str, name: str, tenant: str = "acme") -> tuple[Owner, ResolvedVersion]:
+        """What is live for a domain or a person."""
+        owner = Owner(tenant, scope, self.pseudonym(tenant, name) if scope == "user" else name)  # type: ignore[arg-type]
+        found = self.store.resolve(tenant, owner.name if scope == "user" else None, name if scope == "domain" else None)
+        return owner, found.user if scope == "user" else found.domain
 
     def make_app(self, **changes: Any) -> FastAPI:
         services = GatewayServices(

@@ -252,7 +252,7 @@ def test_tenants_get_equal_work_while_they_wait(counts: list[int], budget: int) 
     for number, count in enumerate(counts):
         texts = [f"{number} {index} " + "x" * (37 * index % 900) for index in range(count)]
         ask = Ask(str(number), None, np.empty((count, cache.width)), 1e9, None, None)  # type: ignore[arg-type]
-        assert queue.join(ask, cache, list(enumerate(pairs_of(*texts)))) is None
+        assert queue.join(ask, cache, [(row, pair, None) for row, pair in enumerate(pairs_of(*texts))]) is None
     done: Counter[str] = Counter()
     while taken := queue.take(budget, now=0.0):
         for text in taken:

@@ -109,16 +109,27 @@ def _whole(alpha: float) -> float:
 
 
 def import_peft(folder: Path, model: Model, *, base_prefixes: tuple[str, ...] = ()) -> LoraAdapter:
-    """The LoRA of a PEFT folder, for the layers of `model`.
+    """The LoRA of a PEFT folder: each file is read once, and what was read is what is checked. Raises as `read_peft`,
+    and InvalidInputError for a pickle."""
+    return read_peft(*peft_bytes(folder), model, base_prefixes=base_prefixes)
+
+
+def peft_bytes(folder: Path, max_bytes: int = MAX_FILE_BYTES) -> tuple[bytes, bytes]:
+    """(config, weights) of a folder, not checked yet. Raises TooLargeError, InvalidInputError, CorruptArtifactError."""
+    return _read(folder, CONFIG_FILE, MAX_CONFIG_BYTES), _read(folder, WEIGHTS_FILE, max_bytes)
+
+
+def read_peft(config_json: bytes, weights: bytes, model: Model, *, base_prefixes: tuple[str, ...] = ()) -> LoraAdapter:
+    """The LoRA that the two files of a PEFT folder hold, for the layers of `model`.
 
     PEFT names layers as they were called where it was trained. A name that is no layer of `model` is tried again with
     each of `base_prefixes` in front, and with its first part replaced by it: `bert.encoder.layer.0...` of a
     classification model is `encoder.encoder.layer.0...` of a RewardModel with `base_prefixes=("encoder.",)`.
 
-    Raises CorruptArtifactError with the tensor or field and the reason, TooLargeError, InvalidInputError for a pickle.
+    Raises CorruptArtifactError with the tensor or field and the reason, TooLargeError.
     """
-    config = read_config(_read(folder, CONFIG_FILE, MAX_CONFIG_BYTES))
-    tensors = read_tensors(_read(folder, WEIGHTS_FILE, MAX_FILE_BYTES))
+    config = read_config(config_json)
+    tensors = read_tensors(weights)
     renamed: dict[str, torch.Tensor] = {}
     pairs: dict[str, str] = {}  # our name of a layer -> PEFT's
     saved: list[str] = []

@@ -37,9 +37,12 @@ PROBES: tuple[tuple[str, str], ...] = (
 Scores = NDArray[np.float64]
 
 
-def prove(global_digest: str, bare_N: Sequence[float], adapted_N: Sequence[float]) -> LoadProof:
+def prove(global_digest: str, bare_N: Sequence[float] | None, adapted_N: Sequence[float]) -> LoadProof:
     """From the scores of PROBES without and with the adapter. Raises CorruptArtifactError if they are not finite, or
-    the same: an adapter that changes nothing is a mistake of its training."""
+    the same (code `changes_nothing`): an adapter that changes nothing is a mistake of its training.
+
+    Without bare scores it is a proof of the model itself.
+    """
     scores_N = _checked(bare_N, adapted_N)
     step = RELATIVE_STEP * max(1.0, float(np.abs(scores_N).max()))
     cells_N = scores_N / step - 0.5
@@ -48,7 +51,9 @@ def prove(global_digest: str, bare_N: Sequence[float], adapted_N: Sequence[float
     return LoadProof(global_digest, step, offsets, _digest(global_digest, step, offsets, scores_N))
 
 
-def check_proof(proof: LoadProof, global_digest: str, bare_N: Sequence[float], adapted_N: Sequence[float]) -> None:
+def check_proof(
+    proof: LoadProof, global_digest: str, bare_N: Sequence[float] | None, adapted_N: Sequence[float]
+) -> None:
     """Raises CorruptArtifactError unless the scores of PROBES, here and now, are those of the proof."""
     if proof.global_digest != global_digest:
         raise CorruptArtifactError("the load proof was made on another global model.", mend="Train the adapter again.")
@@ -65,14 +70,17 @@ def check_proof(proof: LoadProof, global_digest: str, bare_N: Sequence[float], a
         )
 
 
-def _checked(bare_N: Sequence[float], adapted_N: Sequence[float]) -> Scores:
-    bare, adapted = np.asarray(bare_N, np.float64), np.asarray(adapted_N, np.float64)
+def _checked(bare_N: Sequence[float] | None, adapted_N: Sequence[float]) -> Scores:
+    adapted = np.asarray(adapted_N, np.float64)
+    bare = np.full(len(adapted), np.inf) if bare_N is None else np.asarray(bare_N, np.float64)
     if bare.shape != adapted.shape or bare.ndim != 1 or not len(bare):
         raise CorruptArtifactError(f"the probe gave {adapted.shape} scores beside {bare.shape}.")
     if not np.isfinite(adapted).all():
         raise CorruptArtifactError("the adapter gives scores that are not finite.", mend="Train it again.")
     if np.array_equal(bare, adapted):
-        raise CorruptArtifactError("the adapter changes nothing.", mend="Train it again: its B may still be zero.")
+        raise CorruptArtifactError(
+            "the adapter changes nothing.", mend="Train it again: its B may still be zero.", code="changes_nothing"
+        )
     return adapted
 
 

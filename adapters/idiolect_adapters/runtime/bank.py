@@ -4,7 +4,8 @@ An entry is found only under its digest, generation and version id, never under 
 whoever resolves a newer version asks for another key.
 
 Three tiers: rows in slabs, which are what is served; a host cache of verified rows that found no slot; the registry,
-which is asked by at most `max_loads` threads at once, and by one for each version.
+which is asked by at most `max_loads` threads at once, and by one for each version. LoRAs of inner layers, which are
+large and few, lie on a shelf of their own.
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.errors import CorruptArtifactError, IdiolectError, NotFoundError
-from idiolect.registry.manifest import AdapterScope
+from idiolect.registry.manifest import HEAD_LORA, AdapterScope
 from idiolect.registry.resolution import ResolvedVersion
 from idiolect.registry.signing import Signer
 from idiolect.stores.ports import StoredVersion
 from idiolect_adapters.runtime.bank_tiers import HostCache, RefusedVersions
 from idiolect_adapters.runtime.features import Projector
 from idiolect_adapters.runtime.slab import Key, Owner, Row, Slab, Slot
-from idiolect_adapters.runtime.verified import HEAD_B, HEAD_LORA, Verified, verified
+from idiolect_adapters.runtime.verified import HEAD_B, Verified, VerifiedLora, verified
+
+if TYPE_CHECKING:  # it imports torch
+    from idiolect_adapters.runtime.loras import Lora, LoraEngine
 
 __all__ = ["HEAD_B", "HEAD_LORA", "AdapterBank", "BankStats", "Leased", "Owner", "Weights"]
 
@@ -36,6 +41,7 @@ LoadVersion = Callable[[str, str], StoredVersion | None]  # (tenant, version id)
 
 MAX_DOMAINS = 4096
 HOST_BYTES = 16 << 20
+LORA_BYTES = 512 << 20
 MAX_LOADS = 4
 MAX_PREFETCHES = 10_000  # waiting; more are dropped, since whoever needs them loads them
 
@@ -43,7 +49,7 @@ MAX_PREFETCHES = 10_000  # waiting; more are dropped, since whoever needs them l
 @dataclass(slots=True)
 class _Flight:
     owner: Owner
-    future: Future[Verified]
+    future: Future[Verified | VerifiedLora]
     purged: bool = False  # meanwhile: what comes in answers those who wait, and is not kept
 
 
@@ -58,7 +64,7 @@ class Leased:
 @dataclass(frozen=True, slots=True)
 class BankStats:
     """Counts since the start, but `entries`, `pinned`, `draining`, `bytes`, `prefetches_waiting` and those of the
-    host cache, which are of now."""
+    host cache and of LoRAs, which are of now."""
 
     entries: int
     max_adapters: int
@@ -73,6 +79,9 @@ class BankStats:
     host_entries: int
     host_hits: int
     host_bytes: int
+    loras: int
+    lora_hits: int
+    lora_bytes: int
     prefetches_waiting: int
     prefetches_dropped: int
 
@@ -89,6 +98,8 @@ class AdapterBank:
         max_adapters: int = 100_000,
         host_bytes: int = HOST_BYTES,
         max_loads: int = MAX_LOADS,
+        engine: LoraEngine | None = None,
+        lora_bytes: int = LORA_BYTES,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.projector = projector
@@ -99,7 +110,9 @@ class AdapterBank:
             "user": Slab(max_adapters, projector.user_rank),
             "domain": Slab(min(max_adapters, MAX_DOMAINS), projector.domain_rank),
         }
-        self._host = HostCache(host_bytes)
+        self._host: HostCache[Verified] = HostCache(host_bytes)
+        self.engine = engine
+        self._shelf: HostCache[VerifiedLora] = HostCache(lora_bytes)
         self._refused = RefusedVersions(monotonic)
         self._flights: dict[tuple[Key, Owner], _Flight] = {}
         self._lock = threading.Lock()
@@ -109,7 +122,15 @@ class AdapterBank:
         self._hits = self._loads = 0
 
     def weights(self, owner: Owner, wanted: ResolvedVersion) -> Weights:
-        """The weights [rank] of `wanted`, which a resolve has just named for `owner`: a copy, so never torn.
+        """As `part`, where only a head adapter will do. Raises CorruptArtifactError (code `not_a_head`) for others."""
+        found = self.part(owner, wanted)
+        if isinstance(found, np.ndarray):
+            return found
+        raise CorruptArtifactError(f"version {wanted.id} is a LoRA of inner layers.", code="not_a_head")
+
+    def part(self, owner: Owner, wanted: ResolvedVersion) -> Weights | Lora:
+        """The weights [rank] of `wanted`, which a resolve has just named for `owner`: a copy, so never torn. Or its
+        LoRA, which stays whole as long as somebody holds it.
 
         Raises CorruptArtifactError if the version does not check out or belongs to someone else, NotFoundError if it
         has been erased, and what the loader raises.
@@ -121,12 +142,12 @@ class AdapterBank:
                 slab = self._slabs[owner.scope]
                 return _weights(slab.rows_S_K[slot.index], float(slab.scale_S[slot.index]))
         loaded = self._fetch(key, owner, wanted)
-        return _weights(loaded.row_K, loaded.scale)
+        return loaded.lora if isinstance(loaded, VerifiedLora) else _weights(loaded.row_K, loaded.scale)
 
     def holds(self, owner: Owner, wanted: ResolvedVersion) -> bool:
         with self._lock:
-            slot = self._slabs[owner.scope].peek(_key(wanted))
-            return slot is not None and slot.owner == owner
+            found = self._slabs[owner.scope].peek(_key(wanted)) or self._shelf.peek(_key(wanted))
+            return found is not None and found.owner == owner
 
     @contextmanager
     def lease(self, owner: Owner, wanted: ResolvedVersion) -> Iterator[Leased | None]:
@@ -188,7 +209,7 @@ class AdapterBank:
         """
         version = stored.version
         wanted = ResolvedVersion(version.id, version.release, version.weights_sha256, version.generation)
-        checked = verified(stored, owner, wanted, self.projector, self._signer)
+        checked = verified(stored, owner, wanted, self.projector, self._signer, self.engine)
         with self._lock:
             self._loads += 1
             self._keep(_key(wanted), checked, must=True)
@@ -198,16 +219,21 @@ class AdapterBank:
         """Out of every tier; whether it was in a slot. Whoever reads it reads on."""
         with self._lock:
             self._host.discard(_key(wanted))
+            self._shelf.discard(_key(wanted))
             return self._slabs[owner.scope].unload(_key(wanted))
 
     def purge(self, tenant: str, subject: str) -> int:
-        """Drop everything of one person at once, from every tier; the number of adapters that went out of slots."""
+        """Drop everything of one person at once, from every tier; the number of adapters that went out of slots, or
+        off the shelf."""
         owner = Owner(tenant, "user", subject)
         with self._lock:
             for flight in self._flights.values():
                 flight.purged |= flight.owner == owner
             self._host.discard_owner(owner)
-            return self._slabs["user"].unload_owner(owner)
+            gone = self._slabs["user"].unload_owner(owner) + self._shelf.discard_owner(owner)
+        if self.engine is not None:
+            self.engine.free_unused()
+        return gone
 
     def _found(self, key: Key, owner: Owner) -> Slot | None:
         """Under the lock."""
@@ -224,7 +250,7 @@ class AdapterBank:
                 slot.leases += 1
             return slot
 
-    def _fetch(self, key: Key, owner: Owner, wanted: ResolvedVersion) -> Verified:
+    def _fetch(self, key: Key, owner: Owner, wanted: ResolvedVersion) -> Verified | VerifiedLora:
         """From the host cache, a load that is under way, or the registry."""
         with self._lock:
             known = self._known(key, owner)
@@ -237,19 +263,23 @@ class AdapterBank:
                 flight = self._flights[key, owner] = _Flight(owner, Future())
         return self._fly(key, flight, wanted) if ours else flight.future.result()
 
-    def _known(self, key: Key, owner: Owner) -> Verified | None:
+    def _known(self, key: Key, owner: Owner) -> Verified | VerifiedLora | None:
         for slab in self._slabs.values():
             slot = slab.peek(key)
             if slot is not None:
                 _check_owner(slot.owner, owner, key)
                 return Verified(owner, slab.rows_S_K[slot.index].copy(), float(slab.scale_S[slot.index]))
+        shelved = self._shelf.get(key)
+        if shelved is not None:
+            _check_owner(shelved.owner, owner, key)
+            return shelved
         cached = self._host.get(key)
         if cached is not None:
             _check_owner(cached.owner, owner, key)
             self._keep(key, cached)
         return cached
 
-    def _fly(self, key: Key, flight: _Flight, wanted: ResolvedVersion) -> Verified:
+    def _fly(self, key: Key, flight: _Flight, wanted: ResolvedVersion) -> Verified | VerifiedLora:
         try:
             with self._loading:
                 loaded = self._loaded(flight.owner, wanted)
@@ -268,14 +298,17 @@ class AdapterBank:
         flight.future.set_result(loaded)
         return loaded
 
-    def _loaded(self, owner: Owner, wanted: ResolvedVersion) -> Verified:
+    def _loaded(self, owner: Owner, wanted: ResolvedVersion) -> Verified | VerifiedLora:
         stored = self._load(owner.tenant, wanted.id)
         if stored is None:
             raise NotFoundError(f"version {wanted.id} does not exist.")
-        return verified(stored, owner, wanted, self.projector, self._signer)
+        return verified(stored, owner, wanted, self.projector, self._signer, self.engine)
 
-    def _keep(self, key: Key, loaded: Verified, *, must: bool = False) -> None:
+    def _keep(self, key: Key, loaded: Verified | VerifiedLora, *, must: bool = False) -> None:
         """Under the lock. In a slot if it is let in, else in the host cache, where those also go that it pushed out."""
+        if isinstance(loaded, VerifiedLora):
+            self._shelf.add(key, loaded)
+            return
         gone = self._slabs[loaded.owner.scope].insert(key, loaded.owner, loaded.row_K, loaded.scale, must=must)
         if gone is None:
             self._host.add(key, loaded)
@@ -301,6 +334,9 @@ class AdapterBank:
                 host_entries=len(self._host),
                 host_hits=self._host.hits,
                 host_bytes=self._host.bytes_used,
+                loras=len(self._shelf),
+                lora_hits=self._shelf.hits,
+                lora_bytes=self._shelf.bytes_used,
                 prefetches_waiting=self._prefetching,
                 prefetches_dropped=self._prefetches_dropped,
             )
@@ -311,6 +347,7 @@ class AdapterBank:
             for slab in self._slabs.values():
                 slab.check_integrity()
             self._host.check_integrity()
+            self._shelf.check_integrity()
 
     def close(self) -> None:
         self._ahead.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,5 @@
-"""What stands behind the slabs of a bank: rows that found no slot, and versions that were refused.
+"""What stands beside the slabs of a bank: rows that found no slot, LoRAs of inner layers, and versions that were
+refused.
 
 Not thread-safe: the bank holds its lock around every call.
 """
@@ -7,36 +8,42 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from idiolect.errors import CorruptArtifactError, IdiolectError, NotFoundError
 from idiolect_adapters.runtime.slab import Key, Owner
-from idiolect_adapters.runtime.verified import Verified
+from idiolect_adapters.runtime.verified import Verified, VerifiedLora
+
+Kept = TypeVar("Kept", Verified, VerifiedLora)
 
 ENTRY_OVERHEAD_BYTES = 1_100  # key, owner, their strings, an array's head, and a place in two dictionaries
 REFUSED_SECONDS = 5.0
 MAX_REFUSED = 10_000
 
 
-class HostCache:
-    """Verified rows by key, least recently used first, within a bound in bytes."""
+class HostCache(Generic[Kept]):
+    """Verified rows, or LoRAs, by key, least recently used first, within a bound in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes_used = self.hits = 0
-        self._rows: OrderedDict[Key, Verified] = OrderedDict()
+        self._rows: OrderedDict[Key, Kept] = OrderedDict()
         self._by_owner: dict[Owner, tuple[Key, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def get(self, key: Key) -> Verified | None:
+    def peek(self, key: Key) -> Kept | None:
+        return self._rows.get(key)
+
+    def get(self, key: Key) -> Kept | None:
         row = self._rows.get(key)
         if row is not None:
             self._rows.move_to_end(key)
             self.hits += 1
         return row
 
-    def add(self, key: Key, row: Verified) -> None:
+    def add(self, key: Key, row: Kept) -> None:
         if key in self._rows or _size(row) > self.max_bytes:
             return
         self._rows[key] = row
@@ -54,17 +61,20 @@ class HostCache:
         if left:
             self._by_owner[row.owner] = left
 
-    def discard_owner(self, owner: Owner) -> None:
-        for key in self._by_owner.get(owner, ()):
+    def discard_owner(self, owner: Owner) -> int:
+        """How many went."""
+        gone = self._by_owner.get(owner, ())
+        for key in gone:
             self.discard(key)
+        return len(gone)
 
     def check_integrity(self) -> None:
         if self.bytes_used != sum(map(_size, self._rows.values())) or self.bytes_used > self.max_bytes:
             raise IdiolectError("the adapter bank's host cache does not balance.", mend="Restart this process.")
 
 
-def _size(row: Verified) -> int:
-    return ENTRY_OVERHEAD_BYTES + row.row_K.nbytes
+def _size(row: Verified | VerifiedLora) -> int:
+    return ENTRY_OVERHEAD_BYTES + (row.row_K.nbytes if isinstance(row, Verified) else row.lora.bytes)
 
 
 class RefusedVersions:

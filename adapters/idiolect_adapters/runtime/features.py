@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,15 +59,29 @@ class Text(NamedTuple):
 Pair = tuple[Text, Text]  # (prompt, text)
 
 
+class Stacked(Protocol):
+    """LoRAs of inner layers that a text is read under; see loras.py."""
+
+    @property
+    def key(self) -> str:
+        """The same only for what gives the same features."""
+        ...
+
+
 class Wanted(NamedTuple):
-    """A text that somebody waits for. `person`: the only one who does, if there is only one."""
+    """A text that somebody waits for. `person`: the only one who does, if there is only one. No `stack`: the bare
+    model's features."""
 
     partition: str
     pair: Pair
     person: str | None
+    stack: Stacked | None = None
 
 
-_Key = tuple[str, str, str]  # (partition, prompt digest, text digest)
+# As Projector.project, each row under a stack of its own, or none.
+ProjectStacked = Callable[[Sequence[tuple[str, str]], Sequence[Any]], Features]
+
+_Key = tuple[str, str, str, str]  # (partition, prompt digest, text digest, the stack's key; empty: the bare model)
 
 _SHARED = 0  # instead of a person: more than one asked for it, or somebody who is not named
 _GONE = -1
@@ -104,8 +118,10 @@ class FeatureCache:
     Thread-safe. A text that two threads ask for at the same time is computed once.
     """
 
-    def __init__(self, projector: Projector, *, max_bytes: int) -> None:
+    def __init__(self, projector: Projector, *, max_bytes: int, project_stacked: ProjectStacked | None = None) -> None:
+        """Without `project_stacked` there are the bare model's features only."""
         self.projector = projector
+        self._project_stacked = project_stacked
         self.width = 1 + projector.user_rank + projector.domain_rank
         self.max_bytes = max_bytes
         self.capacity = max_bytes // (self.width * 8 + ENTRY_OVERHEAD_BYTES)
@@ -120,9 +136,11 @@ class FeatureCache:
         self._lock = threading.Lock()
         self._hits = self._misses = self._evictions = 0
 
-    def cached(self, partition: str, pairs: Sequence[Pair], person: str | None = None) -> Features | None:
+    def cached(
+        self, partition: str, pairs: Sequence[Pair], person: str | None = None, stack: Stacked | None = None
+    ) -> Features | None:
         """The features [N, W] if all are there, else None. Computes nothing and never waits for who does."""
-        keys = _keys(partition, pairs)
+        keys = _keys(partition, pairs, stack)
         asker = _asker(partition, person)
         with self._lock:
             slots = [self._slots.get(key, -1) for key in keys]
@@ -136,9 +154,11 @@ class FeatureCache:
                 self._person_S[slots] = np.where(persons_N == asker, asker, _SHARED)
             return self._slab[slots]
 
-    def found(self, partition: str, pairs: Sequence[Pair], person: str | None = None) -> tuple[Features, list[int]]:
+    def found(
+        self, partition: str, pairs: Sequence[Pair], person: str | None = None, stack: Stacked | None = None
+    ) -> tuple[Features, list[int]]:
         """(features [N, W], which of them are missing and hold nothing yet). Computes nothing, waits for nobody."""
-        keys, asker = _keys(partition, pairs), _asker(partition, person)
+        keys, asker = _keys(partition, pairs, stack), _asker(partition, person)
         features_NW = np.empty((len(keys), self.width))
         missing = []
         with self._lock:
@@ -151,26 +171,28 @@ class FeatureCache:
                     self._used(key, slot, asker)
         return features_NW, missing
 
-    def project(self, partition: str, pairs: Sequence[Pair], person: str | None = None) -> Features:
+    def project(
+        self, partition: str, pairs: Sequence[Pair], person: str | None = None, stack: Stacked | None = None
+    ) -> Features:
         """The features [N, W]; what is missing is computed in one call. Raises what the projector raises.
 
         `person` is for whom: what only one person asks for goes when they are purged.
         """
-        return self.project_each([Wanted(partition, pair, person) for pair in pairs])
+        return self.project_each([Wanted(partition, pair, person, stack) for pair in pairs])
 
     def project_each(self, wants: Sequence[Wanted]) -> Features:
         """As `project`, for several tenants and people in one call."""
         keys = [_key(want) for want in wants]
-        pairs = {key: want.pair for key, want in zip(keys, wants, strict=True)}
+        by_key = dict(zip(keys, wants, strict=True))
         askers: dict[_Key, int] = {}
         for key, want in zip(keys, wants, strict=True):
             asker = _asker(want.partition, want.person)
             askers[key] = asker if askers.get(key, asker) == asker else _SHARED
         found: dict[_Key, Features] = {}
-        while len(found) < len(pairs):
+        while len(found) < len(by_key):
             mine, theirs = self._claim({key: who for key, who in askers.items() if key not in found}, found)
             if mine:
-                found.update(self._compute({key: pairs[key] for key in mine}))
+                found.update(self._compute({key: by_key[key] for key in mine}))
             for key, future in theirs.items():
                 # Whoever computed this failed, perhaps because of another text: ask again, now for ourselves.
                 if future.exception() is None:
@@ -207,21 +229,27 @@ class FeatureCache:
         if self._person_S[slot] != asker:
             self._person_S[slot] = _SHARED
 
-    def _compute(self, pairs: Mapping[_Key, Pair]) -> dict[_Key, Features]:
+    def _compute(self, wants: Mapping[_Key, Wanted]) -> dict[_Key, Features]:
         try:
-            features_NW = self._checked([(prompt.text, text.text) for prompt, text in pairs.values()])
+            features_NW = self._checked(list(wants.values()))
         except BaseException as error:
-            self._land(dict.fromkeys(pairs), error)
+            self._land(dict.fromkeys(wants), error)
             raise
-        rows = dict(zip(pairs, features_NW, strict=True))
+        rows = dict(zip(wants, features_NW, strict=True))
         self._land(rows, None)
         return rows
 
-    def _checked(self, pairs: Sequence[tuple[str, str]]) -> Features:
-        features_NW = np.asarray(self.projector.project(pairs), dtype=np.float64)
-        if features_NW.shape != (len(pairs), self.width):
+    def _projected(self, wants: Sequence[Wanted]) -> Features:
+        pairs = [(want.pair[0].text, want.pair[1].text) for want in wants]
+        if self._project_stacked is None or all(want.stack is None for want in wants):
+            return self.projector.project(pairs)
+        return self._project_stacked(pairs, [want.stack for want in wants])
+
+    def _checked(self, wants: Sequence[Wanted]) -> Features:
+        features_NW = np.asarray(self._projected(wants), dtype=np.float64)
+        if features_NW.shape != (len(wants), self.width):
             raise CorruptArtifactError(
-                f"the model returned features of shape {features_NW.shape}, expected {(len(pairs), self.width)}.",
+                f"the model returned features of shape {features_NW.shape}, expected {(len(wants), self.width)}.",
                 mend="Train the global model again.",
             )
         if not np.isfinite(features_NW).all():
@@ -311,8 +339,10 @@ def _asker(partition: str, person: str | None) -> int:
 
 
 def _key(want: Wanted) -> _Key:
-    return (want.partition, want.pair[0].digest, want.pair[1].digest)
+    stack = "" if want.stack is None else want.stack.key
+    return (want.partition, want.pair[0].digest, want.pair[1].digest, stack)
 
 
-def _keys(partition: str, pairs: Sequence[Pair]) -> list[_Key]:
-    return [(partition, prompt.digest, text.digest) for prompt, text in pairs]
+def _keys(partition: str, pairs: Sequence[Pair], stack: Stacked | None) -> list[_Key]:
+    under = "" if stack is None else stack.key
+    return [(partition, prompt.digest, text.digest, under) for prompt, text in pairs]

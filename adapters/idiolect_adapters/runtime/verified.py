@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from idiolect.errors import CorruptArtifactError
-from idiolect.registry.manifest import ReleaseTemplate
+from idiolect.registry.manifest import HEAD_LORA, LORA, ReleaseTemplate
 from idiolect.registry.resolution import ResolvedVersion
 from idiolect.registry.signing import Signer
 from idiolect.registry.weights import verify_version
@@ -14,8 +15,10 @@ from idiolect.stores.ports import StoredVersion
 from idiolect_adapters.runtime.features import Projector
 from idiolect_adapters.runtime.slab import Owner, Row
 
+if TYPE_CHECKING:  # it imports torch
+    from idiolect_adapters.runtime.loras import Lora, LoraEngine
+
 HEAD_B = "head.lora_B.weight"  # [1, rank]
-HEAD_LORA = "head_lora"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +30,33 @@ class Verified:
     scale: float  # alpha / rank
 
 
+@dataclass(frozen=True, slots=True)
+class VerifiedLora:
+    """Of any layers."""
+
+    owner: Owner
+    lora: Lora
+
+
 def verified(
-    stored: StoredVersion, owner: Owner, wanted: ResolvedVersion, projector: Projector, signer: Signer
-) -> Verified:
-    """Raises CorruptArtifactError if it does not verify, does not fit or belongs to someone else."""
+    stored: StoredVersion,
+    owner: Owner,
+    wanted: ResolvedVersion,
+    projector: Projector,
+    signer: Signer,
+    engine: LoraEngine | None = None,
+) -> Verified | VerifiedLora:
+    """Raises CorruptArtifactError if it does not verify, does not fit or belongs to someone else; for a LoRA of inner
+    layers also if it does not do what it did where it was made."""
     if stored.withheld is not None:
         raise CorruptArtifactError(f"version {wanted.id} is withheld: {stored.withheld}.", code="withheld")
     tensors = verify_version(stored.template, stored.version, signer)
     check_belongs(stored, owner, wanted)
+    check_bound(stored.template, projector)
+    if stored.template.kind == LORA:
+        if engine is None:
+            raise CorruptArtifactError("LoRAs of inner layers are not served here.", code="not_served_here")
+        return VerifiedLora(owner, engine.load(stored.template, tensors, stored.version.weights_sha256))
     check_fits(stored.template, projector)
     tensor = tensors.get(HEAD_B)
     if tensor is None or tensor.shape != (1, stored.template.rank):
@@ -55,11 +77,15 @@ def check_belongs(stored: StoredVersion, owner: Owner, wanted: ResolvedVersion) 
         raise CorruptArtifactError(f"version {wanted.id} has other weights than were resolved.")
 
 
-def check_fits(template: ReleaseTemplate, projector: Projector) -> None:
-    """The adapter was trained on exactly this model and basis: elsewhere its numbers mean nothing."""
-    personal = template.scope == "user"
+def check_bound(template: ReleaseTemplate, projector: Projector) -> None:
+    """The adapter was made on exactly this model: elsewhere its numbers mean nothing."""
     if template.global_digest != projector.digest:
         raise CorruptArtifactError("the adapter is bound to another global model.", mend="Train it again.")
+
+
+def check_fits(template: ReleaseTemplate, projector: Projector) -> None:
+    """The same of the basis."""
+    personal = template.scope == "user"
     if template.basis_digest != (projector.user_basis_digest if personal else projector.domain_basis_digest):
         raise CorruptArtifactError("the adapter is written in another basis.", mend="Train it again.")
     rank = projector.user_rank if personal else projector.domain_rank

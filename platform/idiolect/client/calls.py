@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -253,6 +254,35 @@ def adapters(
 def adapter(version_id: str) -> Call[results.Adapter]:
     """One version with its signed manifest."""
     return Call("GET", f"/v1/adapters/{_segment('version', version_id)}", results.Adapter)
+
+
+def register_lora(
+    adapter_config: Mapping[str, Any],
+    weights: bytes,
+    *,
+    global_digest: str,
+    reason: str,
+    user: str | None = None,
+    domain: str | None = None,
+    staged: bool = False,
+    idempotency_key: str | None = None,
+) -> Call[results.AdapterSummary]:
+    """A PEFT LoRA, trained elsewhere on the live global model, for `user` or for everybody in `domain`: what
+    adapter_config.json holds, and the bytes of adapter_model.safetensors.
+
+    `global_digest` is the model it was trained on: `personalization.global_` of any ranking names the live one.
+    """
+    body = {
+        "global": global_digest,
+        "adapter_config": dict(adapter_config),
+        "weights": base64.b64encode(weights).decode(),
+        "reason": reason,
+        "user": user,
+        "domain": domain,
+        "staged": staged or None,
+    }
+    headers = {"Idempotency-Key": idempotency_key or _new_id()}
+    return Call("POST", "/v1/adapters", results.AdapterSummary, _given(body), headers=headers)
 
 
 def releases(*, limit: int | None = None) -> Call[results.Releases]:

@@ -199,7 +199,7 @@ class AdapterExplanation(Result):
     release: str
     created_at: datetime
     norm: float | None
-    privacy: dict[str, Any]
+    privacy: dict[str, Any] | None
 
 
 class SpentPrivacy(Result):

@@ -98,6 +98,7 @@ class Client:
     explanation = _method(calls.explanation)
     adapters = _method(calls.adapters)
     adapter = _method(calls.adapter)
+    register_lora = _method(calls.register_lora)
     releases = _method(calls.releases)
     revoke_release = _method(calls.revoke_release)
     ledger = _method(calls.ledger)

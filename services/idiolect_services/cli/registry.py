@@ -1,4 +1,4 @@
-"""idiolect registry list|show|card, and the commands of registry_moves and registry_files"""
+"""idiolect registry list|show|card, and the commands of registry_moves, registry_files and registry_peft"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from idiolect.registry.manifest import manifest_bytes
 from idiolect.registry.resolution import ReleaseSummary
 from idiolect.registry.weights import verify_version
 from idiolect.stores.ports import StoredVersion
-from idiolect_services.cli import registry_files, registry_moves
+from idiolect_services.cli import registry_files, registry_moves, registry_peft
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, settings_for
 from idiolect_services.wiring import open_installation
 
@@ -29,6 +29,8 @@ app.command("lineage")(registry_moves.lineage)
 app.command("gc")(registry_moves.gc)
 app.command("export")(registry_files.export)
 app.command("import")(registry_files.import_)
+app.command("add-peft")(registry_peft.add_peft)
+app.command("export-peft")(registry_peft.export_peft)
 
 
 @app.command("list")

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -23,6 +23,9 @@ from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Tenant,
 from idiolect_services.model_blobs import blobs_of_model
 from idiolect_services.registry_diff import FieldChange, Source, diff_releases, diff_versions
 from idiolect_services.wiring import Installation, open_installation
+
+if TYPE_CHECKING:  # it imports torch
+    from idiolect_adapters.runtime.loras import LoraEngine
 
 Reason = Annotated[str, typer.Option(help="Why; kept in the history and the audit log.")]
 User = Annotated[str | None, typer.Option(help="The person, by the tenant's id.")]
@@ -143,7 +146,12 @@ def diff(
     Example: idiolect registry diff 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5c
     """
     with open_installation(settings_for(home)) as installation:
-        source = Source(installation.store, installation.signer, installation.load_live_model)
+        source = Source(
+            installation.store,
+            installation.signer,
+            installation.load_live_model,
+            lambda: _engine(installation),
+        )
         if _is_release(installation.store, tenant, a):
             releases = diff_releases(source, tenant, a, b)
             _show_fields(releases.fields)
@@ -161,6 +169,12 @@ def diff(
     for scored in versions.probes:
         table.add_row(escape(f"{scored.prompt} | {scored.text}"), f"{scored.a:+.4f}", f"{scored.b:+.4f}")
     console.print(table)
+
+
+def _engine(installation: Installation) -> LoraEngine:
+    from idiolect_adapters.runtime.loras import LoraEngine
+
+    return LoraEngine(installation.load_live_model())
 
 
 def _probe(text: str) -> tuple[str, str]:

@@ -58,8 +58,8 @@ def choose_showcase(
             continue
         chosen = [dataset.items[i] for i in items]
         features_I_P = features.project(tenant, [(digested(item.prompt), digested(item.text)) for item in chosen])
-        base_I = features_I_P[:, 0] + DomainStack(installation, model, tenant).deltas(chosen, features_I_P)
-        taste_I_K = features_I_P[:, 1 : 1 + model.user_rank]
+        features_I_P = DomainStack(installation, model, tenant).applied(chosen, features_I_P)
+        base_I, taste_I_K = features_I_P[:, 0], features_I_P[:, 1 : 1 + model.user_rank]
         scores_P_I = base_I + np.stack([weights[person] for person in people]) @ taste_I_K.T
         texts = [item.text for item in chosen]
         found = _most_different(people, scores_P_I, texts, domain, query)

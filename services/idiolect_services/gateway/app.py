@@ -33,6 +33,7 @@ from idiolect_services.gateway.routes.registry import RegistryRoutes
 from idiolect_services.gateway.routes.releases import ReleaseRoutes
 from idiolect_services.gateway.routes.rollouts import RolloutRoutes
 from idiolect_services.gateway.routes.tokens import TokenRoutes
+from idiolect_services.gateway.routes.uploads import UploadRoutes
 from idiolect_services.gateway.routes.upstreams import UpstreamRoutes
 
 _ABOUT = "Ranks candidates for one person: a global preference model, and a small private adapter for each who opts in."
@@ -74,6 +75,7 @@ def create_app(services: GatewayServices) -> FastAPI:
         RegistryRoutes,
         ReleaseRoutes,
         AdapterRoutes,
+        UploadRoutes,
         RolloutRoutes,
         HealthRoutes,
     ):

@@ -3,7 +3,7 @@
 What is not cached waits here. One thread takes from the tenants in turn (deficit round robin by work), as much as one
 forward does in about `FORWARD_SECONDS`, and everything that arrives meanwhile waits for the next one. So a tenant with
 a few texts waits for the forward that runs and for its own turn, however much another tenant has sent. The bits of a
-text don't depend on what it was computed with.
+text don't depend on what it was computed with, so rows under different LoRAs share a forward as all others do.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
+
 from idiolect.errors import UnavailableError
-from idiolect_adapters.runtime.features import FeatureCache, Features, Pair, Wanted
+from idiolect_adapters.runtime.features import FeatureCache, Features, Pair, Stacked, Wanted
 from idiolect_services.gateway.process import Process
-from idiolect_services.gateway.queueing import Ask, Bounds, FairQueue, Waiting
+from idiolect_services.gateway.queueing import Ask, Bounds, FairQueue, Missing, Waiting
 from idiolect_services.gateway.statuses import StatusError
 
 GATHER_SECONDS = 0.002  # an idle server waits this long for others to join, a busy one not at all
@@ -97,16 +99,25 @@ class Batcher:
         self._pool = process.threads("compute", 1)
 
     async def features(
-        self, cache: FeatureCache, tenant: str, pairs: Sequence[Pair], person: str | None, seconds: float
+        self,
+        cache: FeatureCache,
+        tenant: str,
+        pairs: Sequence[Pair],
+        person: str | None,
+        seconds: float,
+        stacks: Sequence[Stacked] = (),
     ) -> Features:
-        """[N, W]. Raises StatusError: 429 beyond the tenant's share of the queue, 503 if the queue is full or it took
-        over `seconds`; and what the model raises. Cancelled, it leaves the queue."""
-        rows_NW, missing = cache.found(tenant, pairs, person)
+        """[N, W] of the bare model, and under it as many rows more for each of `stacks`.
+
+        Raises StatusError: 429 beyond the tenant's share of the queue, 503 if the queue is full or it took over
+        `seconds`; and what the model raises. Cancelled, it leaves the queue.
+        """
+        rows_NW, missing = _found(cache, tenant, pairs, person, stacks)
         if not missing:
             return rows_NW
         loop = asyncio.get_running_loop()
         ask = Ask(tenant, person, rows_NW, self._monotonic() + seconds, loop, loop.create_future())
-        self._join(ask, cache, [(index, pairs[index]) for index in missing])
+        self._join(ask, cache, missing)
         try:
             async with asyncio.timeout(seconds):
                 await ask.done
@@ -118,7 +129,7 @@ class Batcher:
             raise
         return rows_NW
 
-    def _join(self, ask: Ask, cache: FeatureCache, missing: Sequence[tuple[int, Pair]]) -> None:
+    def _join(self, ask: Ask, cache: FeatureCache, missing: Sequence[Missing]) -> None:
         with self._lock:
             refused = self._queue.join(ask, cache, missing)
             if refused is None:
@@ -226,9 +237,21 @@ class Batcher:
         self._pool.shutdown(wait=True)
 
 
+def _found(
+    cache: FeatureCache, tenant: str, pairs: Sequence[Pair], person: str | None, stacks: Sequence[Stacked]
+) -> tuple[Features, list[Missing]]:
+    parts: list[Features] = []
+    missing: list[Missing] = []
+    for number, stack in enumerate((None, *stacks)):
+        rows_NW, gaps = cache.found(tenant, pairs, person, stack)
+        parts.append(rows_NW)
+        missing += [(number * len(pairs) + index, pairs[index], stack) for index in gaps]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts), missing
+
+
 def _wanted(text: Waiting) -> Wanted:
     people = {ask.person for ask in text.asks}
-    return Wanted(text.tenant, text.pair, people.pop() if len(people) == 1 else None)
+    return Wanted(text.tenant, text.pair, people.pop() if len(people) == 1 else None, text.stack)
 
 
 def _tell(asks: Sequence[Ask]) -> None:

@@ -91,6 +91,7 @@ def _bank_families(bank: BankStats) -> list[Family]:
     tiers = {
         "slab": (bank.entries, bank.bytes, bank.hits),
         "host": (bank.host_entries, bank.host_bytes, bank.host_hits),
+        "lora": (bank.loras, bank.lora_bytes, bank.lora_hits),
     }
     return [
         _gauge("bank_entries", "Adapters in memory by tier.", _by("tier", {t: v[0] for t, v in tiers.items()})),

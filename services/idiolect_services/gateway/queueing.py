@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from idiolect_adapters.runtime.features import FeatureCache, Features, Pair
+from idiolect_adapters.runtime.features import FeatureCache, Features, Pair, Stacked
 
 QUANTUM = 10  # work that a tenant gains with each turn; no text is more
 CHARS_PER_WORK, MOST_CHARS = 128, 1024  # longer texts are cut by the model, so they cost no more
 
 Refusal = Literal["share", "full"]
-_Key = tuple[int, str, str, str]  # (cache, tenant, prompt digest, text digest)
+Missing = tuple[int, Pair, Stacked | None]  # (row of the request, the text, what it is read under)
+_Key = tuple[int, str, str, str, str]  # (cache, tenant, prompt digest, text digest, the stack's key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,12 @@ class Ask:
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """One text, and who waits for it."""
+    """One text under one stack of LoRAs (None: the bare model), and who waits for it."""
 
     cache: FeatureCache
     tenant: str
     pair: Pair
+    stack: Stacked | None
     work: int
     asks: list[Ask] = field(default_factory=list)
 
@@ -70,18 +72,18 @@ class FairQueue:
     def tenants(self) -> int:
         return len(self._queues)
 
-    def join(self, ask: Ask, cache: FeatureCache, missing: Sequence[tuple[int, Pair]]) -> Refusal | None:
+    def join(self, ask: Ask, cache: FeatureCache, missing: Sequence[Missing]) -> Refusal | None:
         """All of `missing` or nothing. Texts that wait already take no room."""
-        keys = [_key(cache, ask.tenant, pair) for _, pair in missing]
+        keys = [_key(cache, ask.tenant, pair, stack) for _, pair, stack in missing]
         new = len({key for key in keys if key not in self._texts})
         refused = self._refused(ask.tenant, new)
         if refused is not None:
             return refused
         self._asks[ask.tenant] += 1
-        for key, (index, pair) in zip(keys, missing, strict=True):
+        for key, (index, pair, stack) in zip(keys, missing, strict=True):
             text = self._texts.get(key)
             if text is None:
-                text = self._add(key, Waiting(cache, ask.tenant, pair, _work(pair)))
+                text = self._add(key, Waiting(cache, ask.tenant, pair, stack, _work(pair)))
             elif text not in ask.places:
                 self.shared += 1
             if text not in ask.places:
@@ -123,7 +125,7 @@ class FairQueue:
             del self._asks[ask.tenant]
 
     def _drop(self, text: Waiting) -> None:
-        key = _key(text.cache, text.tenant, text.pair)
+        key = _key(text.cache, text.tenant, text.pair, text.stack)
         queue = self._queues.get(text.tenant)
         if queue is not None and queue.get(key) is text:
             del self._texts[key]
@@ -172,7 +174,7 @@ class FairQueue:
 
     def landed(self, text: Waiting, row: Features | BaseException) -> list[Ask]:
         """Who now has all that they waited for, or has failed."""
-        self._texts.pop(_key(text.cache, text.tenant, text.pair), None)
+        self._texts.pop(_key(text.cache, text.tenant, text.pair, text.stack), None)
         asks = list(text.asks)
         for ask in asks:
             if isinstance(row, BaseException):
@@ -194,8 +196,8 @@ class FairQueue:
         return asks
 
 
-def _key(cache: FeatureCache, tenant: str, pair: Pair) -> _Key:
-    return (id(cache), tenant, pair[0].digest, pair[1].digest)
+def _key(cache: FeatureCache, tenant: str, pair: Pair, stack: Stacked | None) -> _Key:
+    return (id(cache), tenant, pair[0].digest, pair[1].digest, "" if stack is None else stack.key)
 
 
 def _work(pair: Pair) -> int:

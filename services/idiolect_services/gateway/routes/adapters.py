@@ -64,7 +64,7 @@ class AdapterRoutes:
         self, request: Request, adapter_id: str, limit: Limit = 50, page_token: PageToken = None
     ) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        adapter, after = _adapter(adapter_id), after_token(page_token)
+        adapter, after = adapter_of(adapter_id), after_token(page_token)
         found = await self._gateway.lanes.control.run(self._versions, caller.tenant, adapter, after, limit + 1)
         if not found and not after:
             raise NotFoundError("no such adapter.")
@@ -77,7 +77,7 @@ class AdapterRoutes:
 
     async def pointers(self, request: Request, adapter_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        return await self._gateway.lanes.control.run(self._pointers, caller.tenant, _adapter(adapter_id))
+        return await self._gateway.lanes.control.run(self._pointers, caller.tenant, adapter_of(adapter_id))
 
     def _pointers(self, tenant: str, adapter: Adapter) -> Response:
         found = self._store.pointers(tenant, adapter)
@@ -89,7 +89,7 @@ class AdapterRoutes:
     async def move(self, request: Request, adapter_id: str, name: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
         wanted = validated(MoveRequest, await read_object(request, self._services.settings.max_body_bytes))
-        adapter = _adapter(adapter_id)
+        adapter = adapter_of(adapter_id)
         if decoded(name) != LIVE:
             raise InvalidInputError("only the pointer `live` is moved by hand.", mend="PUT .../pointers/live.")
 
@@ -107,7 +107,7 @@ class AdapterRoutes:
     async def rollback(self, request: Request, adapter_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
         wanted = validated(RollbackRequest, await read_object(request, self._services.settings.max_body_bytes))
-        adapter = _adapter(adapter_id)
+        adapter = adapter_of(adapter_id)
 
         def moved(expected: str | None) -> Pointer:
             now = self._services.clock.now()
@@ -135,7 +135,7 @@ class AdapterRoutes:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
         before = _number(page_token)
         found = await self._gateway.lanes.control.run(
-            self._store.pointer_history, caller.tenant, _adapter(adapter_id), before=before, limit=limit + 1
+            self._store.pointer_history, caller.tenant, adapter_of(adapter_id), before=before, limit=limit + 1
         )
         if not found and before is None:
             raise NotFoundError("no such adapter.")
@@ -169,7 +169,7 @@ class AdapterRoutes:
         return _json(body)
 
 
-def _adapter(segment: str) -> Adapter:
+def adapter_of(segment: str) -> Adapter:
     """What can't be an adapter's id answers like one that does not exist."""
     try:
         return Adapter.parse(decoded(segment))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import APIRouter
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -19,7 +20,7 @@ from idiolect.ids import check_name, new_id
 from idiolect.signals.events import Inference
 from idiolect.stores.ports import ShownInference
 from idiolect.tenancy import Scope
-from idiolect_adapters.runtime.features import Features, Projector, Text, digested
+from idiolect_adapters.runtime.features import Features, Projector, Stacked, Text, digested
 from idiolect_services.directions import Directions, contributions_of
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
@@ -39,7 +40,7 @@ from idiolect_services.gateway.schemas.ranking import (
     ScoreTexts,
     text_of,
 )
-from idiolect_services.scorer import STORE_TROUBLE, Scorer, ScoreRequest, ScoreResult
+from idiolect_services.scorer import STORE_TROUBLE, Scorer, ScoreRequest, ScoreResult, Under
 
 DEFAULT_DOMAIN = "default"
 FENCE_TRIES = 2
@@ -62,6 +63,14 @@ class Draft:
 
     body: bytes
     shown: ShownInference | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What the model gave for a request: of the bare model, and by key of what else its texts were read under."""
+
+    bare_NW: Features
+    under: Under
 
 
 Render = Callable[[Scored], Draft]
@@ -154,29 +163,35 @@ class RankingRoutes:
 
     async def _serve_on(self, scorer: Scorer, call: Call) -> Response:
         gate, ask = self._gateway.gate, call.ask
-        features_NW: Features | None = None
+        computed: Computed | None = None
         for _ in range(FENCE_TRIES):
             ticket = gate.ticket()
             scored = self._at_once(scorer, ask)
             if scored is None:
-                scored = await self._gateway.lanes.serving.run(self._try, scorer, ask, features_NW)
-            if scored is None:
-                features_NW = await self._computed(scorer, call)
-                ticket = gate.ticket()
-                scored = await self._gateway.lanes.serving.run(self._score, scorer, ask, features_NW)
+                tried = await self._gateway.lanes.serving.run(self._try, scorer, ask, computed)
+                if isinstance(tried, Scored):
+                    scored = tried
+                else:
+                    computed = await self._computed(scorer, call, tried)
+                    ticket = gate.ticket()
+                    scored = await self._gateway.lanes.serving.run(self._score, scorer, ask, computed)
             response = await self._recorded(call.render, scored)
             if response is not None and await self._gateway.fence.admits(ticket, _claim(ask, scored)):
                 return self._counted(response, scored)
-        return await self._without_person(scorer, call, features_NW)
+        return await self._without_person(scorer, call, computed)
 
     def _counted(self, response: Response, scored: Scored) -> Response:
         self._gateway.metrics.personalized(scored.result.personalization.reason)
         return response
 
-    async def _computed(self, scorer: Scorer, call: Call) -> Features:
+    async def _computed(self, scorer: Scorer, call: Call, stacks: Sequence[Stacked]) -> Computed:
         ask = call.ask
-        waiting = self._gateway.batcher.features(scorer.features, ask.tenant, ask.pairs, ask.subject, call.seconds)
-        return await while_present(call.request, waiting)
+        waiting = self._gateway.batcher.features(
+            scorer.features, ask.tenant, ask.pairs, ask.subject, call.seconds, stacks
+        )
+        rows_NW = await while_present(call.request, waiting)
+        bare_NW, *others = np.split(rows_NW, 1 + len(stacks))
+        return Computed(bare_NW, {stack.key: part for stack, part in zip(stacks, others, strict=True)})
 
     def _at_once(self, scorer: Scorer, ask: ScoreRequest) -> Scored | None:
         """On the event loop: whatever needs neither the model nor a load, while the store answers fast."""
@@ -189,24 +204,25 @@ class RankingRoutes:
         pace.took(time.perf_counter() - before)
         return None if result is None else Scored(result, began, scorer.model)
 
-    def _try(self, scorer: Scorer, ask: ScoreRequest, features_NW: Features | None) -> Scored | None:
-        """On a serving thread. None if the model has to run first."""
-        if features_NW is not None:
-            return self._score(scorer, ask, features_NW)
+    def _try(self, scorer: Scorer, ask: ScoreRequest, computed: Computed | None) -> Scored | Sequence[Stacked]:
+        """On a serving thread. If the model has to run first: what it has to read the texts under, beside itself."""
+        if computed is not None:
+            return self._score(scorer, ask, computed)
         began = self._services.clock.now()
         result = scorer.try_score(ask)
-        return None if result is None else Scored(result, began, scorer.model)
+        return scorer.loras_of(ask) if result is None else Scored(result, began, scorer.model)
 
-    def _score(self, scorer: Scorer, ask: ScoreRequest, features_NW: Features) -> Scored:
+    def _score(self, scorer: Scorer, ask: ScoreRequest, computed: Computed) -> Scored:
         began = self._services.clock.now()
-        return Scored(scorer.score(ask, features_NW), began, scorer.model)
+        return Scored(scorer.score(ask, computed.bare_NW, computed.under), began, scorer.model)
 
-    async def _without_person(self, scorer: Scorer, call: Call, features_NW: Features | None) -> Response:
-        features = await self._computed(scorer, call) if features_NW is None else features_NW
+    async def _without_person(self, scorer: Scorer, call: Call, before: Computed | None) -> Response:
+        computed = await self._computed(scorer, call, ()) if before is None else before
 
         def score() -> Scored:
             began = self._services.clock.now()
-            return Scored(scorer.score_without_person(call.ask, features), began, scorer.model)
+            result = scorer.score_without_person(call.ask, computed.bare_NW, computed.under)
+            return Scored(result, began, scorer.model)
 
         scored = await self._gateway.lanes.serving.run(score)
         response = await self._recorded(call.render, scored)

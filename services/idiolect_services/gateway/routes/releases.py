@@ -163,7 +163,10 @@ class ReleaseRoutes:
 
     def _diff(self, tenant: str, a: str, b: str) -> dict[str, Any]:
         """The probes are public texts of ours, never what a caller sends: scoring those is what /v1/score is for."""
-        source = Source(self._store, self._services.signer, lambda: self._services.live.current.model)
+        live = self._services.live
+        source = Source(
+            self._store, self._services.signer, lambda: live.current.model, lambda: live.current.bank.engine
+        )
         if self._store.release(tenant, a) is not None:
             releases = diff_releases(source, tenant, a, b)
             weights = None if releases.median is None else asdict(releases.median)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from idiolect_services.gateway.schemas.common import PlainText, RequestModel, ResponseModel
+from idiolect_services.gateway.schemas.common import PlainText, RequestModel, ResponseModel, UserId
 
 REASON = Field(min_length=1, max_length=500, description="Kept in the history and the audit log.")
 
@@ -30,6 +30,35 @@ class MoveRequest(RequestModel):
 
 class RollbackRequest(RequestModel):
     reason: PlainText = REASON
+
+
+class LoraUpload(RequestModel):
+    """A PEFT LoRA (the two files of its folder) for the layers of the live global model."""
+
+    global_: PlainText = Field(
+        alias="global",
+        min_length=1,
+        max_length=128,
+        description="Digest of the global model that it was trained on: the live one, as every ranking names it.",
+    )
+    adapter_config: dict[str, Any] = Field(
+        description="What adapter_config.json holds. Only a plain LoRA is taken; no path or address in it is followed.",
+        examples=[{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}],
+    )
+    weights: PlainText = Field(
+        min_length=1,
+        description="adapter_model.safetensors in base64 (RFC 4648, section 4).",
+        examples=["QAAAAAAAAA=="],
+    )
+    reason: PlainText = REASON
+    staged: bool = Field(False, description="Live for nobody yet: for a rollout, or to be promoted later.")
+
+
+class AdapterUpload(LoraUpload):
+    """The same for an adapter that has no version yet. Name a user or a domain."""
+
+    user: UserId | None = None
+    domain: PlainText | None = Field(None, max_length=64, examples=["support-chat"])
 
 
 class MoveEntry(ResponseModel):

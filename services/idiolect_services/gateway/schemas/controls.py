@@ -163,7 +163,9 @@ class AdapterExplanation(ResponseModel):
     release: str
     created_at: datetime
     norm: float | None = Field(description="L2 norm of the personal weights; null if they don't verify.")
-    privacy: dict[str, Any] = Field(description="The signed privacy statement of this version.")
+    privacy: dict[str, Any] | None = Field(
+        description="The signed privacy statement of this version; null of a LoRA that was trained elsewhere."
+    )
     carried_from: str | None = Field(
         None, description="The release that these weights were carried from when the global model changed."
     )
