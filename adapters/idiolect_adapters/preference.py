@@ -76,7 +76,7 @@ class Recipes:
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         return {
-            "user_curvature": self.user.by_epsilon[None].curvature_K_K.astype(np.float32),
+            "user_curvature": self.user.typical_K_K.astype(np.float32),
             "domain_curvature": self.domain.curvature_K_K.astype(np.float32),
         }
 

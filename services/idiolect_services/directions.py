@@ -56,19 +56,15 @@ class Directions:
         noise = noise_of(template, self.recipes)
         if noise is not None and len(noise) != len(weights_K):
             noise = None
-        recipe = recipe_of(template, self.recipes)
-        told = [
-            self._told(k, float(weight), None if noise is None else noise[k], recipe)
-            for k, weight in enumerate(weights_K)
-        ]
+        told = [self._told(k, float(weight), None if noise is None else noise[k]) for k, weight in enumerate(weights_K)]
         return sorted(told, key=lambda one: (one["clear"] is False, -abs(one["weight"])))
 
-    def _told(self, k: int, weight: float, noise: float | None, recipe: Recipe | None) -> dict[str, Any]:
+    def _told(self, k: int, weight: float, noise: float | None) -> dict[str, Any]:
         contrast = self._contrast("user", k)
         clear = None if noise is None else abs(weight) > CLEAR * noise
         uncertainty = None
-        if noise is not None and recipe is not None and k < len(recipe.curvature_K_K):
-            uncertainty = math.sqrt(noise**2 + float(posterior_covariance(recipe)[k, k]))
+        if noise is not None and self.recipes is not None and k < len(self.recipes.typical_K_K):
+            uncertainty = math.sqrt(noise**2 + float(posterior_covariance(self.recipes.typical_K_K)[k, k]))
         return {
             "direction": k,
             "weight": weight,

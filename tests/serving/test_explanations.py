@@ -34,7 +34,7 @@ class ExplainedModel(HashModel):
     contrasts = Contrasts(
         tuple(contrast(f"user {k}") for k in range(K)), tuple(contrast(f"domain {m}") for m in range(M))
     )
-    recipes = SomeRecipes(UserRecipes({None: RECIPE, 0.5: RECIPE}))
+    recipes = SomeRecipes(UserRecipes({None: RECIPE, 0.5: RECIPE}, 5.0 * np.eye(K)))
 
 
 @pytest.fixture

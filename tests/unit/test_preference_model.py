@@ -57,9 +57,9 @@ def some_head(hidden: int, seed: int = 0) -> Head:
 
 
 def some_recipes() -> Recipes:
-    curvature = np.float32(np.diag([1.5, 0.5, 0.1])).astype(np.float64)
-    by_epsilon = {None: Recipe(1.25, 0.5, 20, curvature), 1.0: Recipe(0.1, 4.0, 2, curvature)}
-    return Recipes(UserRecipes(by_epsilon), Recipe(0.7, 5.0, 6, np.eye(M)))
+    typical = np.float32(np.diag([1.5, 0.5, 0.1])).astype(np.float64)
+    by_epsilon = {None: Recipe(1.25, 0.5, 20, 3.0 * np.eye(K)), 1.0: Recipe(0.1, 4.0, 2, 0.7 * np.eye(K))}
+    return Recipes(UserRecipes(by_epsilon, typical), Recipe(0.7, 5.0, 6, np.eye(M)))
 
 
 def save(root: Path, tiny_bert: Path, **changes: object) -> PreferenceModel:
@@ -98,6 +98,7 @@ def test_the_recipes_come_back_as_they_were(saved: Saved) -> None:
         found = loaded.user.by_epsilon[epsilon]
         assert (found.clip_norm, found.prior, found.steps) == (recipe.clip_norm, recipe.prior, recipe.steps)
         assert np.array_equal(found.curvature_K_K, recipe.curvature_K_K)
+    assert np.array_equal(loaded.user.typical_K_K, some_recipes().user.typical_K_K)
     assert np.array_equal(loaded.domain.curvature_K_K, np.eye(M))
     assert (loaded.domain.clip_norm, loaded.domain.prior, loaded.domain.steps) == (0.7, 5.0, 6)
 

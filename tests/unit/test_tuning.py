@@ -91,7 +91,7 @@ def test_the_recipe_of_epsilon_eight_helps_people_it_was_not_chosen_on() -> None
 
 def test_a_recipe_is_that_of_the_next_smaller_epsilon() -> None:
     recipes = {eps: Recipe(1.0, 1.0 + index, 2, np.eye(K)) for index, eps in enumerate((None, *EPSILONS))}
-    table = UserRecipes(recipes)
+    table = UserRecipes(recipes, np.eye(K))
     assert table.at(None) is recipes[None]
     assert table.at(0.1) is recipes[0.5]
     assert table.at(0.5) is recipes[0.5]
@@ -101,10 +101,16 @@ def test_a_recipe_is_that_of_the_next_smaller_epsilon() -> None:
 
 
 def test_recipes_survive_json() -> None:
-    recipes = UserRecipes({None: Recipe(0.5, 2.0, 20, np.eye(K)), 1.0: Recipe(0.1, 8.0, 2, np.eye(K))})
+    recipes = UserRecipes({None: Recipe(0.5, 2.0, 20, np.eye(K)), 1.0: Recipe(0.1, 8.0, 2, 3.0 * np.eye(K))}, np.eye(K))
     again = UserRecipes.from_json(recipes.to_json(), np.eye(K))
     assert again.to_json() == recipes.to_json()
     assert again.at(1.0).prior == 8.0
+    assert np.array_equal(again.at(1.0).curvature_K_K, 3.0 * np.eye(K))
+
+
+def test_recipes_that_were_written_without_a_stiffness_had_the_typical_curvature() -> None:
+    old = [{"epsilon": 1.0, "clip_norm": 0.1, "prior": 8.0, "steps": 2}]
+    assert np.array_equal(UserRecipes.from_json(old, 7.0 * np.eye(K)).at(1.0).curvature_K_K, 7.0 * np.eye(K))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -30,6 +30,6 @@ def test_the_noise_of_people_who_said_nothing_is_as_foretold(prior: float, steps
 
 
 def test_without_noise_there_is_none_and_more_comparisons_leave_less_open() -> None:
-    little, much = (Recipe(0.5, 1.0, 5, curvature * np.eye(2)) for curvature in (1.0, 10.0))
-    assert not noise_covariance(little, 0.0).any()
-    assert np.diag(posterior_covariance(much))[0] < np.diag(posterior_covariance(little))[0] < 1.0
+    assert not noise_covariance(Recipe(0.5, 1.0, 5, np.eye(2)), 0.0).any()
+    little, much = (posterior_covariance(curvature * np.eye(2)) for curvature in (1.0, 10.0))
+    assert np.diag(much)[0] < np.diag(little)[0] < 1.0

@@ -57,7 +57,7 @@ def random_model(
 
     head = Head(draw(features), draw(features), draw(user_rank, features), draw(domain_rank, features))
     recipe = Recipe(clip_norm=1.0, prior=1.0, steps=2, curvature_K_K=np.eye(user_rank))
-    user = UserRecipes(dict.fromkeys((None, *EPSILONS), recipe))
+    user = UserRecipes(dict.fromkeys((None, *EPSILONS), recipe), np.eye(user_rank))
     domain = Recipe(clip_norm=1.0, prior=1.0, steps=2, curvature_K_K=np.eye(domain_rank))
     return save_model(root, backbone, head, Recipes(user, domain), temperature=1.0, training={"what": "nothing"})
 

@@ -76,7 +76,7 @@ def build_global(
     final = train_global(pooled_I_H, data, everybody_P, options, stages.stage("global model"), before_I_K)
     head = _cooled(final, temperature)
     projected_I_P = projected(head)
-    user = chosen.with_curvature(user_curvature(projected_I_P, rank, pairs.adapt))
+    user = replace(chosen, typical_K_K=user_curvature(projected_I_P, rank, pairs.adapt))
     recipes = Recipes(user, _domain_recipe(projected_I_P[:, 1 + rank :], _margins(projected_I_P, held_out), held_out))
     training = {"options": asdict(options), "items": len(data.items), "people": len(data.people)}
     contrasts = choose_contrasts(projected_I_P, rank, texts, _times_judged(data))

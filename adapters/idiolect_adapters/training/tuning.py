@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from idiolect.ids import sha256_hex
 from idiolect.privacy.accountant import noise_multiplier_for
 from idiolect.privacy.budget import DEFAULT_DELTA
 from idiolect.signals.data import Comparisons
-from idiolect_adapters.evaluation.accuracy import person_accuracies
 from idiolect_adapters.training.clip_noise import NoiseSource
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.user import pad_comparisons, train_users
@@ -27,20 +26,28 @@ from idiolect_adapters.training.user import pad_comparisons, train_users
 FloatArray = NDArray[np.float64]
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
-CLIP_QUANTILES = (0.25, 0.5, 0.9)
-PRIORS = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-STEPS = (2, 5)
-STEPS_WITHOUT_NOISE = 20
+CLIP_QUANTILES = (0.1, 0.25, 0.5, 0.75)
+# How far a comparison of full length moves an adapter; people are N(0, I).
+REACHES = (0.05, 0.08, 0.13, 0.2, 0.3)
+PULL = 0.2  # how much of itself an adapter loses to its prior over all steps; .05 to .6 make no difference
+FEW_STEPS, MORE_STEPS = (1, 2), (2, 4, 8)
+LOUD = 2.0  # up to this epsilon the noise is so loud that a few steps tell all
 TYPICAL_COMPARISONS = 50  # public: the curvature is that of so many comparisons
-ADAPTATION_SIZES = (5, 10, 30)
+ADAPTATION_SIZES = (5, 10, 30, 50)
 NOISE_DRAWS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class UserRecipes:
-    """Recipes by epsilon (None: without noise), and the shared curvature of TYPICAL_COMPARISONS comparisons."""
+    """Recipes by epsilon (None: without noise), and the Hessian of the loss of TYPICAL_COMPARISONS comparisons, which
+    says how much of a person those leave open (uncertainty.py).
+
+    A recipe's own curvature is a multiple of the identity: that of the *clipped* loss is far below the typical one, and
+    its shape did not matter (deploy/decisions/0012-what-moves-accuracy.md).
+    """
 
     by_epsilon: Mapping[float | None, Recipe]
+    typical_K_K: FloatArray
 
     def at(self, epsilon: float | None) -> Recipe:
         """The recipe chosen for the largest tabled epsilon that is not above `epsilon` (or the smallest)."""
@@ -49,23 +56,27 @@ class UserRecipes:
         tabled = [key for key in self.by_epsilon if key is not None]
         return self.by_epsilon[max((key for key in tabled if key <= epsilon), default=min(tabled))]
 
-    def with_curvature(self, curvature_K_K: FloatArray) -> UserRecipes:
-        """The same constants for another basis of the same scale."""
-        return UserRecipes(
-            {epsilon: replace(recipe, curvature_K_K=curvature_K_K) for epsilon, recipe in self.by_epsilon.items()}
-        )
-
     def to_json(self) -> list[dict[str, Any]]:
         return [
-            {"epsilon": epsilon, "clip_norm": recipe.clip_norm, "prior": recipe.prior, "steps": recipe.steps}
+            {
+                "epsilon": epsilon,
+                "clip_norm": recipe.clip_norm,
+                "prior": recipe.prior,
+                "steps": recipe.steps,
+                "stiffness": float(recipe.curvature_K_K[0, 0]) if recipe.curvature_K_K.size else 0.0,
+            }
             for epsilon, recipe in self.by_epsilon.items()
         ]
 
     @staticmethod
-    def from_json(rows: list[Mapping[str, Any]], curvature_K_K: FloatArray) -> UserRecipes:
-        return UserRecipes(
-            {row["epsilon"]: Recipe(row["clip_norm"], row["prior"], row["steps"], curvature_K_K) for row in rows}
-        )
+    def from_json(rows: list[Mapping[str, Any]], typical_K_K: FloatArray) -> UserRecipes:
+        """Rows without a stiffness were written when every recipe had the typical curvature."""
+
+        def curvature(row: Mapping[str, Any]) -> FloatArray:
+            return float(row["stiffness"]) * np.eye(len(typical_K_K)) if "stiffness" in row else typical_K_K
+
+        recipes = {row["epsilon"]: Recipe(row["clip_norm"], row["prior"], row["steps"], curvature(row)) for row in rows}
+        return UserRecipes(recipes, typical_K_K)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,48 +137,81 @@ def choose_user_recipes(
     noise: NoiseSource,
     progress: Callable[[int, int], None],
 ) -> UserRecipes:
-    """For every epsilon the recipe with the best mean accuracy on `pairs.test`, over ADAPTATION_SIZES."""
-    taste_I_K = projected_I_P[:, 1 : 1 + user_rank]
-    margin_C = _margins(projected_I_P[:, 0], pairs.adapt)
-    differences_C_K = taste_I_K[pairs.adapt.chosen_C] - taste_I_K[pairs.adapt.rejected_C]
-    curvature_K_K = user_curvature(projected_I_P, user_rank, pairs.adapt)
-    norms_C = np.linalg.norm(differences_C_K, axis=1) * expit(-margin_C)
-    clips = [float(max(np.quantile(norms_C, q), 1e-3)) for q in CLIP_QUANTILES] if len(norms_C) else [1.0]
+    """For every epsilon the recipe under which `pairs.test` are likeliest: mean over people and ADAPTATION_SIZES.
+
+    Likelihood tells recipes apart that order the same pairs alike, and wants a scale that fits.
+    """
+    choice = _Choice(projected_I_P, user_rank, pairs, noise)
     chosen: dict[float | None, Recipe] = {}
     for done, epsilon in enumerate((None, *EPSILONS)):
-        steps = STEPS if epsilon is not None else (STEPS_WITHOUT_NOISE,)
-        candidates = [Recipe(c, p, s, curvature_K_K) for c, p, s in itertools.product(clips, PRIORS, steps)]
-        values = [_value(recipe, epsilon, projected_I_P, taste_I_K, margin_C, pairs, noise) for recipe in candidates]
-        chosen[epsilon] = candidates[int(np.argmax(values))]
+        candidates = choice.candidates(epsilon)
+        chosen[epsilon] = candidates[int(np.argmin([choice.loss(recipe, epsilon) for recipe in candidates]))]
         progress(done + 1, 1 + len(EPSILONS))
-    return UserRecipes(chosen)
+    return UserRecipes(chosen, user_curvature(projected_I_P, user_rank, pairs.adapt))
+
+
+def recipe_of(clip_norm: float, reach: float, steps: int, rank: int) -> Recipe:
+    """`reach`: how far a single step would go for one comparison of full length."""
+    # Later steps find less left to do, so each may go further than its share.
+    step = reach / (steps**0.7 * clip_norm)
+    prior = PULL / (steps * step)
+    return Recipe(clip_norm, prior, steps, (1.0 / step - prior) * np.eye(rank))
 
 
 def _margins(score_I: FloatArray, comparisons: Comparisons) -> FloatArray:
     return score_I[comparisons.chosen_C] - score_I[comparisons.rejected_C]
 
 
-def _value(
-    recipe: Recipe,
-    epsilon: float | None,
-    projected_I_P: FloatArray,
-    taste_I_K: FloatArray,
-    margin_C: FloatArray,
-    pairs: TuningPairs,
-    noise: NoiseSource,
-) -> float:
-    multiplier = 0.0 if epsilon is None else noise_multiplier_for(epsilon, DEFAULT_DELTA, recipe.steps)
-    test = pairs.test
-    position = np.zeros(int(pairs.people.max(initial=0)) + 1, np.int64)
-    position[pairs.people] = np.arange(len(pairs.people))
-    values = []
-    for limit in ADAPTATION_SIZES:
-        padded = pad_comparisons(pairs.adapt, pairs.people, taste_I_K, margin_C, limit=limit)
-        for _ in range(NOISE_DRAWS if multiplier else 1):
-            adapters_P_K = train_users(padded, recipe, multiplier, noise)
-            delta_C = (
-                (taste_I_K[test.chosen_C] - taste_I_K[test.rejected_C]) * adapters_P_K[position[test.person_C]]
-            ).sum(axis=1)
-            accuracies = person_accuracies(_margins(projected_I_P[:, 0], test) + delta_C, test.person_C)
-            values.append(float(accuracies.mean()) if len(accuracies) else 0.0)
-    return float(np.mean(values))
+class _Choice:
+    """What choosing reads: public people, numbered from 0, their padded pairs by size, and the pairs to predict."""
+
+    def __init__(self, projected_I_P: FloatArray, user_rank: int, pairs: TuningPairs, noise: NoiseSource) -> None:
+        taste_I_K, test = projected_I_P[:, 1 : 1 + user_rank], pairs.test
+        margin_C = _margins(projected_I_P[:, 0], pairs.adapt)
+        differences_C_K = taste_I_K[pairs.adapt.chosen_C] - taste_I_K[pairs.adapt.rejected_C]
+        self._noise, self._rank, self._people = noise, user_rank, len(pairs.people)
+        self._norms_C = np.linalg.norm(differences_C_K, axis=1) * expit(-margin_C)
+        self._padded = [
+            pad_comparisons(pairs.adapt, pairs.people, taste_I_K, margin_C, limit=size) for size in ADAPTATION_SIZES
+        ]
+        self._person_C = np.searchsorted(pairs.people, test.person_C)
+        self._margin_C = _margins(projected_I_P[:, 0], test)
+        self._difference_C_K = taste_I_K[test.chosen_C] - taste_I_K[test.rejected_C]
+        share_C = 1.0 / np.bincount(self._person_C, minlength=self._people)[self._person_C]
+        self._share_C = share_C / share_C.sum() if len(test) else share_C
+        self._drawn: dict[int, list[FloatArray]] = {}
+
+    def candidates(self, epsilon: float | None) -> list[Recipe]:
+        norms_C = self._norms_C
+        clips = [float(max(np.quantile(norms_C, q), 1e-3)) for q in CLIP_QUANTILES] if len(norms_C) else [1.0]
+        steps = MORE_STEPS if epsilon is None or epsilon > LOUD else FEW_STEPS
+        return [recipe_of(*constants, self._rank) for constants in itertools.product(clips, REACHES, steps)]
+
+    def loss(self, recipe: Recipe, epsilon: float | None) -> float:
+        """Mean cross-entropy of the pairs to predict. All candidates meet the same noise."""
+        multiplier = 0.0 if epsilon is None else noise_multiplier_for(epsilon, DEFAULT_DELTA, recipe.steps)
+        draws = self._draws(recipe.steps) if multiplier else [np.zeros(0)]
+        losses = []
+        for padded in self._padded:
+            for drawn_T_P_K in draws:
+                adapters_P_K = train_users(padded, recipe, multiplier, Replayed(drawn_T_P_K))
+                delta_C = (self._difference_C_K * adapters_P_K[self._person_C]).sum(axis=1)
+                losses.append(float((self._share_C * np.logaddexp(0.0, -self._margin_C - delta_C)).sum()))
+        return float(np.mean(losses))
+
+    def _draws(self, steps: int) -> list[FloatArray]:
+        if steps not in self._drawn:
+            shape = (steps, self._people, self._rank)
+            self._drawn[steps] = [self._noise.normal(shape) for _ in range(NOISE_DRAWS)]
+        return self._drawn[steps]
+
+
+class Replayed:
+    """Noise that was drawn before, one slice for each step."""
+
+    def __init__(self, drawn_T_P_K: FloatArray) -> None:
+        self._slices = iter(drawn_T_P_K)
+
+    def normal(self, shape: tuple[int, ...]) -> FloatArray:
+        drawn: FloatArray = next(self._slices)
+        return drawn.reshape(shape)

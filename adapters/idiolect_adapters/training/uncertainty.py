@@ -24,7 +24,7 @@ CLEAR = 2.0  # standard deviations of noise alone: 1 in 22 of weights that mean 
 def noise_covariance(recipe: Recipe, noise_multiplier: float) -> FloatArray:
     """[K, K] of the adapter of a person without comparisons."""
     rank = len(recipe.curvature_K_K)
-    step = posterior_covariance(recipe)
+    step = np.linalg.inv(recipe.prior * np.eye(rank) + recipe.curvature_K_K)
     keep = np.eye(rank) - recipe.prior * step
     total: FloatArray = np.zeros((rank, rank))
     factor = step
@@ -35,7 +35,6 @@ def noise_covariance(recipe: Recipe, noise_multiplier: float) -> FloatArray:
     return covariance
 
 
-def posterior_covariance(recipe: Recipe) -> FloatArray:
-    """[K, K], Laplace: what the comparisons of a typical person (those of the recipe's curvature) leave open."""
-    precision = recipe.prior * np.eye(len(recipe.curvature_K_K)) + recipe.curvature_K_K
-    return np.asarray(np.linalg.inv(precision), dtype=np.float64)
+def posterior_covariance(typical_K_K: FloatArray) -> FloatArray:
+    """[K, K], Laplace: what comparisons with this Hessian leave open of a person who is N(0, I)."""
+    return np.asarray(np.linalg.inv(np.eye(len(typical_K_K)) + typical_K_K), dtype=np.float64)
