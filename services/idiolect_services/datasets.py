@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from idiolect.errors import InvalidInputError
 from idiolect.signals.comparison import PreferenceDataset
-from idiolect.signals.importers import IMPORTERS
+from idiolect.signals.importers import IMPORTERS, load_polis
 from idiolect.signals.importers.sample import load_sample
 from idiolect.stores.ports import ImportOptions, ImportOutcome
 from idiolect_services.wiring import Installation
 
 Progress = Callable[[int, int], None]
+ALL = "all"  # every language
 
 
 def sample_folder() -> Path:
@@ -23,13 +24,20 @@ def sample_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "deploy" / "sample"
 
 
-def read_dataset(kind: str, path: Path, progress: Progress) -> PreferenceDataset:
+def read_dataset(kind: str, path: Path, progress: Progress, languages: Sequence[str] = ()) -> PreferenceDataset:
+    """`languages`: of the texts to read, where a format says it; the importer's own choice if none is named."""
+    if languages and kind != "polis":
+        raise InvalidInputError(
+            f"{kind} does not say in which language a text is.", mend="Leave --language out; only polis knows it."
+        )
     if kind == "sample":
         dataset = load_sample(path)
         progress(1, 1)
         return dataset
     if kind not in IMPORTERS:
         raise InvalidInputError(f"format {kind!r} is not known.", mend=f"Use one of {sorted([*IMPORTERS, 'sample'])}.")
+    if languages:
+        return load_polis(path, progress, languages=None if ALL in languages else frozenset(languages))
     return IMPORTERS[kind](path, progress)
 
 

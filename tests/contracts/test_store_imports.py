@@ -206,7 +206,7 @@ def test_a_time_without_a_zone_is_refused(store: Store) -> None:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=st.text(st.characters(exclude_categories=()), max_size=20), text=st.text(max_size=20))
 def test_every_text_comes_back_as_it_went_in(store: Store, prompt: str, text: str) -> None:
-    hostile = (Item("chat", prompt, text, "de"), Item("chat", prompt, text + "\0\ud800", "de"))
+    hostile = (Item("chat", prompt, text, "de"), Item("chat", prompt, text + "\0\ud800", "de", "reply"))
     data = dataset(digest=repr((prompt, text)), items=hostile, evaluation={"test": pairs("ann", 1)})
     store.import_dataset(TENANT, data, PUBLIC, at(0))
     assert store.evaluation_data(TENANT, "votes").items == hostile

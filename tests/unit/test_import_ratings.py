@@ -43,6 +43,14 @@ def test_optional_columns_say_where_and_what_was_rated(tmp_path: Path) -> None:
     )
 
 
+def test_language_and_task_are_read_where_they_are_said(tmp_path: Path) -> None:
+    table = "user,item,score,language,task\na,Moin,4,de,greeting\na,Hello,5,,\n"
+    assert load_ratings(csv_file(tmp_path, table)).items == (
+        Item("ratings", "Rate this", "Moin", "de", "greeting"),
+        Item("ratings", "Rate this", "Hello", "en", ""),
+    )
+
+
 def test_numbers_may_be_ids_and_the_last_rating_counts(write_rows) -> None:
     rows = [{"user": 7, "item": 1, "score": 1}, {"user": 7, "item": 1, "score": 5}]
     dataset = load_ratings(write_rows("ratings.jsonl.gz", rows))
@@ -56,6 +64,8 @@ def test_numbers_may_be_ids_and_the_last_rating_counts(write_rows) -> None:
     [
         ("user,item\na,tea\n", "line 2: column 'score' is missing"),
         ("a,tea,4\nb,tea,5\n", "line 2: column 'user' is missing"),
+        ("user,item,score,language\na,tea,4,low german\n", "line 2: language 'low german' is not a language tag"),
+        (f"user,item,score,task\na,tea,4,{'x' * 65}\n", "is not a name"),
         ("user,item,score\na,tea,nan\n", "line 2: column 'score' is 'nan'"),
         ("user,item,score\na,tea,inf\n", "line 2: column 'score' is inf"),
         ("user,item,score\na,tea,1e10\n", "line 2: column 'score' is 10000000000.0"),

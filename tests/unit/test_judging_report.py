@@ -17,7 +17,7 @@ from idiolect_adapters.evaluation.report import NO_FIGURES, Evaluation, check_fo
 
 ITEMS = (
     Item("a", "p", "one"),
-    Item("a", "p", "one two three"),
+    Item("a", "p", "one two three", task="reply"),
     Item("b", "p", "word " * 40, "de"),
     Item("b", "p", "word " * 100, "de"),
 )
@@ -68,10 +68,11 @@ def test_texts_of_one_length_say_nothing_about_verbosity() -> None:
     assert np.isnan(found.biases[0].model)
 
 
-def test_slices_go_by_domain_language_length_and_activity() -> None:
+def test_slices_go_by_domain_language_task_length_and_activity() -> None:
     values = slice_values(Pairs("part", ITEMS, MIXED))
     assert values["domain"] == ["a"] * 3 + ["b"] * 5
     assert values["language"] == ["en"] * 3 + ["de"] * 5
+    assert values["task"] == ["reply"] * 3 + ["not said"] * 5
     assert values["length"] == ["under 15 words"] * 3 + ["over 60 words"] * 5
     assert values["activity"] == ["under 10 pairs"] * 8
     by_domain = {each.value: each for each in judged([1.0] * 4 + [-1.0] * 4).slices if each.kind == "domain"}

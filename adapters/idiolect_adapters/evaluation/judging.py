@@ -139,7 +139,7 @@ def _bias(name: str, ahead_C: FloatArray, margin_C: FloatArray) -> Bias:
 
 
 def slice_scores(pairs: Pairs, margin_C: FloatArray, temperature: float) -> list[SliceScore]:
-    """By domain, language, length of the texts and activity of the person; largest slices first."""
+    """By domain, language, task, length of the texts and activity of the person; largest slices first."""
     comparisons, found = pairs.comparisons, []
     for kind, value_C in slice_values(pairs).items():
         for value, count in Counter(value_C).most_common(MAX_SLICES):
@@ -160,6 +160,7 @@ def slice_values(pairs: Pairs) -> Mapping[str, list[str]]:
     return {
         "domain": [item.domain for item in chosen],
         "language": [item.language for item in chosen],
+        "task": [item.task or "not said" for item in chosen],
         "length": _bucketed(words_C, LENGTH_BORDERS, "words"),
         "activity": _bucketed(activity_C.astype(np.float64), ACTIVITY_BORDERS, "pairs"),
     }

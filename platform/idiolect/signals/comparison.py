@@ -11,12 +11,16 @@ from idiolect.ids import text_digest
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something that a person can prefer: a candidate `text` for a `prompt` on one surface (`domain`)."""
+    """Something that a person can prefer: a candidate `text` for a `prompt` on one surface (`domain`).
+
+    `task` is what kind of thing was asked for, in the data's own words (`reply`, `summary`); empty where nobody said.
+    """
 
     domain: str
     prompt: str
     text: str
     language: str = "en"
+    task: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -33,22 +34,28 @@ def import_data(
     opt_in: Annotated[
         bool, typer.Option(help="The new people of the data set have agreed to a personal adapter each.")
     ] = False,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="polis: read statements in these languages only, or in all of them (default: en)."),
+    ] = None,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
-    """Import a data set of preferences.
+    """Import a data set of preferences. It takes the place of an earlier one of the same name.
 
     Example: idiolect import polis data/polis --public --opt-in
     """
     if path is None and kind is not Format.SAMPLE:
         raise InvalidInputError(f"the folder of {kind.value} is not named.", mend="Give it after the format.")
-    folder = path or sample_folder()
-    run_import(settings_for(home), tenant, kind.value, folder, ImportOptions(public=public, opt_in=opt_in))
+    folder, options = path or sample_folder(), ImportOptions(public=public, opt_in=opt_in)
+    run_import(settings_for(home), tenant, kind.value, folder, options, language or ())
 
 
-def run_import(settings: Settings, tenant: str, kind: str, path: Path, options: ImportOptions) -> None:
+def run_import(
+    settings: Settings, tenant: str, kind: str, path: Path, options: ImportOptions, languages: Sequence[str] = ()
+) -> None:
     with bars() as shown:
-        dataset = read_dataset(kind, path, shown.stage(f"reading {kind}"))
+        dataset = read_dataset(kind, path, shown.stage(f"reading {kind}"), languages)
         with open_installation(settings) as installation:
             outcome = import_dataset(installation, tenant, dataset, options, shown.stage("storing"))
     state = "was there already" if outcome.unchanged else "imported"

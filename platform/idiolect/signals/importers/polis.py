@@ -10,7 +10,6 @@ folder, the split is exactly theirs; without them, one of the same kind is made 
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ VOTES = "votes.jsonl.gz"
 ENGLISH = frozenset({"en"})
 SOURCE = "vote"
 _RULE = HoldoutRule(source=SOURCE, new_item_share=0.3, min_known_items=2, min_known_pairs=8)
-_LANGUAGE_TAG = re.compile(r"[A-Za-z0-9-]{1,35}")  # BCP 47
 
 _OTHER_LANGUAGE = -1
 _LEFT_OUT = -2
@@ -57,7 +55,10 @@ def load_polis(
     everything = _read_statements(files, languages)
     if not everything.items:
         asked = ", ".join(sorted(languages or ())) or "any language"
-        raise InvalidInputError(f"{path / COMMENTS} has no statement in {asked}.", mend="Ask for another language.")
+        raise InvalidInputError(
+            f"{path / COMMENTS} has no statement in {asked}.",
+            mend="Ask for another one with --language, or for all of them with --language all.",
+        )
     all_votes = _read_votes(files, everything)
     statements, votes = _without_unvoted(files, everything, all_votes)
     holdout = (
@@ -95,10 +96,7 @@ def _read_statements(files: DataFiles, languages: frozenset[str] | None) -> _Sta
 
 
 def _statement(row: Row, domain: str) -> Item:
-    language = row.text("lang")
-    if not _LANGUAGE_TAG.fullmatch(language):
-        raise row.wrong(f"lang {language[:40]!r} is not a language tag.", "Use one like en or pt-BR.")
-    return Item(domain, prompt=row.text("topic"), text=row.text("text"), language=language)
+    return Item(domain, prompt=row.text("topic"), text=row.text("text"), language=row.language("lang"))
 
 
 def _mark(source: Source, item: Item, languages: frozenset[str] | None) -> int | None:

@@ -1,8 +1,8 @@
 """Any ratings: one row per person and item, as JSON lines or CSV, gzipped or not.
 
 Columns: user, item, score (a number, higher is better), and optional domain (default `ratings`), prompt (default
-`Rate this`) and text (default: the item's name). A folder must hold `ratings.jsonl.gz`. The last rating of a person
-for an item counts.
+`Rate this`), text (default: the item's name), language (a tag such as `pt-BR`, default `en`) and task (a short name). A
+folder must hold `ratings.jsonl.gz`. The last rating of a person for an item counts.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ def _read(files: DataFiles, name: str) -> tuple[list[Item], list[str], Values]:
             domain=names[row.text_or("domain", DEFAULT_DOMAIN)],
             prompt=row.text_or("prompt", DEFAULT_PROMPT),
             text=row.text_or("text", item_name),
+            language=row.language("language", "en"),
+            task=row.name_or("task", ""),
         )
         reason = unusable_text(item.text) or unusable_text(item.prompt)
         if reason:

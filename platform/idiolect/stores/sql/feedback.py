@@ -150,7 +150,7 @@ def _comparison_rows(
             f"the signal {signal.id[:80]!r} names a document that was not shown.",
             mend=f"Use indices from 0 to {len(inference.documents) - 1}.",
         )
-    shown = [(inference.domain or "", inference.query, inference.documents[index], "en") for index in used]
+    shown = [(inference.domain or "", inference.query, inference.documents[index], "en", "") for index in used]
     items = dict(zip(used, store_items(connection, tenant, shown), strict=True))
     return [
         {

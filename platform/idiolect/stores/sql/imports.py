@@ -232,7 +232,7 @@ def _store_items(connection: Connection, tenant: str, dataset: int, items: Seque
             if text not in digests:
                 digests[text] = text_digest(text)
     store_texts(connection, tenant, digests)
-    rows = [(item.domain, digests[item.prompt], digests[item.text], item.language) for item in items]
+    rows = [(item.domain, digests[item.prompt], digests[item.text], item.language, item.task) for item in items]
     ids = store_items(connection, tenant, rows)
     for chunk in chunks(sorted(set(ids))):
         connection.execute(schema.dataset_items.insert(), [{"dataset": dataset, "item": item} for item in chunk])

@@ -195,6 +195,7 @@ items = Table(
     _bytes("prompt"),
     _bytes("text"),
     _text("language"),
+    Column("task", Text, nullable=False, server_default=""),
     UniqueConstraint("tenant", "key"),
     Index("items_by_prompt", "tenant", "prompt"),
     Index("items_by_text", "tenant", "text"),

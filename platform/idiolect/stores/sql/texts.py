@@ -38,12 +38,12 @@ def known_texts(connection: Connection, tenant: str, digests: Collection[bytes])
     return found
 
 
-def store_items(connection: Connection, tenant: str, rows: Sequence[tuple[str, str, str, str]]) -> list[int]:
-    """Ids of (domain, prompt digest, text digest, language) rows, in their order; the texts are stored already.
+def store_items(connection: Connection, tenant: str, rows: Sequence[tuple[str, str, str, str, str]]) -> list[int]:
+    """Ids of (domain, prompt digest, text digest, language, task) rows, in their order; the texts are stored already.
 
-    An item that is there keeps the language that it came with first.
+    An item that is there keeps the language and task that it came with first.
     """
-    keys = [item_key(domain, prompt, text) for domain, prompt, text, _ in rows]
+    keys = [item_key(domain, prompt, text) for domain, prompt, text, *_ in rows]
     values = {
         key: {
             "tenant": tenant,
@@ -52,8 +52,9 @@ def store_items(connection: Connection, tenant: str, rows: Sequence[tuple[str, s
             "prompt": bytes.fromhex(prompt),
             "text": bytes.fromhex(text),
             "language": language,
+            "task": task,
         }
-        for key, (domain, prompt, text, language) in zip(keys, rows, strict=True)
+        for key, (domain, prompt, text, language, task) in zip(keys, rows, strict=True)
     }
     statement = insert(connection, schema.items).on_conflict_do_nothing()
     for chunk in chunks([values[key] for key in sorted(values)]):
@@ -74,18 +75,17 @@ def _item_ids(connection: Connection, tenant: str, keys: Sequence[bytes]) -> dic
 def load_items(connection: Connection, tenant: str, ids: Sequence[int]) -> tuple[Item, ...]:
     """The items in the order of `ids`."""
     table = schema.items.c
-    rows: dict[int, tuple[str, bytes, bytes, str]] = {}
+    rows: dict[int, tuple[str, bytes, bytes, str, str]] = {}
     for chunk in chunks(ids):
-        query = select(table.id, table.domain, table.prompt, table.text, table.language).where(
-            table.tenant == tenant, table.id.in_(chunk)
-        )
-        rows.update((row.id, (row.domain, row.prompt, row.text, row.language)) for row in connection.execute(query))
+        columns = (table.id, table.domain, table.prompt, table.text, table.language, table.task)
+        for id_, *row in connection.execute(select(*columns).where(table.tenant == tenant, table.id.in_(chunk))):
+            rows[id_] = tuple(row)
     bodies = load_texts(
-        connection, tenant, {digest for _, prompt, text, _ in rows.values() for digest in (prompt, text)}
+        connection, tenant, {digest for _, prompt, text, *_ in rows.values() for digest in (prompt, text)}
     )
     return tuple(
-        Item(domain, bodies[prompt], bodies[text], language)
-        for domain, prompt, text, language in map(rows.__getitem__, ids)
+        Item(domain, bodies[prompt], bodies[text], language, task)
+        for domain, prompt, text, language, task in map(rows.__getitem__, ids)
     )
 
 
