@@ -18,13 +18,17 @@ from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.global_model import GlobalOptions
 from idiolect_adapters.training.tuning import (
     EPSILONS,
+    PULL,
+    Replayed,
     TuningPairs,
     UserRecipes,
     choose_user_recipes,
+    recipe_of,
     split_pairs,
     typical_curvature,
 )
-from idiolect_adapters.training.user import pad_comparisons, train_users
+from idiolect_adapters.training.uncertainty import noise_covariance
+from idiolect_adapters.training.user import PaddedComparisons, pad_comparisons, train_users
 from tasteful_world import make_world, shared_data
 
 K = 2
@@ -33,6 +37,14 @@ K = 2
 class Zeros:
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.zeros(shape)
+
+
+class SeededNoise:
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self._rng.standard_normal(shape)
 
 
 class Quiet:
@@ -87,6 +99,33 @@ def test_the_recipe_of_epsilon_eight_helps_people_it_was_not_chosen_on() -> None
     own = ((taste[test.chosen_C] - taste[test.rejected_C]) * adapters[test.person_C]).sum(axis=1)
     without = base[test.chosen_C] - base[test.rejected_C]
     assert (without + own > 0).mean() > (without > 0).mean() + 0.15
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_a_recipe_goes_as_far_as_it_says_for_a_comparison_of_full_length(steps: int) -> None:
+    """One comparison that disagrees with everything is clipped at every step, and pulled back a little."""
+    recipe = recipe_of(0.1, 0.3, steps, K)
+    alone = PaddedComparisons(np.array([[[5.0, 0.0]]]), np.array([[-100.0]]), np.ones((1, 1)))
+    (adapter,) = train_users(alone, recipe, 0.0, Zeros())
+    unpulled = 0.3 * steps**0.3
+    assert (1.0 - PULL) * unpulled < adapter[0] <= unpulled + 1e-12
+    assert adapter[1] == 0.0
+
+
+def test_louder_noise_gets_shorter_steps() -> None:
+    """Else the noise of a thousand dice would pass for taste."""
+    projected, group, pairs = some_pairs(60, 80)
+    split = split_pairs(pairs, group, np.random.default_rng(0))
+    recipes = choose_user_recipes(projected, K, split, SeededNoise(), lambda *_: None)
+    quiet, loud = (float(noise_covariance(recipes.at(epsilon), 1.0)[0, 0]) for epsilon in (8.0, 0.5))
+    assert loud < quiet
+
+
+def test_replayed_noise_is_the_same_for_every_recipe() -> None:
+    drawn = np.random.default_rng(0).normal(size=(2, 3, K))
+    for _ in range(2):
+        noise = Replayed(drawn)
+        assert np.array_equal(np.stack([noise.normal((3, K)) for _ in range(2)]), drawn)
 
 
 def test_a_recipe_is_that_of_the_next_smaller_epsilon() -> None:
