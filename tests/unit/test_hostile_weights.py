@@ -119,6 +119,7 @@ HOSTILE: Mapping[str, Callable[[], bytes]] = {
     **{f"header of {size} bytes": lambda size=size: b"\x01" * size for size in range(8)},  # type: ignore[misc]
     "length 2^64-1": lambda: raw({"B": entry()}, length=2**64 - 1),
     "length over 100 MB": lambda: raw({"B": entry()}, length=100_000_001),
+    "a header of over 100 MB": lambda: raw(b"{" + b" " * (101 << 20) + b"}"),
     "length beyond the end": lambda: raw({"B": entry()}, length=4_000),
     "bad UTF-8": lambda: raw(b'{"\xff\xfe": 1}'),
     "deep": lambda: raw(b'{"B":' * 100_000),
