@@ -23,7 +23,7 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="session")
 def postgres_database(postgres: PostgresServer) -> str:
     """One for all tests, emptied after each: making one takes several times as long."""
-    url = postgres.create_database("idiolect")
+    url = postgres.create_database("contracts")
     open_store(url).close()
     return url
 
@@ -39,7 +39,7 @@ def _empty(url: str) -> None:
 @pytest.fixture
 def postgres_url(postgres: PostgresServer, postgres_database: str) -> Iterator[str]:
     yield postgres_database
-    _empty(postgres.admin_url("idiolect"))
+    _empty(postgres.admin_url("contracts"))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ import psycopg
 
 _SETTINGS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB", "listen_addresses=")
 
-_OWNER = "idiolect"
+_OWNER = "app"
 
 
 class PostgresServer:
@@ -41,6 +41,11 @@ class PostgresServer:
     def url(self, database: str) -> str:
         """As the user that owns the databases: an ordinary one, whom row-level security binds."""
         return f"postgresql://{_OWNER}@/{database}?host={self._home / 'run'}"
+
+    def run(self, *command: str, **environment: str) -> None:
+        """A program that finds psql, and this server under its defaults. Raises subprocess.SubprocessError."""
+        paths = {"PATH": f"{self._binaries}:{os.environ['PATH']}", "PGHOST": str(self._home / "run")}
+        subprocess.run(command, check=True, capture_output=True, timeout=60, env=os.environ | paths | environment)
 
     def admin_url(self, database: str = "postgres") -> str:
         """As the superuser."""
@@ -68,7 +73,8 @@ class PostgresServer:
         failures = []
         for found in _installations():
             try:
-                return self._start_from(self._reachable(found))
+                self._binaries = self._reachable(found)
+                return self._start_from(self._binaries)
             except (OSError, subprocess.SubprocessError, TimeoutError) as error:
                 output = getattr(error, "stderr", b"") or b""
                 failures.append(f"{found}: {error} {output.decode(errors='replace')[-500:]}")

@@ -28,7 +28,7 @@ def test_a_database_that_does_not_exist_is_named(postgres: PostgresServer) -> No
 
 def test_a_user_that_is_refused_is_named(postgres: PostgresServer) -> None:
     with pytest.raises(ConfigurationError, match="nobody_known"):
-        open_store(postgres.url("postgres").replace("idiolect@", "nobody_known@"))
+        open_store(postgres.url("postgres").replace("app@", "nobody_known@"))
 
 
 def test_a_server_that_closes_its_connections_is_found_again(postgres: PostgresServer, postgres_url: str) -> None:
@@ -44,7 +44,7 @@ def test_a_server_that_closes_its_connections_is_found_again(postgres: PostgresS
 def test_a_writer_that_waits_too_long_says_so(postgres: PostgresServer, postgres_url: str) -> None:
     store = open_store(postgres_url, lock_timeout_s=0.2)
     opt_in(store, "ann")
-    with psycopg.connect(postgres.admin_url("idiolect")) as other:
+    with psycopg.connect(postgres.admin_url("contracts")) as other:
         other.execute("SELECT * FROM subjects FOR UPDATE")
         with pytest.raises(UnavailableError, match="locked"):
             opt_in(store, "ann")

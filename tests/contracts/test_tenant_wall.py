@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -132,7 +133,7 @@ def test_a_reset_takes_its_place_behind_those_of_all_tenants(store: SqlStore) ->
 
 def test_a_store_says_whether_the_wall_binds_its_user(store: SqlStore, postgres: PostgresServer) -> None:
     assert store.tenants_walled is True
-    superuser = open_store(postgres.admin_url("idiolect"))
+    superuser = open_store(postgres.admin_url("contracts"))
     assert superuser.tenants_walled is False
     superuser.close()
 
@@ -141,3 +142,16 @@ def test_a_connection_of_another_program_sees_nothing_either(store: SqlStore, po
     """Such as psql's, though it is the tables' owner."""
     with psycopg.connect(postgres_url) as connection:
         assert connection.execute("SELECT count(*) FROM versions").fetchone() == (0,)
+
+
+def test_the_user_that_compose_makes_is_bound_and_owns_an_empty_database(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    password = tmp_path / "password"
+    password.write_text('it\'s "secret"; $HOME')
+    script = Path(__file__).parents[2] / "deploy" / "postgres-role.sh"
+    postgres.run("sh", str(script), POSTGRES_PASSWORD_FILE=str(password))
+    opened = open_store(postgres.url("idiolect").replace("app@", "idiolect@"))
+    assert opened.tenants_walled is True
+    opened.check()
+    opened.close()

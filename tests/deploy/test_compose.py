@@ -139,3 +139,12 @@ def test_the_proxy_sends_to_all_servers_asks_whether_they_can_serve_and_hides_me
     assert "reverse_proxy replica-1:8080 replica-2:8080" in caddyfile
     assert "health_uri /readyz" in caddyfile
     assert "respond /metrics 404" in caddyfile
+
+
+def test_the_database_belongs_to_an_ordinary_user_whom_row_level_security_binds() -> None:
+    """What the script does is tried in tests/contracts/test_tenant_wall.py; the image runs it if it may."""
+    postgres = SERVICES["postgres"]
+    assert set(postgres["environment"]) == {"POSTGRES_PASSWORD_FILE"}  # so that the superuser is another one
+    (mounted,) = [volume for volume in postgres["volumes"] if "initdb.d" in volume]
+    assert mounted == "./postgres-role.sh:/docker-entrypoint-initdb.d/role.sh:ro"
+    assert (DEPLOY / "postgres-role.sh").stat().st_mode & 0o111
