@@ -60,13 +60,22 @@ class Settings(BaseSettings):
         4.0, gt=0, allow_inf_nan=False, description="Epsilon of one training of a domain adapter (unit: subject)."
     )
     domain_budget_epsilon: float = Field(
-        12.0, gt=0, allow_inf_nan=False, description="Epsilon that all domain trainings may reach for a subject."
+        12.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Epsilon that all trainings of domains and of a private global model may reach for a subject.",
     )
     domain_sample_rate: float = Field(
         1.0,
         gt=0,
         le=1,
         description="Chance of each subject to be read in a step of a domain training; 1 reads everybody each time.",
+    )
+    global_epsilon: float = Field(
+        4.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Epsilon of one private training of the global model (unit: subject).",
     )
     delta: float | None = Field(
         None,
@@ -130,7 +139,7 @@ class Settings(BaseSettings):
         60.0, gt=0, le=600, description="Time that an upstream may take for all candidates of one completion."
     )
 
-    @field_validator("user_epsilon", "domain_epsilon", "user_budget_epsilon", "domain_budget_epsilon")
+    @field_validator("user_epsilon", "domain_epsilon", "global_epsilon", "user_budget_epsilon", "domain_budget_epsilon")
     @classmethod
     def _no_weak_privacy_by_accident(cls, epsilon: float, info: ValidationInfo) -> float:
         most = MAX_BUDGET_EPSILON if "budget" in (info.field_name or "") else MAX_EPSILON

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from idiolect.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from idiolect.signals.comparison import Item
+from idiolect.signals.importers.sample import load_sample
 from idiolect_adapters.backbone import Backbone, find_backbone
+from idiolect_adapters.carrying import PROBES
 from idiolect_adapters.preference import PreferenceModel, remove_staging
 from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_adapters.training.build import build_global
 from idiolect_adapters.training.global_model import GlobalOptions
+from idiolect_adapters.training.public_space import MIN_TEXTS
 from idiolect_services.carrying import Carrier, CarryReport
+from idiolect_services.datasets import sample_folder
+from idiolect_services.private_global import PrivateGlobalTrainer, PrivateTraining, Source
 from idiolect_services.trainer import Trainer
 from idiolect_services.wiring import Installation
 
@@ -44,7 +52,7 @@ def train_global_model(
     if not data.ratings and not data.comparisons:
         raise InvalidInputError(
             f"tenant {tenant!r} has no data set that was declared public.",
-            mend="Import one with --public. Training the global model on private data is not offered yet.",
+            mend="Import one with --public, or train privately on people who opted in: add --private.",
         )
     installation.models.mkdir(parents=True, exist_ok=True)
     remove_staging(installation.models)
@@ -56,7 +64,55 @@ def train_global_model(
     }
     before = _before(installation) if carry else None
     model = build_global(installation.models, backbone, data, GLOBAL_OPTIONS, described, stages, before)
-    carrier = Carrier(installation, model, data.items)
+    _make_live(installation, model, data.items, stages, carry, on_carried)
+    return model
+
+
+def train_private_global_model(
+    installation: Installation,
+    tenant: str,
+    sources: Sequence[Source],
+    stages: Stages,
+    *,
+    carry: bool = True,
+    on_carried: Callable[[CarryReport], None] = _told_nobody,
+) -> PrivateTraining:
+    """Train on the people of `sources` who opted in, on top of the live model if that has the same encoder, and make
+    the result live.
+
+    Public texts are those of the tenant's data sets that were declared public, or of the sample that ships where
+    those are too few. A kill anywhere leaves the charge and the old model.
+    """
+    installation.models.mkdir(parents=True, exist_ok=True)
+    remove_staging(installation.models)
+    backbone = Backbone.load(find_backbone(installation.settings.backbone))
+    public = _public_texts(installation, tenant)
+    before = _before(installation)
+    probe = [(item.prompt, item.text) for item in public[:PROBES]]
+    if before is not None and not np.array_equal(before.backbone.features(probe), backbone.features(probe)):
+        before = None
+    trainer = PrivateGlobalTrainer(installation, backbone, public, before)
+    training = trainer.train(sources, GLOBAL_OPTIONS, stages)
+    _make_live(installation, training.model, public, stages, carry, on_carried)
+    trainer.settle(training)
+    return training
+
+
+def _public_texts(installation: Installation, tenant: str) -> Sequence[Item]:
+    declared = installation.store.shared_data(tenant, public_only=True).items
+    return declared if len(declared) >= MIN_TEXTS else load_sample(sample_folder()).items
+
+
+def _make_live(
+    installation: Installation,
+    model: PreferenceModel,
+    anchors: Sequence[Item],
+    stages: Stages,
+    carry: bool,
+    on_carried: Callable[[CarryReport], None],
+) -> None:
+    """The old model keeps serving until its adapters have been written anew."""
+    carrier = Carrier(installation, model, anchors)
     waiting, report = carrier.stage(stages.stage("carrying adapters")) if carry else ([], CarryReport())
     installation.share_model(model.digest)
     installation.store.set_global(
@@ -64,7 +120,6 @@ def train_global_model(
     )
     carrier.make_live(waiting)
     on_carried(report)
-    return model
 
 
 def _before(installation: Installation) -> PreferenceModel | None:

@@ -217,6 +217,23 @@ def test_a_reset_names_the_shared_releases_that_read_the_person_also_revoked_one
     assert reset(store).shared_releases == ("r-d0", "r-d2")
 
 
+def test_a_reset_names_the_shared_trainings_that_are_still_under_way(store: Store) -> None:
+    """Such a run had read the person, and its release would come after the receipt."""
+    mine, others, published, settled = (
+        store.reserve(TENANT, "subject", "domain", EVENT, people, 9.0, at(0)).run
+        for people in (["ann", "bob"], ["bob"], ["ann"], ["ann"])
+    )
+    own = store.reserve(TENANT, "comparison", "user adapters", EVENT, ["ann"], 9.0, at(0)).run
+    publish_domain(store, "d1", run=published)
+    store.settle(TENANT, settled, at(1))
+    record = reset(store)
+    assert record.shared_runs == (mine,)
+    assert not {others, own} & set(record.shared_runs)
+    assert record.shared_releases == ("r-d1",)
+    assert store.reset(TENANT, "x1") == record
+    assert "shared_runs" not in reset(store, reset_id="x2", subject="cleo").to_json()
+
+
 def test_a_refused_person_is_in_no_shared_release(store: Store) -> None:
     run = store.reserve(TENANT, "subject", "domain", EVENT, ["ann"], 0.5, at(0)).run
     publish_domain(store, "d1", run=run)

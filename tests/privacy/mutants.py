@@ -11,6 +11,7 @@ from dataclasses import dataclass
 CLIP = "adapters/idiolect_adapters/training/clip_noise.py"
 DESCENT = "adapters/idiolect_adapters/training/descent.py"
 DOMAIN = "adapters/idiolect_adapters/training/domain.py"
+GLOBAL = "adapters/idiolect_adapters/training/private_global.py"
 LORA = "adapters/idiolect_adapters/training/domain_lora.py"
 SAMPLING = "adapters/idiolect_adapters/training/sampling.py"
 USER = "adapters/idiolect_adapters/training/user.py"
@@ -21,6 +22,7 @@ SQL_LEDGER = "platform/idiolect/stores/sql/ledger.py"
 MANIFEST = "platform/idiolect/registry/manifest.py"
 RANDOMISED = "platform/idiolect/privacy/randomised_response.py"
 TRAINER = "services/idiolect_services/trainer.py"
+PRIVATE = "services/idiolect_services/private_global.py"
 
 SENSITIVITY = "tests/privacy/test_sensitivity.py::"
 NOISE = "tests/privacy/test_noise_of_training.py::"
@@ -31,6 +33,8 @@ EXACT = "tests/privacy/test_accounting.py::"
 STORE = "tests/contracts/test_store_ledger.py::"
 INNER = "tests/unit/test_domain_lora.py::"
 RUNS = "tests/integration/test_trainer_runs.py::"
+WHOLE = "tests/privacy/test_private_global.py::"
+WHOLE_RUNS = "tests/integration/test_private_global_runs.py::"
 
 ASSERTION = r"^E +(assert|AssertionError)"
 
@@ -45,7 +49,7 @@ class Mutant:
 
     @property
     def slow(self) -> bool:
-        return self.kills[0].startswith((RUNS, STORE, INNER))
+        return self.kills[0].startswith((RUNS, WHOLE_RUNS, STORE, INNER))
 
 
 def _mutant(name: str, file: str, old: str, new: str, *kills: str, because: str = ASSERTION) -> Mutant:
@@ -93,8 +97,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             (
                 "np.add.at(rows_S_K, data.subject_C, pull_C[:, None] * data.differences_C_K)",
-                "np.add.at(rows_S_K, data.subject_C, clip_rows(pull_C[:, None] * data.differences_C_K, "
-                "recipe.clip_norm))",
+                "np.add.at(rows_S_K, data.subject_C, clip_rows(pull_C[:, None] * data.differences_C_K, 0.5))",
             ),
             ("clip_rows(rows_S_K[batch_S], recipe.clip_norm).sum(", "rows_S_K[batch_S].sum("),
         ),
@@ -292,12 +295,55 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/privacy/test_claims.py::test_no_card_is_rendered_of_a_manifest_whose_privacy_was_edited",
         because=r"DID NOT RAISE",
     ),
+    # The global model
+    _mutant(
+        "do not clip the halves of a subject",
+        GLOBAL,
+        "clip_rows(mean_gradients(data.where(half_C == half), reward_D), clip_norm)",
+        "mean_gradients(data.where(half_C == half), reward_D)",
+        f"{WHOLE}test_a_subject_who_says_one_thing_as_loudly_as_can_be_reaches_the_bound",
+    ),
+    _mutant(
+        "forget that a moment is a product of two",
+        GLOBAL,
+        "first_S_D.T @ second_S_D / clip_norm",
+        "first_S_D.T @ second_S_D / clip_norm**2",
+        f"{WHOLE}test_a_subject_who_says_one_thing_as_loudly_as_can_be_reaches_the_bound",
+    ),
+    _mutant(
+        "count what is off the diagonal once",
+        GLOBAL,
+        "vector_V: FloatArray = matrix_D_D[row, column] * np.where(row == column, 1.0, np.sqrt(2.0))",
+        "vector_V: FloatArray = matrix_D_D[row, column] * np.where(row == column, 1.0, 1.0)",
+        f"{WHOLE}test_a_symmetric_matrix_and_its_vector_have_one_norm_and_are_one_thing",
+    ),
+    _mutant(
+        "forget the noise of the moment",
+        GLOBAL,
+        "    if noise_multiplier > 0:\n        moment_V",
+        "    if noise_multiplier > 0 and not data.subjects:\n        moment_V",
+        f"{WHOLE}test_the_count_every_step_and_the_moment_draw_their_noise_whoever_speaks[1-5]",
+    ),
+    _mutant(
+        "charge a global training for its steps alone",
+        GLOBAL,
+        "return recipe.steps + UNSAMPLED_RELEASES",
+        "return recipe.steps",
+        f"{WHOLE}test_the_count_every_step_and_the_moment_draw_their_noise_whoever_speaks[1-5]",
+    ),
+    _mutant(
+        "read whoever was refused",
+        PRIVATE,
+        "[person in people for person in data.people]",
+        "[True for person in data.people]",
+        f"{WHOLE_RUNS}test_of_people_who_were_refused_nothing_is_left",
+    ),
     # Subject-unit LoRA on inner layers
     _mutant(
         "do not clip the update of inner layers",
         LORA,
-        "clip_rows(rows_S_D, recipe.clip_norm).sum(axis=0)",
-        "rows_S_D.sum(axis=0)",
+        "clip_rows(gradients(batch_S), recipe.clip_norm).sum(axis=0)",
+        "gradients(batch_S).sum(axis=0)",
         f"{INNER}test_a_step_is_that_of_the_clipped_reference",
     ),
     _mutant(

@@ -6,15 +6,23 @@ The noise has no seed, so confidence and trials are such that a test fails by ch
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from idiolect.errors import InvalidInputError
-from idiolect_adapters.audit.canary import CLIP_NORM
+from idiolect_adapters.audit.canary import CLIP_NORM, Mechanism
 from idiolect_adapters.audit.domain_canaries import shipped_domain
-from idiolect_adapters.audit.faults import planted_domain_faults, planted_user_faults
+from idiolect_adapters.audit.faults import (
+    planted_domain_faults,
+    planted_global_faults,
+    planted_lora_faults,
+    planted_user_faults,
+)
+from idiolect_adapters.audit.global_canaries import shipped_global
+from idiolect_adapters.audit.lora_canaries import shipped_lora
 from idiolect_adapters.audit.recipes import alternating, summing
 from idiolect_adapters.audit.run import AuditReport, CanaryResult, audit_mechanism
 from idiolect_adapters.audit.user_canaries import shipped_user
@@ -24,8 +32,15 @@ from idiolect_adapters.training.user import PaddedComparisons, train_users
 DELTA = 1e-5
 SURE = 1.0 - 1e-7
 
-PLANTED = {("user", name): fault for name, fault in planted_user_faults().items()} | {
-    ("domain", name): fault for name, fault in planted_domain_faults().items()
+PLANTED = {
+    (mechanism, name): fault
+    for mechanism, planted in (
+        ("user", planted_user_faults()),
+        ("domain", planted_domain_faults()),
+        ("lora", planted_lora_faults()),
+        ("global", planted_global_faults()),
+    )
+    for name, fault in planted.items()
 }
 
 
@@ -55,6 +70,13 @@ def test_the_domain_mechanism_keeps_its_claim_and_the_bound_is_no_empty_word() -
     assert 0.25 <= report.ratio <= 1.0
 
 
+@pytest.mark.parametrize("shipped", [shipped_lora, shipped_global])
+def test_the_other_mechanisms_of_subjects_keep_their_claims_too(shipped: Callable[[], Mechanism]) -> None:
+    report = audit_mechanism(shipped(), 4.0, DELTA, confidence=SURE)
+    assert not report.caught, report
+    assert 0.25 <= report.ratio <= 1.0
+
+
 SAMPLED = 0.2
 
 
@@ -73,7 +95,7 @@ def test_a_planted_fault_is_caught(key: tuple[str, str]) -> None:
     assert report.caught, report
 
 
-def test_every_fault_of_the_contract_is_planted_in_both_mechanisms() -> None:
+def test_every_fault_of_the_contract_is_planted_in_every_mechanism() -> None:
     required = {
         "half the noise",
         "no clipping",
@@ -86,6 +108,8 @@ def test_every_fault_of_the_contract_is_planted_in_both_mechanisms() -> None:
     }
     assert required <= set(planted_user_faults())
     assert required <= set(planted_domain_faults())
+    assert required <= set(planted_lora_faults())
+    assert required | {"no noise in the moment"} <= set(planted_global_faults())
 
 
 def test_undeclared_tensors_and_arrays_are_named() -> None:

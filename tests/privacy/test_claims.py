@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 from typer.testing import CliRunner
 
 from idiolect.consent import ConsentChange
-from idiolect.errors import CorruptArtifactError, IdiolectError, NotFoundError
+from idiolect.errors import ConfigurationError, CorruptArtifactError, IdiolectError, NotFoundError
 from idiolect.ids import sha256_hex
 from idiolect.privacy.budget import Budget, PrivacyStatement, plan_run, statement_for
 from idiolect.privacy.claims import claims, not_protected, render_card
@@ -129,7 +129,7 @@ def test_there_is_no_card_of_a_release_that_nobody_can_verify(home: Path) -> Non
     with pytest.raises(NotFoundError, match="missing"):
         card(home, "missing")
     (home / "secrets" / "signing.key").unlink()
-    with pytest.raises(CorruptArtifactError, match="does not trust"):
+    with pytest.raises(ConfigurationError, match="not the installation's"):
         card(home)
 
 

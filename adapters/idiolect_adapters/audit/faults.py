@@ -10,18 +10,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from idiolect.registry.weights import dump_weights
 from idiolect_adapters.audit.canary import FloatArray, Mechanism
 from idiolect_adapters.audit.domain_canaries import DomainTraining, shipped_domain
+from idiolect_adapters.audit.global_canaries import GlobalTraining, shipped_global
+from idiolect_adapters.audit.lora_canaries import shipped_lora, steps_of_lora
 from idiolect_adapters.audit.user_canaries import UserTraining, shipped_user
 from idiolect_adapters.runtime.bank import HEAD_B
 from idiolect_adapters.training.clip_noise import NoiseSource, clip_rows
 from idiolect_adapters.training.descent import Recipe, noisy_descent
-from idiolect_adapters.training.domain import SubjectComparisons, train_domain
+from idiolect_adapters.training.domain import SubjectComparisons, mean_gradients, train_domain
+from idiolect_adapters.training.private_global import Released, release_private_global
 from idiolect_adapters.training.user import PaddedComparisons, train_users
 
+IntArray = NDArray[np.int64]
 Normal = Callable[[tuple[int, ...]], FloatArray]
 Broken = Callable[[NoiseSource], Normal]
 
@@ -151,6 +156,92 @@ def _with_undeclared_tensor(adapter_K: FloatArray) -> bytes:
     return dump_weights({HEAD_B: adapter, "head.bias": adapter[:, :1]})
 
 
+def _global_noise(broken: Broken) -> GlobalTraining:
+    return lambda data, half_C, recipe, multiplier, noise: release_private_global(
+        data, half_C, recipe, multiplier, FromFunction(broken(noise))
+    )
+
+
+def _none_in_the_moment(noise: NoiseSource) -> Normal:
+    """The moment's draw is the only one that is a plain vector of more than one number."""
+    return lambda shape: np.zeros(shape) if len(shape) == 1 and shape != (1,) else noise.normal(shape)
+
+
+def _global_sums(gradients_of: Callable[[SubjectComparisons, float], FloatArray]) -> GlobalTraining:
+    """What the mechanism releases of silent subjects, plus sums of `gradients_of(data, clip norm)` [S, K] at no
+    preference, which are as long as they are. Right where margins are saturated, as those of the canary.
+    """
+
+    def train(
+        data: SubjectComparisons, half_C: IntArray, recipe: Recipe, multiplier: float, noise: NoiseSource
+    ) -> Released:
+        silent = data.where(np.zeros(len(half_C), dtype=np.bool_))
+        released = release_private_global(silent, half_C[:0], recipe, multiplier, noise)
+        first, second = (gradients_of(data.where(half_C == half), recipe.clip_norm) for half in (0, 1))
+        moved_K = recipe.steps * gradients_of(data, recipe.clip_norm).sum(axis=0) / released.count
+        crossed_K_K = first.T @ second
+        return replace(
+            released,
+            reward_D=released.reward_D + moved_K,
+            moment_D_D=released.moment_D_D + (crossed_K_K + crossed_K_K.T) / 2.0,
+        )
+
+    return train
+
+
+def _clipped_one_by_one(data: SubjectComparisons, clip_norm: float) -> FloatArray:
+    rows_S_K = np.zeros((data.subjects, data.differences_C_K.shape[1]))
+    pull_C = expit(-data.margins_C)
+    np.add.at(rows_S_K, data.subject_C, clip_rows(pull_C[:, None] * data.differences_C_K, clip_norm))
+    return rows_S_K
+
+
+def _not_clipped(data: SubjectComparisons, _clip_norm: float) -> FloatArray:
+    return mean_gradients(data, np.zeros(data.differences_C_K.shape[1]))
+
+
+def _no_noise_where_nobody_speaks(
+    data: SubjectComparisons, half_C: IntArray, recipe: Recipe, multiplier: float, noise: NoiseSource
+) -> Released:
+    return release_private_global(data, half_C, recipe, multiplier if data.subjects else 0.0, noise)
+
+
+def _global_trains_its_curvature(
+    data: SubjectComparisons, half_C: IntArray, recipe: Recipe, multiplier: float, noise: NoiseSource
+) -> Released:
+    released = release_private_global(data, half_C, recipe, multiplier, noise)
+    recipe.curvature_K_K[...] += data.differences_C_K.T @ data.differences_C_K
+    return released
+
+
+def _lora_noise(broken: Broken) -> DomainTraining:
+    return lambda data, recipe, multiplier, noise: steps_of_lora(data, recipe, multiplier, FromFunction(broken(noise)))
+
+
+def _lora_without_clipping(prepared: Callable[[SubjectComparisons, float], SubjectComparisons]) -> DomainTraining:
+    """A clip norm that bounds nothing, and noise for the one that was claimed; on what `prepared` made of the data."""
+
+    def train(data: SubjectComparisons, recipe: Recipe, multiplier: float, noise: NoiseSource) -> FloatArray:
+        endless = replace(recipe, clip_norm=recipe.clip_norm * 1e9)
+        scaled = FromFunction(lambda shape: noise.normal(shape) / (1.0 if shape == (1,) else 1e9))
+        return steps_of_lora(prepared(data, recipe.clip_norm), endless, multiplier, scaled)
+
+    return train
+
+
+def _each_comparison_clipped(data: SubjectComparisons, clip_norm: float) -> SubjectComparisons:
+    """And a subject's are summed: the mean that the training takes is undone."""
+    rows_C_K = clip_rows(data.differences_C_K, clip_norm)
+    many_C = np.bincount(data.subject_C, minlength=data.subjects)[data.subject_C]
+    return replace(data, differences_C_K=rows_C_K * many_C[:, None])
+
+
+def _lora_without_noise_for_nobody(
+    data: SubjectComparisons, recipe: Recipe, multiplier: float, noise: NoiseSource
+) -> FloatArray:
+    return steps_of_lora(data, recipe, multiplier if data.subjects else 0.0, noise)
+
+
 Planted = dict[str, Mechanism[Any]]
 
 USER_TRIALS = 20_000  # a fault shows in far fewer trials than it takes to come near a true claim
@@ -187,6 +278,35 @@ def planted_domain_faults() -> Planted:
         "trains an undeclared array": _domain_trains_its_curvature,
     }
     return _planted(shipped, trainings)
+
+
+def planted_lora_faults() -> Planted:
+    trainings: dict[str, DomainTraining] = {
+        "half the noise": _lora_noise(_halved),
+        "no clipping": _lora_without_clipping(lambda data, _: data),
+        "rows clipped apart": _lora_without_clipping(_each_comparison_clipped),
+        "denominator from private n": _lora_noise(_exact_count),
+        "no noise on an empty batch": _lora_without_noise_for_nobody,
+        "seed reused in each draw": _lora_noise(_seed_in_each_step),
+        "seed reused in each run": _lora_noise(_seed_in_each_run),
+    }
+    return _planted(shipped_lora(), trainings)
+
+
+def planted_global_faults() -> Planted:
+    trainings: dict[str, GlobalTraining] = {
+        "half the noise": _global_noise(_halved),
+        "no noise in the moment": _global_noise(_none_in_the_moment),
+        "no clipping": _global_sums(_not_clipped),
+        "rows clipped apart": _global_sums(_clipped_one_by_one),
+        "denominator from private n": _global_noise(_exact_count),
+        "no noise on an empty batch": _no_noise_where_nobody_speaks,
+        "seed reused in each draw": _global_noise(_seed_in_each_step),
+        "seed reused in each run": _global_noise(_seed_in_each_run),
+        "one draw for all steps": _global_noise(_same_in_each_step),
+        "trains an undeclared array": _global_trains_its_curvature,
+    }
+    return _planted(shipped_global(), trainings)
 
 
 def _planted(shipped: Mechanism[Any], trainings: dict[str, Any]) -> Planted:

@@ -40,6 +40,22 @@ class SubjectComparisons:
     margins_C: FloatArray
     weights_C: FloatArray
 
+    def where(self, mask_C: NDArray[np.bool_]) -> SubjectComparisons:
+        """Some comparisons of all the subjects: who has none left is still one of them."""
+        return replace(
+            self,
+            subject_C=self.subject_C[mask_C],
+            differences_C_K=self.differences_C_K[mask_C],
+            margins_C=self.margins_C[mask_C],
+            weights_C=self.weights_C[mask_C],
+        )
+
+    def shares(self) -> FloatArray:
+        """[C] each comparison's part of its subject's mean."""
+        size_S = np.maximum(np.bincount(self.subject_C, weights=self.weights_C, minlength=self.subjects), 1e-9)
+        share_C: FloatArray = self.weights_C / size_S[self.subject_C]
+        return share_C
+
 
 def train_domain(
     data: SubjectComparisons,
@@ -55,14 +71,25 @@ def train_domain(
     """
     check_sample_rate(sample_rate)
     count = sample_rate * noisy_count(data.subjects, noise_multiplier, noise)
+    return subject_descent(data, recipe, count, noise_multiplier, noise, sample_rate)
+
+
+def subject_descent(
+    data: SubjectComparisons,
+    recipe: Recipe,
+    count: float,
+    noise_multiplier: float,
+    noise: NoiseSource,
+    sample_rate: float,
+) -> FloatArray:
+    """[K] after `recipe.steps` steps that each read a sample of the subjects. `count`, the expected size of a sample,
+    must be public or released before.
+    """
     scaled = replace(recipe, prior=recipe.prior * count, curvature_K_K=recipe.curvature_K_K * count)
-    size_S = np.maximum(np.bincount(data.subject_C, weights=data.weights_C, minlength=data.subjects), 1e-9)
-    share_C = data.weights_C / size_S[data.subject_C]
+    share_C = data.shares()
 
     def clipped_sums(adapter_1_K: FloatArray) -> FloatArray:
-        pull_C = share_C * expit(-(data.margins_C + data.differences_C_K @ adapter_1_K[0]))
-        rows_S_K = np.zeros((data.subjects, adapter_1_K.shape[1]))
-        np.add.at(rows_S_K, data.subject_C, pull_C[:, None] * data.differences_C_K)
+        rows_S_K = _mean_gradients(data, share_C, adapter_1_K[0])
         batch_S = poisson_sample(data.subjects, sample_rate)
         sums_1_K: FloatArray = clip_rows(rows_S_K[batch_S], recipe.clip_norm).sum(axis=0, keepdims=True)
         return sums_1_K
@@ -71,6 +98,18 @@ def train_domain(
     adapter_1_K = noisy_descent(clipped_sums, shape, scaled, noise_multiplier, noise)
     adapter_K: FloatArray = adapter_1_K[0]
     return adapter_K
+
+
+def mean_gradients(data: SubjectComparisons, adapter_K: FloatArray) -> FloatArray:
+    """[S, K]: minus the gradient of each subject's mean loss, before any clipping."""
+    return _mean_gradients(data, data.shares(), adapter_K)
+
+
+def _mean_gradients(data: SubjectComparisons, share_C: FloatArray, adapter_K: FloatArray) -> FloatArray:
+    pull_C = share_C * expit(-(data.margins_C + data.differences_C_K @ adapter_K))
+    rows_S_K = np.zeros((data.subjects, len(adapter_K)))
+    np.add.at(rows_S_K, data.subject_C, pull_C[:, None] * data.differences_C_K)
+    return rows_S_K
 
 
 def noisy_count(subjects: int, noise_multiplier: float, noise: NoiseSource) -> float:

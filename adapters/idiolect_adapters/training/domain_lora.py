@@ -11,7 +11,7 @@ hooks, whose rows are added up per subject before anything is clipped. The backb
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -185,21 +185,42 @@ def train_domain_lora(
     COUNT_RELEASES read everybody and the others a sample. The divisor is `sample_rate` times the *released* count: the
     same in every step, and public. `noise_multiplier` 0 is training without privacy, for benchmarks only.
     """
-    check_noise_multiplier(noise_multiplier), check_sample_rate(sample_rate)
-    divisor = sample_rate * noisy_count(data.subjects, noise_multiplier, noise)
     with attached(backbone, head, recipe) as scorer:
         tokens = backbone.tokenize(data.texts).ids
         surface_I_S = torch.from_numpy(surface_features([text for _, text in data.texts]))
-        for _ in range(recipe.steps):
-            batch_S = poisson_sample(data.subjects, sample_rate)
-            rows_S_D = subject_gradients(scorer, data, tokens, surface_I_S, batch_S, recipe.comparisons_at_once)
-            sum_D = clip_rows(rows_S_D, recipe.clip_norm).sum(axis=0)
-            if noise_multiplier > 0:
-                sum_D = add_gaussian_noise(
-                    sum_D, noise_multiplier=noise_multiplier, clip_norm=recipe.clip_norm, noise=noise
-                )
-            _descend(scorer, recipe.learning_rate * sum_D / divisor)
+
+        def gradients(batch_S: NDArray[np.bool_]) -> FloatArray:
+            return subject_gradients(scorer, data, tokens, surface_I_S, batch_S, recipe.comparisons_at_once)
+
+        def descend(step_D: FloatArray) -> None:
+            _descend(scorer, step_D)
+
+        noisy_subject_steps(gradients, descend, data.subjects, recipe, noise_multiplier, noise, sample_rate=sample_rate)
         return scorer.tensors()
+
+
+def noisy_subject_steps(
+    gradients: Callable[[NDArray[np.bool_]], FloatArray],
+    descend: Callable[[FloatArray], None],
+    subjects: int,
+    recipe: LoraRecipe,
+    noise_multiplier: float,
+    noise: NoiseSource,
+    *,
+    sample_rate: float = 1.0,
+) -> None:
+    """The mechanism: all that `descend` [D] ever learns of people. `gradients(batch)` [subjects in it, D] holds one row
+    of each, however long."""
+    check_noise_multiplier(noise_multiplier), check_sample_rate(sample_rate)
+    divisor = sample_rate * noisy_count(subjects, noise_multiplier, noise)
+    for _ in range(recipe.steps):
+        batch_S = poisson_sample(subjects, sample_rate)
+        sum_D = clip_rows(gradients(batch_S), recipe.clip_norm).sum(axis=0)
+        if noise_multiplier > 0:
+            sum_D = add_gaussian_noise(
+                sum_D, noise_multiplier=noise_multiplier, clip_norm=recipe.clip_norm, noise=noise
+            )
+        descend(recipe.learning_rate * sum_D / divisor)
 
 
 def subject_gradients(

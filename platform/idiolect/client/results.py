@@ -186,6 +186,7 @@ class ResetReceipt(Result):
     steps: tuple[ResetStep, ...]
     erased: dict[str, int]
     shared_releases: tuple[str, ...]
+    shared_runs: tuple[str, ...] = ()  # trainings that had read the person and had not published yet
     completed_at: datetime
     state: str
     served: str = "confirmed"  # no process answers under an older generation any more

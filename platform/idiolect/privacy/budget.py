@@ -43,6 +43,7 @@ ADJACENCY: Mapping[Unit, str] = {
 
 
 _MECHANISM = "full-batch clipped gradient descent with Gaussian noise"
+_WITH_MOMENT = ", and a clipped second moment of gradients"
 _SAMPLED_MECHANISM = "clipped gradient descent on secret Poisson samples with Gaussian noise"
 _ACCOUNTANT = "exact Gaussian composition (Balle & Wang 2018; Dong, Roth & Su 2022)"
 _SAMPLED_ACCOUNTANT = "privacy loss distribution of the Poisson-sampled Gaussian mechanism (dp_accounting), rounded up"
@@ -142,8 +143,12 @@ def statement_for(
     *,
     budget: Budget | None = None,
     local_epsilon: float | None = None,
+    moment: bool = False,
 ) -> PrivacyStatement:
-    """The true statement for a run of `event` on sums clipped to `clip_norm` per unit, within `budget`."""
+    """The true statement for a run of `event` on sums clipped to `clip_norm` per unit, within `budget`.
+
+    With a `moment` the last of them is of second moments, which a basis was learned from.
+    """
     if not is_positive(clip_norm):
         raise InvalidInputError(f"clip norm {clip_norm!r} is not usable.", mend="Use a finite number above 0.")
     epsilon = epsilon_of_run(event, delta)
@@ -152,7 +157,7 @@ def statement_for(
     return PrivacyStatement(
         unit=unit,
         adjacency=ADJACENCY[unit],
-        mechanism=_MECHANISM if sampled is None else _SAMPLED_MECHANISM,
+        mechanism=(_MECHANISM if sampled is None else _SAMPLED_MECHANISM) + (_WITH_MOMENT if moment else ""),
         epsilon=epsilon,
         delta=delta,
         rho=event.rho,

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from idiolect.privacy.budget import PrivacyStatement
 from idiolect.privacy.events import Unit
-from idiolect.registry.manifest import ReleaseTemplate
+from idiolect.registry.manifest import ReleaseScope, ReleaseTemplate
 
 _PROTECTED: Mapping[Unit, str] = {
     "comparison": "what one comparison of the person says",
-    "subject": "one person with everything they ever said in this domain",
+    "subject": "one person with everything they ever said in what was trained on",
 }
 
 _NOT_PROTECTED: Mapping[Unit, tuple[str, ...]] = {
@@ -20,9 +20,15 @@ _NOT_PROTECTED: Mapping[Unit, tuple[str, ...]] = {
         "That the person has an adapter at all, and when it was trained.",
     ),
     "subject": (
-        "What is true of many people in the domain: learning that is what the adapter is for.",
-        "The person, from observers of their own signals: this is about the adapter, not about the data.",
+        "What is true of many of the people: learning that is what it is for.",
+        "The person, from observers of their own signals: this is about what was released, not about the data.",
     ),
+}
+
+_TITLES: Mapping[ReleaseScope, str] = {
+    "user": "User adapters",
+    "domain": "Domain adapters",
+    "global": "Private training of the global model",
 }
 
 _NEVER_PROTECTED = (
@@ -105,7 +111,7 @@ def render_card(template: ReleaseTemplate, versions_count: int, revoked: bool) -
         )
     return "\n".join(
         [
-            f"# {template.scope.capitalize()} adapters of {template.created_at.date().isoformat()}",
+            f"# {_TITLES[template.scope]} of {template.created_at.date().isoformat()}",
             "",
             "| | |",
             "|---|---|",

@@ -19,10 +19,17 @@ from idiolect.privacy.budget import PrivacyStatement
 from idiolect.registry.lora_layout import LoraLayout
 
 AdapterScope = Literal["domain", "user"]
+ReleaseScope = Literal["domain", "user", "global"]
+
+# Stands where a version has its domain, of what a private training of the global model released. Domains are in
+# small letters, so no request names it, and it becomes live for nobody.
+GLOBAL_OWNER = "GLOBAL"
+
 MANIFEST_FORMAT = "idiolect-manifest/1"
 
 HEAD_LORA = "head_lora"  # W_head + (alpha / rank) * B A, with A a basis of the global model
 LORA = "lora"  # any linear layers; see lora_layout
+GLOBAL_HEAD = "global_head"  # reward and basis in public directions, as a private training released them
 NO_BASIS = "none"
 
 
@@ -84,10 +91,10 @@ class ReleaseTemplate:
     """
 
     tenant: str
-    scope: AdapterScope
+    scope: ReleaseScope
     global_digest: str
     basis_digest: str  # the frozen A that the trained B is written in; NO_BASIS of a LoRA with an A of its own
-    kind: str  # HEAD_LORA or LORA
+    kind: str  # HEAD_LORA, LORA or GLOBAL_HEAD
     rank: int
     alpha: float
     targets: tuple[str, ...]
@@ -150,7 +157,8 @@ class ReleaseTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One immutable adapter. `subject` is a pseudonym, empty for domain scope; `domain` is empty for user scope."""
+    """One immutable adapter. `subject` is a pseudonym, empty for domain scope; `domain` is empty for user scope,
+    and GLOBAL_OWNER for global scope."""
 
     id: str
     release: str

@@ -13,7 +13,7 @@ from typing import Literal
 
 from idiolect.consent import SubjectState
 from idiolect.errors import ConflictError, InvalidInputError
-from idiolect.registry.manifest import AdapterScope
+from idiolect.registry.manifest import GLOBAL_OWNER, AdapterScope
 
 LIVE, PREVIOUS = "live", "previous"
 
@@ -103,6 +103,8 @@ def refusal(candidate: Candidate, state: SubjectState | None, tombstone: int, li
 
     Tombstones come first: whoever was reset or left is never brought back, by whatever name the version is asked for.
     """
+    if candidate.adapter.name == GLOBAL_OWNER:
+        return "it is of the global model, and lives with that alone"
     if candidate.adapter.scope == "user":
         if state is None or not state.opted_in:
             return "its person has not opted in"

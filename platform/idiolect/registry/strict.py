@@ -43,7 +43,7 @@ def check_template(template: ReleaseTemplate) -> None:
         _name(field, getattr(template, field))
     for field in ("data_window", "producer"):
         _line(field, getattr(template, field))
-    if template.scope not in ("user", "domain"):
+    if template.scope not in ("user", "domain", "global"):
         raise _unusable("scope", template.scope)
     if template.imported is not None:
         _name("imported", template.imported.tenant)

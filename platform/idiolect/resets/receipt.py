@@ -32,24 +32,31 @@ class ResetRecord:
     completed_at: datetime
     state: str = "completed"
     domain: str | None = None  # of a reset that was for one domain alone
+    shared_runs: tuple[str, ...] = ()  # as shared_releases, of trainings that had read the person and not yet published
     purge_sequence: int = 0  # its place in the purge log; 0 for resets of before there was one
 
     def to_json(self) -> dict[str, Any]:
-        """`domain` is there only where the reset was for one."""
-        return ({} if self.domain is None else {"domain": self.domain}) | {
-            "format": "idiolect-reset-receipt/1",
-            "id": self.id,
-            "tenant": self.tenant,
-            "subject": self.subject,
-            "scope": self.scope,
-            "generation": self.generation,
-            "steps": [{"step": step, "state": "done"} for step in self.steps],
-            "erased": dict(self.erased),
-            "shared_releases": list(self.shared_releases),
-            "completed_at": self.completed_at.isoformat(),
-            "state": self.state,
-            "purge_sequence": self.purge_sequence,
-        }
+        """`domain` and `shared_runs` are there only where there is something to say."""
+        domain = {} if self.domain is None else {"domain": self.domain}
+        runs = {"shared_runs": list(self.shared_runs)} if self.shared_runs else {}
+        return (
+            domain
+            | runs
+            | {
+                "format": "idiolect-reset-receipt/1",
+                "id": self.id,
+                "tenant": self.tenant,
+                "subject": self.subject,
+                "scope": self.scope,
+                "generation": self.generation,
+                "steps": [{"step": step, "state": "done"} for step in self.steps],
+                "erased": dict(self.erased),
+                "shared_releases": list(self.shared_releases),
+                "completed_at": self.completed_at.isoformat(),
+                "state": self.state,
+                "purge_sequence": self.purge_sequence,
+            }
+        )
 
 
 def signed_receipt(record: ResetRecord, signer: Signer, progress: Progress | None = None) -> dict[str, Any]:

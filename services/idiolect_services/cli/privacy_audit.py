@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from idiolect_services.bench.form import check_writable
 from idiolect_services.cli.common import Bars, bars, console
 
 if TYPE_CHECKING:
+    from idiolect_adapters.audit.canary import Mechanism
     from idiolect_adapters.audit.membership import MembershipReport
     from idiolect_adapters.audit.run import AuditReport
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 class Audited(StrEnum):
     user = "user"
     domain = "domain"
+    lora = "lora"
+    global_ = "global"
     all = "all"
 
 
@@ -66,21 +70,26 @@ def audit(
 
 
 def _names(mechanism: Audited) -> list[str]:
-    return ["user", "domain"] if mechanism is Audited.all else [mechanism.value]
+    return [one.value for one in Audited if one is not Audited.all] if mechanism is Audited.all else [mechanism.value]
 
 
 # The attacks are imported where they run: no other command needs them.
 def _audit_shipped(mechanism: Audited, options: dict[str, Any], shown: Bars) -> list[AuditReport]:
     from idiolect_adapters.audit.domain_canaries import shipped_domain
+    from idiolect_adapters.audit.global_canaries import shipped_global
+    from idiolect_adapters.audit.lora_canaries import shipped_lora
     from idiolect_adapters.audit.run import audit_mechanism
     from idiolect_adapters.audit.user_canaries import shipped_user
 
-    reports = []
-    if "user" in _names(mechanism):
-        reports.append(audit_mechanism(shipped_user(), **options, progress=shown.stage("user canaries")))
-    if "domain" in _names(mechanism):
-        reports.append(audit_mechanism(shipped_domain(), **options, progress=shown.stage("domain canaries")))
-    return reports
+    of: dict[str, Callable[[], Mechanism[Any]]] = {
+        "user": shipped_user,
+        "domain": shipped_domain,
+        "lora": shipped_lora,
+        "global": shipped_global,
+    }
+    return [
+        audit_mechanism(of[name](), **options, progress=shown.stage(f"{name} canaries")) for name in _names(mechanism)
+    ]
 
 
 def _attack_members(mechanism: Audited, options: dict[str, Any], shown: Bars) -> MembershipReport | None:
@@ -95,10 +104,15 @@ def _attack_members(mechanism: Audited, options: dict[str, Any], shown: Bars) ->
 
 
 def _audit_planted(mechanism: Audited, options: dict[str, Any], shown: Bars) -> dict[tuple[str, str], AuditReport]:
-    from idiolect_adapters.audit.faults import planted_domain_faults, planted_user_faults
+    from idiolect_adapters.audit import faults
     from idiolect_adapters.audit.run import audit_mechanism
 
-    of = {"user": planted_user_faults, "domain": planted_domain_faults}
+    of = {
+        "user": faults.planted_user_faults,
+        "domain": faults.planted_domain_faults,
+        "lora": faults.planted_lora_faults,
+        "global": faults.planted_global_faults,
+    }
     todo = [((name, fault), broken) for name in _names(mechanism) for fault, broken in of[name]().items()]
     update, reports = shown.stage("planted faults"), {}
     for key, broken in todo:

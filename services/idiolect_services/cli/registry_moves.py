@@ -235,6 +235,9 @@ def _show_origin(store: Store, tenant: str, version: str) -> None:
         console.print(f"{name}: {escape(value)}", soft_wrap=True)
 
 
+_OWNERS = {"user": "the person", "global": "the global model"}
+
+
 def _show_contributions(installation: Installation, tenant: str, user: str) -> None:
     subject = installation.pseudonym(tenant, user)
     found = installation.store.contributions(tenant, subject)
@@ -242,11 +245,11 @@ def _show_contributions(installation: Installation, tenant: str, user: str) -> N
     for name in ("version", "of", "published (UTC)", "known by", "state"):
         table.add_column(name, no_wrap=True)
     for one in found:
-        owner = f"domain {one.domain}" if one.domain else "the person"
+        owner = _OWNERS.get(one.scope, f"domain {one.domain}")
         state = "revoked" if one.revoked else "good"
         table.add_row(one.version, escape(owner), f"{one.published_at:%Y-%m-%d %H:%M:%S}", one.via, state)
     console.print(table if found else f"no version learned from {escape(user[:80])}.")
-    console.print("The global model learned from declared public data only, and keeps no list of people.")
+    console.print("What a global model learned from data that was declared public is in no list of people.")
 
 
 def gc(

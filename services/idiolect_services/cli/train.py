@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from idiolect.errors import InvalidInputError
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, console, settings_for
 from idiolect_services.wiring import open_installation
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds; each command imports what it needs when it runs
     from idiolect_services.carrying import CarryReport
+    from idiolect_services.private_global import PrivateTraining
     from idiolect_services.trainer import TrainingReport
 
 app = typer.Typer(help="Train the global model, domain adapters and user adapters.", no_args_is_help=True)
@@ -26,6 +28,23 @@ Delta = Annotated[
 
 @app.command("global")
 def train_global(
+    private: Annotated[
+        bool, typer.Option("--private", help="Train on people who opted in, privately for each as a whole.")
+    ] = False,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Epsilon of a private training (default: IDIOLECT_GLOBAL_EPSILON).")
+    ] = None,
+    delta: Delta = None,
+    sample_rate: Annotated[
+        float | None, typer.Option(help="Chance of each subject to be read in a step of a private training.")
+    ] = None,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="Only what people said there, in a private training; may be repeated.")
+    ] = None,
+    read: Annotated[
+        list[str] | None,
+        typer.Option(help="A tenant whose people a private training reads (default: --tenant); may be repeated."),
+    ] = None,
     carry: Annotated[bool, typer.Option(help="Carry everybody's adapters to the new model.")] = True,
     if_none: Annotated[bool, typer.Option("--if-none", help="Do nothing if there is one already.")] = False,
     tenant: Tenant = DEFAULT_TENANT,
@@ -33,20 +52,39 @@ def train_global(
 ) -> None:
     """Train the global model on the data sets that were declared public, and make it live.
 
+    With --private it goes on from the live model, and learns from people who opted in under differential privacy,
+    charged to each of them as a whole. Every tenant is served with the result.
+
     Adapters are bound to the global model, so those that are live are carried to the new one, at no privacy cost. Train
     the domains and users again when their budgets allow.
 
-    Example: idiolect train global
+    Example: idiolect train global --private --epsilon 2
     """
-    from idiolect_services.training_runs import train_global_model
+    from idiolect_services.private_global import Source
+    from idiolect_services.training_runs import train_global_model, train_private_global_model
 
-    with open_installation(settings_for(home)) as installation, bars() as shown:
+    if not private and any(option is not None for option in (epsilon, delta, sample_rate, domain, read)):
+        raise InvalidInputError(
+            "data that was declared public is trained on without privacy.",
+            mend="Add --private, or leave --epsilon, --delta, --sample-rate, --domain and --read out.",
+        )
+    settings = settings_for(home, global_epsilon=epsilon, delta=delta, domain_sample_rate=sample_rate)
+    with open_installation(settings) as installation, bars() as shown:
         live = installation.store.live_global() if if_none else None
         if live is not None:
             console.print(f"global model {live[:12]} is live already.")
             return
-        model = train_global_model(installation, tenant, shown, carry=carry, on_carried=_say_carried)
+        if private:
+            sources = [Source(name, tuple(domain or ())) for name in dict.fromkeys(read or [tenant])]
+            done = train_private_global_model(
+                installation, tenant, sources, shown, carry=carry, on_carried=_say_carried
+            )
+            model = done.model
+        else:
+            model = train_global_model(installation, tenant, shown, carry=carry, on_carried=_say_carried)
     console.print(f"global model {model.digest[:12]} is live.")
+    if private:
+        _say_private(done)
 
 
 @app.command("carry")
@@ -127,6 +165,12 @@ def _say(what: str, report: TrainingReport) -> None:
         f"{what}: {report.published:,} published as release {report.release} at epsilon {report.epsilon:.2f}"
         f" ({report.refused:,} over their budget, {report.fenced:,} reset meanwhile)."
     )
+
+
+def _say_private(done: PrivateTraining) -> None:
+    console.print(f"epsilon {done.privacy.epsilon:.2f} per subject ({done.refused:,} over their budget).")
+    for tenant, release in done.releases:
+        console.print(f"of tenant {tenant}: release {release}", markup=False, soft_wrap=True)
 
 
 def _say_carried(report: CarryReport) -> None:

@@ -31,13 +31,13 @@ class Lineages(Part):
         )
         with self._database.reading(tenant) as connection:
             own = connection.execute(query.where(_V.subject == subject)).all() if subject else []
-            shared = connection.execute(query.where(_R.scope == "domain", charged)).all()
+            shared = connection.execute(query.where(_R.scope != "user", charged)).all()
         found = [
             Contribution(
                 row.id,
                 row.release,
                 row.scope,
-                row.domain or None,
+                None if row.scope == "global" else row.domain or None,
                 row.run,
                 moment(row.published_at),
                 row.revoked_at is not None,

@@ -255,10 +255,16 @@ def _promote_release(connection: Connection, move: _Move, release: str) -> int:
     tenant = move.tenant
     hold(connection, tenant, Hold.ONE_RUN)
     row = connection.execute(
-        select(_R.revoked_at, _R.global_digest).where(_R.tenant == tenant, _R.id == release).with_for_update()
+        select(_R.scope, _R.revoked_at, _R.global_digest).where(_R.tenant == tenant, _R.id == release).with_for_update()
     ).one_or_none()
     if row is None:
         raise NotFoundError(f"the release {release[:80]!r} does not exist.", mend="List the tenant's releases.")
+    if row.scope == "global":
+        raise ConflictError(
+            f"the release {release[:80]} is of the global model, and lives with that alone.",
+            mend="Release the adapters of a training of domains or users.",
+            code="not_promotable",
+        )
     if row.revoked_at is not None or row.global_digest != connection.scalar(_LIVE_GLOBAL):
         why = "it was revoked" if row.revoked_at is not None else "it is bound to another global model"
         raise ConflictError(

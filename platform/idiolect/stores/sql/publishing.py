@@ -14,7 +14,7 @@ from idiolect.audit import AuditEvent
 from idiolect.canonical import canonical_json
 from idiolect.errors import ConflictError, CorruptArtifactError, InvalidInputError, TooLargeError
 from idiolect.ids import sha256_hex
-from idiolect.registry.manifest import LORA, ReleaseTemplate, Version
+from idiolect.registry.manifest import GLOBAL_OWNER, LORA, ReleaseTemplate, Version
 from idiolect.registry.strict import check_template
 from idiolect.registry.weights import INLINE_MAX_BYTES
 from idiolect.stores.blobs.port import MAX_BYTES
@@ -56,6 +56,11 @@ class Fence:
 def check_publication(publication: Publication) -> None:
     """Check everything before anything changes. Raises InvalidInputError or CorruptArtifactError naming the version."""
     check_template(publication.template)
+    if publication.template.scope == "global" and not publication.staged:
+        raise InvalidInputError(
+            f"the release {publication.release} is of the global model and becomes live with it alone.",
+            mend="Publish it staged.",
+        )
     owners: set[Owner] = set()
     ids: set[str] = set()
     for version in publication.versions:
@@ -71,7 +76,9 @@ def check_publication(publication: Publication) -> None:
 
 def _check_version(publication: Publication, version: Version) -> None:
     is_user = publication.template.scope == "user"
-    if version.release != publication.release or bool(version.subject) != is_user or bool(version.domain) == is_user:
+    is_global = publication.template.scope == "global"
+    owned = bool(version.subject) == is_user and bool(version.domain) != is_user
+    if version.release != publication.release or not owned or is_global != (version.domain == GLOBAL_OWNER):
         raise InvalidInputError(
             f"version {version.id} does not belong to the {publication.template.scope} release {publication.release}.",
             mend="Build it with the release's id; a user version has a subject only, a domain version a domain only.",
@@ -165,7 +172,7 @@ def _earlier_outcome(connection: Connection, publication: Publication, content: 
 
 def _divide(connection: Connection, publication: Publication) -> tuple[list[Version], list[str]]:
     versions = sorted(publication.versions, key=lambda version: (version.subject, version.domain))
-    if publication.template.scope == "domain":
+    if publication.template.scope != "user":
         return versions, []
     kept: list[Version] = []
     fenced: list[str] = []

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, select, update
 
 from idiolect.audit import INSTALLATION, AuditEvent
-from idiolect.errors import NotFoundError
+from idiolect.errors import ConflictError, NotFoundError
 from idiolect.registry.manifest import ReleaseTemplate, Version
 from idiolect.registry.resolution import ReleaseSummary
 from idiolect.stores.ports import PublishOutcome, StoredVersion
@@ -116,8 +116,14 @@ def _set_global(connection: Connection, row: dict[str, Any]) -> None:
 
 def _revoke(connection: Connection, tenant: str, release: str, values: dict[str, Any]) -> None:
     mine = (_R.tenant == tenant, _R.id == release)
-    if connection.scalar(select(_R.id).where(*mine)) is None:
+    scope = connection.scalar(select(_R.scope).where(*mine))
+    if scope is None:
         raise NotFoundError(f"the release {release[:80]!r} does not exist.", mend="List the tenant's releases.")
+    if scope == "global":
+        raise ConflictError(
+            f"the release {release[:80]} is of the global model, which every tenant is served with.",
+            mend="Train another global model: idiolect train global.",
+        )
     if connection.execute(update(schema.releases).where(*mine, _R.revoked_at.is_(None)).values(values)).rowcount:
         event = AuditEvent(values["revoke_actor"], "release.revoke", f"release {release}", values["revoke_reason"])
         append(connection, tenant, event, values["revoked_at"])

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, exists, select
 
 from idiolect.audit import AuditEvent
 from idiolect.consent import ConsentChange, DomainChange, SubjectState, apply_change
@@ -67,6 +67,7 @@ def _apply(
         steps=plan.steps,
         erased=erased,
         shared_releases=_shared_releases(connection, tenant, subject),
+        shared_runs=_shared_runs(connection, tenant, subject),
         completed_at=now,
         purge_sequence=place,
         domain=plan.domain,
@@ -116,14 +117,29 @@ def _standing_erasure(connection: Connection, tenant: str, state: SubjectState) 
 
 
 def _shared_releases(connection: Connection, tenant: str, subject: str) -> tuple[str, ...]:
-    """Domain releases, also revoked ones, whose run charged this person: they keep a bounded influence."""
+    """Domain and global releases, also revoked ones, whose run charged this person: they keep a bounded influence."""
     charges, releases = schema.ledger_charges.c, schema.releases.c
     query = (
         select(releases.id)
         .select_from(schema.ledger_charges)
         .join(schema.releases, (releases.tenant == charges.tenant) & (releases.run == charges.run))
-        .where(charges.tenant == tenant, charges.subject == subject, releases.scope == "domain")
+        .where(charges.tenant == tenant, charges.subject == subject, releases.scope != "user")
         .order_by(releases.published_at, releases.id)
+    )
+    return tuple(connection.scalars(query))
+
+
+def _shared_runs(connection: Connection, tenant: str, subject: str) -> tuple[str, ...]:
+    """What is under way, or died: a release of it would name its run, and this person was charged."""
+    charges, runs = schema.ledger_charges.c, schema.ledger_runs.c
+    published = exists().where(schema.releases.c.tenant == tenant, schema.releases.c.run == runs.id)
+    query = (
+        select(runs.id)
+        .select_from(schema.ledger_charges)
+        .join(schema.ledger_runs, (runs.tenant == charges.tenant) & (runs.id == charges.run))
+        .where(charges.tenant == tenant, charges.subject == subject, runs.unit == "subject")
+        .where(runs.settled_at.is_(None), ~published)
+        .order_by(runs.reserved_at, runs.id)
     )
     return tuple(connection.scalars(query))
 
@@ -155,6 +171,7 @@ def _record_of(tenant: str, data: Mapping[str, Any]) -> ResetRecord:
         steps=tuple(step["step"] for step in data["steps"]),
         erased=data["erased"],
         shared_releases=tuple(data["shared_releases"]),
+        shared_runs=tuple(data.get("shared_runs", ())),
         completed_at=datetime.fromisoformat(data["completed_at"]),
         state=data["state"],
         domain=data.get("domain"),

@@ -163,9 +163,11 @@ def release_fault(connection: Connection, tenant: str, release: str | None) -> s
     if release is None:
         return None
     mine = (_R.tenant == tenant, _R.id == release)
-    row = connection.execute(select(_R.revoked_at, _R.global_digest).where(*mine)).one_or_none()
+    row = connection.execute(select(_R.scope, _R.revoked_at, _R.global_digest).where(*mine)).one_or_none()
     if row is None:
         return "it does not exist"
+    if row.scope == "global":
+        return "it is of the global model, and lives with that alone"
     if row.revoked_at is not None:
         return "it was revoked"
     return None if row.global_digest == connection.scalar(_LIVE_GLOBAL) else "it is bound to another global model"

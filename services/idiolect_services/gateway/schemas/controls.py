@@ -135,6 +135,11 @@ class ResetReceipt(ResponseModel):
     shared_releases: list[str] = Field(
         description="Releases that had learned from this person among others; their influence is bounded by epsilon."
     )
+    shared_runs: list[str] = Field(
+        default_factory=list,
+        description="There only if a shared training had read this person and not published yet: a release of it would "
+        "name this run.",
+    )
     completed_at: datetime
     state: str
     purge_sequence: int = Field(description="Its place in the purge log that all server processes follow.")
