@@ -191,7 +191,12 @@ class Registrar:
 
     def _layout(self, adapter: LoraAdapter, scope: AdapterScope) -> LoraLayout:
         lora = self._engine.add(adapter, f"being registered {new_id()}", shared=scope == "domain")
-        bare, proof = self._engine.prove(lora)
+        try:
+            bare, proof = self._engine.prove(lora)
+        except CorruptArtifactError as error:
+            if error.code == "changes_nothing" and not self._engine.head_reads_encoder and lora.score_F is None:
+                error.mend = "The head of this model does not read the encoder: target `score` beside the inner layers."
+            raise
         spec = adapter.spec
         targets = tuple(LoraTarget(name, spec.rank_pattern[name], spec.alpha_pattern[name]) for name in spec.targets)
         return LoraLayout(targets, spec.use_rslora, spec.modules_to_save, bare, proof)

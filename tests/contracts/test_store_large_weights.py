@@ -17,8 +17,10 @@ from idiolect.errors import ConfigurationError, CorruptArtifactError, NotFoundEr
 from idiolect.ids import sha256_hex
 from idiolect.registry.lora_layout import LoadProof, LoraLayout, LoraTarget
 from idiolect.registry.manifest import LORA, NO_BASIS, ReleaseTemplate, TensorSpec, Version
+from idiolect.registry.signing import Signer
 from idiolect.registry.weights import INLINE_MAX_BYTES, dump_weights, load_weights
 from idiolect.resets.plan import plan_reset
+from idiolect.resets.receipt import ResetRecord, signed_receipt
 from idiolect.stores.blobs import FileBlobs
 from idiolect.stores.ports import StoredVersion
 from idiolect.stores.sql import SqlStore
@@ -152,11 +154,19 @@ def test_a_blob_store_that_is_away_during_a_reset_is_swept_later(ready: SqlStore
         raise UnavailableError("down.")
 
     blobs.before["get"] = away
-    ready.apply_reset(TENANT, "ann", "reset-1", plan_reset("all"), at(1))
+    record = ready.apply_reset(TENANT, "ann", "reset-1", plan_reset("all"), at(1))
     assert ready.version(TENANT, "v1") is None
     assert len(blobs.digests) == 1
+    assert steps_of(ready, record)["erase_adapters"] == "pending"
     assert ready.sweep_blobs() == 0
     assert not blobs.digests
+    assert steps_of(ready, record)["erase_adapters"] == "done"
+
+
+def steps_of(store: SqlStore, record: ResetRecord) -> dict[str, str]:
+    """As the receipt says it now."""
+    receipt = signed_receipt(record, Signer(b"\x07" * 32), blobs_left=store.blobs_left(record.completed_at))
+    return {step["step"]: step["state"] for step in receipt["steps"]}
 
 
 def test_who_publishes_the_same_weights_during_a_sweep_finds_them(ready: SqlStore, blobs: Blobs) -> None:

@@ -125,6 +125,17 @@ def test_the_command_refuses_what_it_can_not_take_and_writes_nothing(home: Home,
     assert home.store.versions(TENANT) == []
 
 
+def test_inner_layers_alone_change_nothing_where_the_head_reads_the_text_kernel_only(
+    home: Home, tmp_path: Path
+) -> None:
+    assert not LoraEngine(home.model).head_reads_encoder
+    folder = trained_elsewhere(home, tmp_path / "in", target_modules=["query", "value"])
+    with pytest.raises(InvalidInputError, match="changes nothing") as caught:
+        run(home, "registry", "add-peft", str(folder), "--domain", "chat", "--reason", "a test")
+    assert caught.value.code == "changes_nothing"
+    assert "target `score`" in caught.value.mend
+
+
 def test_a_file_that_changes_after_it_was_read_changes_nothing(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,12 @@ class LoraEngine:
         """Of every layer that an adapter may name."""
         return linear_shapes(self._reward)
 
+    @property
+    def head_reads_encoder(self) -> bool:
+        """Whether the score depends on the encoder's output other than through the text kernel. If not, what an inner
+        layer changes shows only where an adapter on `score`, or a head adapter, reads it."""
+        return bool(self.model.head.reward_F[: self.model.backbone.hidden_size].any())
+
     @cached_property
     def _reward(self) -> RewardModel:
         return RewardModel.of(self.model)

@@ -59,12 +59,17 @@ class ResetRecord:
         )
 
 
-def signed_receipt(record: ResetRecord, signer: Signer, progress: Progress | None = None) -> dict[str, Any]:
+def signed_receipt(
+    record: ResetRecord, signer: Signer, progress: Progress | None = None, *, blobs_left: bool = False
+) -> dict[str, Any]:
     """The record and how far it has come, with `key_id` and a hex Ed25519 `signature` over the canonical JSON of
-    everything else. Without `progress` nothing is known of the caches of server processes."""
+    everything else. Without `progress` nothing is known of the caches of server processes. `blobs_left`: weights of
+    its adapters may still lie where blobs lie, which nothing names any more."""
     caches = {"state": "unknown"} if progress is None else progress.to_json()
     # That nothing older is served follows from the commit and the wait after it alone, so it is never pending.
     body = record.to_json() | {"served": "confirmed", "caches": caches}
     if progress is None or not progress.done:
         body["steps"] = [step | _PENDING if step["step"] == "purge_memory" else step for step in body["steps"]]
+    if blobs_left and record.erased.get("blobs"):
+        body["steps"] = [step | _PENDING if step["step"] == "erase_adapters" else step for step in body["steps"]]
     return body | {"key_id": signer.key_id, "signature": signer.sign(canonical_json(body)).hex()}

@@ -352,6 +352,10 @@ class RegistryStore(Protocol):
         CorruptArtifactError if they are damaged or gone (code `weights_missing`), UnavailableError."""
         ...
 
+    def blobs_left(self, until: datetime) -> bool:
+        """Whether blobs of versions that were erased or collected by then still wait to be deleted."""
+        ...
+
     def named_blobs(self) -> Sequence[str]:
         """The digests of the blobs that versions of any tenant have their weights in."""
         ...

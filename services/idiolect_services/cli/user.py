@@ -156,4 +156,5 @@ def _carry_out(installation: Installation, tenant: str, user: str, plan: ResetPl
     time.sleep(RESET_SECONDS)  # what servers have under way leaves before this answers
     replicas = installation.store.replicas(installation.clock.now())
     progress = progress_of(record.purge_sequence, installation.store.purge_head(), replicas)
-    console.print_json(json.dumps(signed_receipt(record, installation.signer, progress)))
+    left = installation.store.blobs_left(record.completed_at)
+    console.print_json(json.dumps(signed_receipt(record, installation.signer, progress, blobs_left=left)))

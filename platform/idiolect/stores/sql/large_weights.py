@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select
 
@@ -22,6 +23,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import Database, chunks, insert
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
+from idiolect.stores.sql.times import micros
 
 log = logging.getLogger("idiolect.blobs")
 
@@ -55,6 +57,11 @@ class LargeWeights(Part):
         with self._database.reading(ALL_TENANTS) as connection:
             found = connection.scalars(select(_V.blob).where(_V.blob.is_not(None)).distinct())
             return sorted(digest.hex() for digest in found)
+
+    def blobs_left(self, until: datetime) -> bool:
+        """Whether blobs that were doomed by then are still there."""
+        with self._database.reading(NO_TENANT) as connection:
+            return bool(connection.scalar(select(exists().where(_D.at <= micros(until)))))
 
     def sweep_blobs(self) -> int:
         """Delete what is doomed and that nothing names; how many are left for later."""

@@ -160,7 +160,17 @@ class ControlRoutes:
 
     async def _signed(self, record: ResetRecord, purged: str | None = None) -> Response:
         progress = await self._gateway.lanes.control.run(self._progress, record, purged)
-        return _json(signed_receipt(record, self._services.signer, progress))
+        left = await self._gateway.lanes.control.run(self._blobs_left, record)
+        return _json(signed_receipt(record, self._services.signer, progress, blobs_left=left))
+
+    def _blobs_left(self, record: ResetRecord) -> bool:
+        """What can't be asked is not said to be done."""
+        if not record.erased.get("blobs"):
+            return False
+        try:
+            return self._store.blobs_left(record.completed_at)
+        except STORE_TROUBLE:
+            return True
 
     def _progress(self, record: ResetRecord, purged: str | None) -> Progress | None:
         """In the caches of all processes; `purged` names one that is done, whether it said so already or not. None if
