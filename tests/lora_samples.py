@@ -90,5 +90,5 @@ def preference_model(
     head = Head(draw(features), draw(features), draw(user_rank, features), draw(domain_rank, features), beside)
     recipe = Recipe(clip_norm=1.0, prior=1.0, steps=2, curvature_K_K=np.eye(user_rank))
     of_domain = Recipe(clip_norm=1.0, prior=1.0, steps=2, curvature_K_K=np.eye(domain_rank))
-    recipes = Recipes(UserRecipes(dict.fromkeys((None, *EPSILONS), recipe)), of_domain)
+    recipes = Recipes(UserRecipes(dict.fromkeys((None, *EPSILONS), recipe), np.eye(user_rank)), of_domain)
     return PreferenceModel(backbone, head, recipes, temperature=1.5, digest="a" * 64, card={})
