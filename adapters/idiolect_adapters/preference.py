@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from idiolect.canonical import canonical_json, parse_json_object
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
+from idiolect.settings import PRECISIONS, Precision
 from idiolect_adapters.backbone import Backbone, check_digest
 from idiolect_adapters.contrasts import CONTRASTS_FILE, Contrasts
 from idiolect_adapters.surface import surface_features
@@ -203,6 +204,7 @@ def save_model(
             "kernel": head.kernel is not None,
             "user_rank": len(head.user_basis_K_F),
             "domain_rank": len(head.domain_basis_M_F),
+            **({} if backbone.precision == "float32" else {"precision": backbone.precision}),
             "temperature": temperature,
             "recipes": recipes.to_json(),
             "training": dict(training),
@@ -266,8 +268,9 @@ def remove_staging(root: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def load_model(root: Path, digest: str) -> PreferenceModel:
-    """Every byte is checked against `digest` before any of it is used. Raises CorruptArtifactError.
+def load_model(root: Path, digest: str, device: str = "cpu") -> PreferenceModel:
+    """Every byte is checked against `digest` before any of it is used. Raises CorruptArtifactError, and
+    ConfigurationError where the model's precision or the device can't be had.
 
     A file more than the model has is refused too: transformers reads some by their name alone (added tokens, adapters).
     """
@@ -282,7 +285,7 @@ def load_model(root: Path, digest: str) -> PreferenceModel:
         _kernel(folder, card, tensors),
     )
     recipes = Recipes.from_json(card["recipes"], tensors)
-    backbone = Backbone.load(folder)
+    backbone = Backbone.load(folder, _precision(card), device)
     return PreferenceModel(
         backbone,
         head,
@@ -337,6 +340,18 @@ def _load_tensors(path: Path, card: Mapping[str, Any]) -> dict[str, NDArray[np.f
         if tensor is None or tensor.shape != shape or not np.isfinite(tensor).all():
             raise CorruptArtifactError(f"tensor {name!r} of {path} is missing, misshapen or not finite.")
     return tensors
+
+
+def _precision(card: Mapping[str, Any]) -> Precision:
+    """Models from before there was a choice say none."""
+    named = card.get("precision", "float32")
+    found = next((precision for precision in PRECISIONS if precision == named), None)
+    if found is None:
+        raise CorruptArtifactError(
+            f"the global model's precision {str(named)[:40]!r} is not known.",
+            mend="Update Idiolect, or train it again.",
+        )
+    return found
 
 
 def _kernel(folder: Path, card: Mapping[str, Any], tensors: dict[str, NDArray[Any]]) -> TextKernel | None:

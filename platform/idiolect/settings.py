@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal, get_args
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from idiolect.errors import ConfigurationError
+
+Precision = Literal["float32", "bfloat16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -27,6 +31,12 @@ class Settings(BaseSettings):
     )
     data_dir: Path | None = Field(None, description="Folder of real data sets; the demo then runs on its `polis`.")
     backbone: str = Field(DEFAULT_BACKBONE, description="Hugging Face id or local folder of the encoder or decoder.")
+    precision: Precision = Field(
+        "float32", description="What the next global model's backbone computes in: float32, bfloat16 or int8 (CPU)."
+    )
+    device: str = Field(
+        "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where the backbone runs: cpu, cuda, or cuda:1 and so on."
+    )
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the store; a SQLite file under the home folder if not set."
     )

@@ -56,9 +56,10 @@ def train_global_model(
         )
     installation.models.mkdir(parents=True, exist_ok=True)
     remove_staging(installation.models)
-    backbone = Backbone.load(find_backbone(installation.settings.backbone))
+    settings = installation.settings
+    backbone = Backbone.load(find_backbone(settings.backbone), settings.precision, settings.device)
     described = {
-        "backbone": installation.settings.backbone,
+        "backbone": settings.backbone,
         "privacy": "declared public data",
         "datasets": {info.name: info.digest for info in installation.store.datasets(tenant) if info.public},
     }

@@ -76,7 +76,7 @@ class Installation:
 
         if self.settings.blob_url is not None:
             fetch_model(self.blobs, self.models, digest)
-        return load_model(self.models, digest)
+        return load_model(self.models, digest, self.settings.device)
 
     def share_model(self, digest: str) -> None:
         """For other machines, before it is live: where blobs have a place of their own."""

@@ -37,7 +37,7 @@ def _means(backbone: Backbone, ids: Sequence[Sequence[int]], length: int) -> NDA
     for row, tokens in enumerate(ids):
         ids_N_L[row, : len(tokens)] = torch.tensor(tokens)
         mask_N_L[row, : len(tokens)] = 1
-    device = next(backbone.encoder.parameters()).device
+    device = backbone.device
     mask_N_L = mask_N_L.to(device)
     states: Any = backbone.encoder(
         input_ids=ids_N_L.to(device), attention_mask=mask_N_L, output_hidden_states=True

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from idiolect.errors import CorruptArtifactError
+from idiolect_adapters.precision import LINEAR
 
 MAX_RANK = 256
 
@@ -89,7 +90,7 @@ def linear_shapes(model: nn.Module) -> dict[str, LinearShape]:
     return {
         name: LinearShape(module.out_features, module.in_features, module.bias is not None)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, LINEAR)
     }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from idiolect_adapters.lora.spec import LoraAdapter
+from idiolect_adapters.precision import LINEAR
 
 
 @torch.inference_mode()
@@ -19,7 +20,7 @@ def run_row(
     hooks = [
         module.register_forward_hook(_adding(name, stack))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, LINEAR)
     ]
     try:
         return call()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from idiolect_adapters.backbone import Tokens, length_batches
+from idiolect_adapters.backbone import Tokens, filler, length_batches
 from idiolect_adapters.lora.reward_model import RewardModel
 from idiolect_adapters.runtime.batched.forward import BatchedRuntime
 from idiolect_adapters.runtime.batched.plan import Stack
@@ -20,9 +20,12 @@ def score_rows(
     model's."""
     scores_N = torch.empty(len(tokens))
     for length, rows in length_batches(tokens):
-        plan = runtime.plan([stacks[row] for row in rows])
-        ordered = [rows[position] for position in plan.order]
+        extra = filler(len(rows), length, model.backbone.device)
+        ids = [tokens.ids[row] for row in rows] + extra
+        beside_B_S = torch.cat([beside_N_S[rows], beside_N_S.new_zeros(len(extra), beside_N_S.shape[1])])
+        plan = runtime.plan([*(stacks[row] for row in rows), *([] for _ in extra)])
+        order = list(plan.order)
         with runtime.running(plan):
-            scores = model([tokens.ids[row] for row in ordered], beside_N_S[ordered], length)
-        scores_N[ordered] = scores.float().cpu()
+            scores_B = model([ids[row] for row in order], beside_B_S[order], length).float().cpu()
+        scores_N[rows] = scores_B[torch.argsort(torch.tensor(order))][: len(rows)]
     return scores_N

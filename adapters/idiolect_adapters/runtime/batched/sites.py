@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from idiolect_adapters.precision import LINEAR, Int8Linear, dtype_of
+
 # Siblings that get the same tensor: one product with all their A's reads it once. That they really got the same one is
 # seen again in every forward, so a model that names its layers otherwise is only slower.
 FUSED = (
@@ -20,18 +22,16 @@ FUSED = (
 class Site:
     name: str
     group: str
-    module: nn.Linear
+    module: nn.Linear | Int8Linear
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.module.weight.dtype
+        return dtype_of(self.module)
 
 
 def find_sites(model: nn.Module) -> dict[str, Site]:
     return {
-        name: Site(name, _group(name), module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        name: Site(name, _group(name), module) for name, module in model.named_modules() if isinstance(module, LINEAR)
     }
 
 
