@@ -78,7 +78,9 @@ def convert(encoder: nn.Module, precision: Precision) -> nn.Module:
         check_exact()
         for module in list(encoder.modules()):
             for name, child in module.named_children():
-                if isinstance(child, nn.Linear):
+                if (
+                    isinstance(child, nn.Linear) and child.in_features > 1
+                ):  # torch 2.13 multiplies single columns wrongly
                     setattr(module, name, Int8Linear(child))
     return encoder
 

@@ -23,7 +23,7 @@ from idiolect.registry.signing import Signer
 from idiolect.stores.ports import StoredVersion
 from idiolect_adapters.runtime.admission import FrequencySketch
 from idiolect_adapters.runtime.bank import AdapterBank, Owner
-from idiolect_adapters.runtime.slab import Key, Slab
+from idiolect_adapters.runtime.slab import Held, Key, Slab
 
 MODEL, SIGNER, CLOCK = HashModel(), Signer(b"\x07" * 32), SystemClock()
 
@@ -127,13 +127,13 @@ def test_ten_thousand_swaps_loads_evictions_and_failures_never_serve_another_ver
 
 def test_memory_returns_to_its_level_after_a_million_loads_and_unloads() -> None:
     slab = Slab(256, K)
-    keys = [Key(f"{number:064x}", 0, f"v{number}") for number in range(256)]
-    row = np.ones(K, dtype=np.float32)
+    keys = [Key(f"{number:064x}", 0, f"v{number}").digest for number in range(256)]
+    rows = [Held(owner(number).digest, np.ones(K, dtype=np.float32), 1.0) for number in range(256)]
 
     def rounds(count: int) -> None:
         for _ in range(count):
-            for number, key in enumerate(keys):
-                slab.insert(key, owner(number), row, 1.0)
+            for key, row in zip(keys, rows, strict=True):
+                slab.insert(key, row)
             for key in keys:
                 slab.unload(key)
 
@@ -315,8 +315,11 @@ def test_loads_are_bounded_and_warm_reads_do_not_wait_for_them() -> None:
 def test_a_prefetched_version_is_there_when_it_is_asked_for() -> None:
     registry = Registry(2)
     bank = registry.bank()
+    begun = threading.Semaphore(0)
+    registry.trouble = begun.release
     assert bank.prefetch(owner(0), registry.wanted[0][0])
     assert bank.prefetch(owner(1), replace(registry.wanted[1][0], id="gone"))  # nobody is waiting to be told
+    assert all(begun.acquire(timeout=20) for _ in range(2))
     bank.close()
     loads = registry.loads
     bank.weights(owner(0), registry.wanted[0][0])

@@ -28,8 +28,8 @@ from idiolect.registry.signing import Signer
 from idiolect.stores.ports import StoredVersion
 from idiolect_adapters.runtime.bank_tiers import HostCache, RefusedVersions
 from idiolect_adapters.runtime.features import Projector
-from idiolect_adapters.runtime.slab import Key, Owner, Row, Slab, Slot
-from idiolect_adapters.runtime.verified import HEAD_B, Verified, VerifiedLora, verified
+from idiolect_adapters.runtime.slab import Digest, Held, Key, Owner, Row, Slab
+from idiolect_adapters.runtime.verified import HEAD_B, VerifiedLora, verified
 
 if TYPE_CHECKING:  # it imports torch
     from idiolect_adapters.runtime.loras import Lora, LoraEngine
@@ -39,6 +39,7 @@ __all__ = ["HEAD_B", "HEAD_LORA", "AdapterBank", "BankStats", "Leased", "Owner",
 Weights = NDArray[np.float64]  # [rank], alpha / rank included, read-only
 LoadVersion = Callable[[str, str], StoredVersion | None]  # (tenant, version id)
 
+MAX_ADAPTERS = 1_000_000  # 300 MB when all slots are taken; memory is used as they are
 MAX_DOMAINS = 4096
 HOST_BYTES = 16 << 20
 LORA_BYTES = 512 << 20
@@ -49,7 +50,7 @@ MAX_PREFETCHES = 10_000  # waiting; more are dropped, since whoever needs them l
 @dataclass(slots=True)
 class _Flight:
     owner: Owner
-    future: Future[Verified | VerifiedLora]
+    future: Future[Held | VerifiedLora]
     purged: bool = False  # meanwhile: what comes in answers those who wait, and is not kept
 
 
@@ -95,7 +96,7 @@ class AdapterBank:
         load: LoadVersion,
         signer: Signer,
         *,
-        max_adapters: int = 100_000,
+        max_adapters: int = MAX_ADAPTERS,
         host_bytes: int = HOST_BYTES,
         max_loads: int = MAX_LOADS,
         engine: LoraEngine | None = None,
@@ -110,11 +111,11 @@ class AdapterBank:
             "user": Slab(max_adapters, projector.user_rank),
             "domain": Slab(min(max_adapters, MAX_DOMAINS), projector.domain_rank),
         }
-        self._host: HostCache[Verified] = HostCache(host_bytes)
+        self._host: HostCache[Held] = HostCache(host_bytes)
         self.engine = engine
         self._shelf: HostCache[VerifiedLora] = HostCache(lora_bytes)
         self._refused = RefusedVersions(monotonic)
-        self._flights: dict[tuple[Key, Owner], _Flight] = {}
+        self._flights: dict[tuple[Digest, Digest], _Flight] = {}
         self._lock = threading.Lock()
         self._loading = threading.BoundedSemaphore(max_loads)
         self._ahead = ThreadPoolExecutor(max_loads, thread_name_prefix="idiolect-prefetch")
@@ -135,19 +136,22 @@ class AdapterBank:
         Raises CorruptArtifactError if the version does not check out or belongs to someone else, NotFoundError if it
         has been erased, and what the loader raises.
         """
-        key = _key(wanted)
+        slab = self._slabs[owner.scope]
         with self._lock:
-            slot = self._found(key, owner)
+            slot = self._found(_key(wanted), owner, wanted)
             if slot is not None:
-                slab = self._slabs[owner.scope]
-                return _weights(slab.rows_S_K[slot.index], float(slab.scale_S[slot.index]))
-        loaded = self._fetch(key, owner, wanted)
+                return _weights(slab.rows_S_K[slot], float(slab.scale_S[slot]))
+        loaded = self._fetch(owner, wanted)
         return loaded.lora if isinstance(loaded, VerifiedLora) else _weights(loaded.row_K, loaded.scale)
 
     def holds(self, owner: Owner, wanted: ResolvedVersion) -> bool:
         with self._lock:
-            found = self._slabs[owner.scope].peek(_key(wanted)) or self._shelf.peek(_key(wanted))
-            return found is not None and found.owner == owner
+            key, slab = _key(wanted), self._slabs[owner.scope]
+            slot = slab.peek(key)
+            if slot is not None:
+                return slab.owner(slot) == owner.digest
+            shelved = self._shelf.peek(key)
+            return shelved is not None and shelved.owner == owner.digest
 
     @contextmanager
     def lease(self, owner: Owner, wanted: ResolvedVersion) -> Iterator[Leased | None]:
@@ -157,12 +161,12 @@ class AdapterBank:
         None if it is not resident and has no room to be: then `weights` serves. Raises what `weights` raises.
         """
         slab = self._slabs[owner.scope]
-        slot = self._leased(_key(wanted), owner)
+        slot = self._leased(owner, wanted)
         if slot is None:
             self.weights(owner, wanted)
-            slot = self._leased(_key(wanted), owner)
+            slot = self._leased(owner, wanted)
         try:
-            yield None if slot is None else Leased(slab, slot.index)
+            yield None if slot is None else Leased(slab, slot)
         finally:
             if slot is not None:
                 with self._lock:
@@ -171,12 +175,12 @@ class AdapterBank:
     def pin(self, owner: Owner, wanted: ResolvedVersion) -> bool:
         """Load it and never evict it; a purge or an unload takes it all the same. At most half of the slots are pinned:
         False beyond that. Raises what `weights` raises."""
-        loaded = self._fetch(_key(wanted), owner, wanted)
+        loaded = self._fetch(owner, wanted)
         slab = self._slabs[owner.scope]
         with self._lock:
             if slab.pinned >= slab.capacity // 2:
                 return False
-            self._keep(_key(wanted), loaded, must=True)
+            self._keep(_key(wanted), owner, loaded, must=True)
             return slab.set_pinned(_key(wanted), True)
 
     def unpin(self, owner: Owner, wanted: ResolvedVersion) -> None:
@@ -195,7 +199,7 @@ class AdapterBank:
 
     def _fetch_ahead(self, owner: Owner, wanted: ResolvedVersion) -> None:
         try:
-            self._fetch(_key(wanted), owner, wanted)
+            self._fetch(owner, wanted)
         except IdiolectError:
             pass  # whoever asks for it is told
         finally:
@@ -212,7 +216,7 @@ class AdapterBank:
         checked = verified(stored, owner, wanted, self.projector, self._signer, self.engine)
         with self._lock:
             self._loads += 1
-            self._keep(_key(wanted), checked, must=True)
+            self._keep(_key(wanted), owner, checked, must=True)
         return wanted
 
     def unload(self, owner: Owner, wanted: ResolvedVersion) -> bool:
@@ -229,93 +233,96 @@ class AdapterBank:
         with self._lock:
             for flight in self._flights.values():
                 flight.purged |= flight.owner == owner
-            self._host.discard_owner(owner)
-            gone = self._slabs["user"].unload_owner(owner) + self._shelf.discard_owner(owner)
+            self._host.discard_owner(owner.digest)
+            gone = self._slabs["user"].unload_owner(owner.digest) + self._shelf.discard_owner(owner.digest)
         if self.engine is not None:
             self.engine.free_unused()
         return gone
 
-    def _found(self, key: Key, owner: Owner) -> Slot | None:
+    def _found(self, key: Digest, owner: Owner, wanted: ResolvedVersion) -> int | None:
         """Under the lock."""
-        slot = self._slabs[owner.scope].use(key)
+        slab = self._slabs[owner.scope]
+        slot = slab.use(key)
         if slot is not None:
-            _check_owner(slot.owner, owner, key)
+            _check_owner(slab.owner(slot), owner, wanted)
             self._hits += 1
         return slot
 
-    def _leased(self, key: Key, owner: Owner) -> Slot | None:
+    def _leased(self, owner: Owner, wanted: ResolvedVersion) -> int | None:
         with self._lock:
-            slot = self._found(key, owner)
+            slot = self._found(_key(wanted), owner, wanted)
             if slot is not None:
-                slot.leases += 1
+                self._slabs[owner.scope].lease(slot)
             return slot
 
-    def _fetch(self, key: Key, owner: Owner, wanted: ResolvedVersion) -> Verified | VerifiedLora:
+    def _fetch(self, owner: Owner, wanted: ResolvedVersion) -> Held | VerifiedLora:
         """From the host cache, a load that is under way, or the registry."""
+        key = _key(wanted)
+        flown = (key, owner.digest)
         with self._lock:
-            known = self._known(key, owner)
+            known = self._known(key, owner, wanted)
             if known is not None:
                 return known
-            self._refused.check((key, owner))
-            flight = self._flights.get((key, owner))
+            self._refused.check(flown)
+            flight = self._flights.get(flown)
             ours = flight is None
             if flight is None:
-                flight = self._flights[key, owner] = _Flight(owner, Future())
-        return self._fly(key, flight, wanted) if ours else flight.future.result()
+                flight = self._flights[flown] = _Flight(owner, Future())
+        return self._fly(flown, flight, wanted) if ours else flight.future.result()
 
-    def _known(self, key: Key, owner: Owner) -> Verified | VerifiedLora | None:
+    def _known(self, key: Digest, owner: Owner, wanted: ResolvedVersion) -> Held | VerifiedLora | None:
         for slab in self._slabs.values():
             slot = slab.peek(key)
             if slot is not None:
-                _check_owner(slot.owner, owner, key)
-                return Verified(owner, slab.rows_S_K[slot.index].copy(), float(slab.scale_S[slot.index]))
+                _check_owner(slab.owner(slot), owner, wanted)
+                return slab.held(slot)
         shelved = self._shelf.get(key)
         if shelved is not None:
-            _check_owner(shelved.owner, owner, key)
+            _check_owner(shelved.owner, owner, wanted)
             return shelved
         cached = self._host.get(key)
         if cached is not None:
-            _check_owner(cached.owner, owner, key)
-            self._keep(key, cached)
+            _check_owner(cached.owner, owner, wanted)
+            self._keep(key, owner, cached)
         return cached
 
-    def _fly(self, key: Key, flight: _Flight, wanted: ResolvedVersion) -> Verified | VerifiedLora:
+    def _fly(self, flown: tuple[Digest, Digest], flight: _Flight, wanted: ResolvedVersion) -> Held | VerifiedLora:
         try:
             with self._loading:
                 loaded = self._loaded(flight.owner, wanted)
         except BaseException as error:
             with self._lock:
-                del self._flights[key, flight.owner]
+                del self._flights[flown]
                 if isinstance(error, CorruptArtifactError | NotFoundError):
-                    self._refused.add((key, flight.owner), error)
+                    self._refused.add(flown, error)
             flight.future.set_exception(error)
             raise
         with self._lock:
-            del self._flights[key, flight.owner]
+            del self._flights[flown]
             self._loads += 1
             if not flight.purged:
-                self._keep(key, loaded)
+                self._keep(flown[0], flight.owner, loaded)
         flight.future.set_result(loaded)
         return loaded
 
-    def _loaded(self, owner: Owner, wanted: ResolvedVersion) -> Verified | VerifiedLora:
+    def _loaded(self, owner: Owner, wanted: ResolvedVersion) -> Held | VerifiedLora:
         stored = self._load(owner.tenant, wanted.id)
         if stored is None:
             raise NotFoundError(f"version {wanted.id} does not exist.")
         return verified(stored, owner, wanted, self.projector, self._signer, self.engine)
 
-    def _keep(self, key: Key, loaded: Verified | VerifiedLora, *, must: bool = False) -> None:
+    def _keep(self, key: Digest, owner: Owner, loaded: Held | VerifiedLora, *, must: bool = False) -> None:
         """Under the lock. In a slot if it is let in, else in the host cache, where those also go that it pushed out."""
         if isinstance(loaded, VerifiedLora):
             self._shelf.add(key, loaded)
             return
-        gone = self._slabs[loaded.owner.scope].insert(key, loaded.owner, loaded.row_K, loaded.scale, must=must)
+        gone = self._slabs[owner.scope].insert(key, loaded, must=must)
         if gone is None:
             self._host.add(key, loaded)
             return
         self._host.discard(key)
-        for out in gone:
-            self._host.add(out.key, Verified(out.owner, out.row_K, out.scale))
+        for evicted, held in gone:
+            self._host.add(evicted, held)
 
     def stats(self) -> BankStats:
         with self._lock:
@@ -353,8 +360,8 @@ class AdapterBank:
         self._ahead.shutdown(wait=True, cancel_futures=True)
 
 
-def _key(wanted: ResolvedVersion) -> Key:
-    return Key(wanted.weights_sha256, wanted.generation, wanted.id)
+def _key(wanted: ResolvedVersion) -> Digest:
+    return Key(wanted.weights_sha256, wanted.generation, wanted.id).digest
 
 
 def _weights(row_K: Row, scale: float) -> Weights:
@@ -363,8 +370,8 @@ def _weights(row_K: Row, scale: float) -> Weights:
     return weights_K
 
 
-def _check_owner(found: Owner, owner: Owner, key: Key) -> None:
-    if found != owner:
+def _check_owner(found: Digest, owner: Owner, wanted: ResolvedVersion) -> None:
+    if found != owner.digest:
         raise CorruptArtifactError(
-            f"version {key.version} belongs to another owner.", mend="Check the registry.", code="misplaced"
+            f"version {wanted.id} belongs to another owner.", mend="Check the registry.", code="misplaced"
         )

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from idiolect.errors import CorruptArtifactError, IdiolectError, NotFoundError
-from idiolect_adapters.runtime.slab import Key, Owner
-from idiolect_adapters.runtime.verified import Verified, VerifiedLora
+from idiolect_adapters.runtime.slab import Digest, Held
+from idiolect_adapters.runtime.verified import VerifiedLora
 
-Kept = TypeVar("Kept", Verified, VerifiedLora)
+Kept = TypeVar("Kept", Held, VerifiedLora)
 
-ENTRY_OVERHEAD_BYTES = 1_100  # key, owner, their strings, an array's head, and a place in two dictionaries
+ENTRY_OVERHEAD_BYTES = 700  # two digests, an array's head, and a place in two dictionaries
 REFUSED_SECONDS = 5.0
 MAX_REFUSED = 10_000
 
@@ -27,23 +27,23 @@ class HostCache(Generic[Kept]):
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes_used = self.hits = 0
-        self._rows: OrderedDict[Key, Kept] = OrderedDict()
-        self._by_owner: dict[Owner, tuple[Key, ...]] = {}
+        self._rows: OrderedDict[Digest, Kept] = OrderedDict()
+        self._by_owner: dict[Digest, tuple[Digest, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def peek(self, key: Key) -> Kept | None:
+    def peek(self, key: Digest) -> Kept | None:
         return self._rows.get(key)
 
-    def get(self, key: Key) -> Kept | None:
+    def get(self, key: Digest) -> Kept | None:
         row = self._rows.get(key)
         if row is not None:
             self._rows.move_to_end(key)
             self.hits += 1
         return row
 
-    def add(self, key: Key, row: Kept) -> None:
+    def add(self, key: Digest, row: Kept) -> None:
         if key in self._rows or _size(row) > self.max_bytes:
             return
         self._rows[key] = row
@@ -52,7 +52,7 @@ class HostCache(Generic[Kept]):
         while self.bytes_used > self.max_bytes:
             self.discard(next(iter(self._rows)))
 
-    def discard(self, key: Key) -> None:
+    def discard(self, key: Digest) -> None:
         row = self._rows.pop(key, None)
         if row is None:
             return
@@ -61,7 +61,7 @@ class HostCache(Generic[Kept]):
         if left:
             self._by_owner[row.owner] = left
 
-    def discard_owner(self, owner: Owner) -> int:
+    def discard_owner(self, owner: Digest) -> int:
         """How many went."""
         gone = self._by_owner.get(owner, ())
         for key in gone:
@@ -73,8 +73,8 @@ class HostCache(Generic[Kept]):
             raise IdiolectError("the adapter bank's host cache does not balance.", mend="Restart this process.")
 
 
-def _size(row: Verified | VerifiedLora) -> int:
-    return ENTRY_OVERHEAD_BYTES + (row.row_K.nbytes if isinstance(row, Verified) else row.lora.bytes)
+def _size(row: Held | VerifiedLora) -> int:
+    return ENTRY_OVERHEAD_BYTES + (row.row_K.nbytes if isinstance(row, Held) else row.lora.bytes)
 
 
 class RefusedVersions:
@@ -84,9 +84,9 @@ class RefusedVersions:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self.count = 0
         self._monotonic = monotonic
-        self._until: OrderedDict[tuple[Key, Owner], tuple[float, type[IdiolectError], str, str, str]] = OrderedDict()
+        self._until: OrderedDict[tuple[Digest, Digest], tuple[float, type[IdiolectError], str, str, str]] = OrderedDict()
 
-    def add(self, key: tuple[Key, Owner], error: CorruptArtifactError | NotFoundError) -> None:
+    def add(self, key: tuple[Digest, Digest], error: CorruptArtifactError | NotFoundError) -> None:
         """Its words, not the error itself, which holds the frames that it came through."""
         self.count += 1
         until = self._monotonic() + REFUSED_SECONDS
@@ -94,7 +94,7 @@ class RefusedVersions:
         if len(self._until) > MAX_REFUSED:
             self._until.popitem(last=False)
 
-    def check(self, key: tuple[Key, Owner]) -> None:
+    def check(self, key: tuple[Digest, Digest]) -> None:
         """Raises the refusal of `key` again, if it is still young."""
         found = self._until.get(key)
         if found is None:

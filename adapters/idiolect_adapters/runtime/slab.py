@@ -1,12 +1,14 @@
 """Rows of one rank in one block of memory, with the books of who has which slot.
 
+A million people fit in 300 MB, because the books are arrays too: keys and owners are digests of 16 bytes, and nothing
+is a Python object for each slot but its key and its number.
+
 Not thread-safe: the bank holds its lock around every call.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +17,11 @@ from numpy.typing import NDArray
 from idiolect.errors import IdiolectError
 from idiolect.registry.manifest import AdapterScope
 from idiolect_adapters.runtime.admission import FrequencySketch
+from idiolect_adapters.runtime.recency import Recency
 
 Row = NDArray[np.float32]
+Digest = bytes  # of an Owner or a Key
+DIGEST_BYTES = 16
 
 
 class Owner(NamedTuple):
@@ -26,6 +31,10 @@ class Owner(NamedTuple):
     scope: AdapterScope
     name: str
 
+    @property
+    def digest(self) -> Digest:
+        return _digest(f"{self.tenant}\0{self.scope}\0{self.name}")
+
 
 class Key(NamedTuple):
     """The identity of weights: never a name, never a slot."""
@@ -34,25 +43,24 @@ class Key(NamedTuple):
     generation: int
     version: str
 
-
-# Key, owner, their strings, and a place in three dictionaries: 860 bytes measured for a person.
-ENTRY_OVERHEAD_BYTES = 900
-
-
-@dataclass(slots=True)
-class Slot:
-    """`leases`: readers of the row in place. While there are any the slot is not used again."""
-
-    index: int
-    owner: Owner
-    leases: int = 0
-    pinned: bool = False
-    found: bool = True  # False once unloaded: it only waits for its readers
+    @property
+    def digest(self) -> Digest:
+        return _digest(f"{self.weights_sha256}\0{self.generation}\0{self.version}")
 
 
-class Evicted(NamedTuple):
-    key: Key
-    owner: Owner
+def _digest(text: str) -> Digest:
+    return blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+
+
+# A key with its place in a dictionary, a slot number, an owner, and what the sketch and the lists need.
+ENTRY_OVERHEAD_BYTES = 300
+_PINNED, _FOUND = 1, 2
+
+
+class Held(NamedTuple):
+    """`weights = row * scale`. Kept apart, because their product is not exact in float32."""
+
+    owner: Digest
     row_K: Row
     scale: float
 
@@ -66,11 +74,15 @@ class Slab:
         self.rows_S_K = np.zeros((capacity, rank), dtype=np.float32)
         self.scale_S = np.zeros(capacity)
         self.evictions = self.turned_away = self.pinned = 0
-        self._slots: OrderedDict[Key, Slot] = OrderedDict()  # least recently used first
-        self._by_owner: dict[Owner, tuple[Key, ...]] = {}
-        self._draining: dict[int, Slot] = {}
+        self._slots: dict[Digest, int] = {}
+        self._keys: list[Digest | None] = []  # by slot
+        self._owner_S_2 = np.zeros((capacity, 2), dtype=np.uint64)
+        self._owner_bytes = self._owner_S_2.data.cast("B")
+        self._leases = np.zeros(capacity, dtype=np.int32).data  # readers of the row in place
+        self._flags = np.zeros(capacity, dtype=np.uint8).data
+        self._recency = Recency(capacity)
+        self._draining: set[int] = set()  # unloaded, and still read
         self._free: list[int] = []
-        self._touched = 0  # slots from here on were never used
         self._sketch = FrequencySketch(capacity)
 
     def __len__(self) -> int:
@@ -85,40 +97,49 @@ class Slab:
         """Also of slots that wait for their readers."""
         return (len(self._slots) + len(self._draining)) * (ENTRY_OVERHEAD_BYTES + 4 * self.rank + 8)
 
-    def peek(self, key: Key) -> Slot | None:
+    def peek(self, key: Digest) -> int | None:
         return self._slots.get(key)
 
-    def use(self, key: Key) -> Slot | None:
+    def use(self, key: Digest) -> int | None:
         """Find, and count as used."""
         self._sketch.add(key)
         slot = self._slots.get(key)
         if slot is not None:
-            self._slots.move_to_end(key)
+            self._recency.touch(slot)
         return slot
 
-    def insert(self, key: Key, owner: Owner, row_K: Row, scale: float, *, must: bool = False) -> list[Evicted] | None:
+    def owner(self, slot: int) -> Digest:
+        return bytes(self._owner_bytes[DIGEST_BYTES * slot : DIGEST_BYTES * (slot + 1)])
+
+    def held(self, slot: int) -> Held:
+        """A copy."""
+        return Held(self.owner(slot), self.rows_S_K[slot].copy(), float(self.scale_S[slot]))
+
+    def insert(self, key: Digest, held: Held, *, must: bool = False) -> list[tuple[Digest, Held]] | None:
         """What went for it, or None if it was not let in. `must`: whatever the sketch says."""
         if key in self._slots:
             return []
-        gone: list[Evicted] = []
-        index = self._vacant()
-        if index is None:
+        gone: list[tuple[Digest, Held]] = []
+        slot = self._vacant()
+        if slot is None:
             victim = self._victim()
             if victim is None or not (must or self._sketch.estimate(key) >= self._sketch.estimate(victim)):
                 self.turned_away += 1
                 return None
-            gone.append(self._evict(victim))
-            index = self._vacant()
-            assert index is not None  # the victim had no readers
-        self.rows_S_K[index] = row_K
-        self.scale_S[index] = scale
-        self._slots[key] = Slot(index, owner)
-        self._by_owner[owner] = (*self._by_owner.get(owner, ()), key)
+            gone.append((victim, self._evict(victim)))
+            slot = self._vacant()
+            assert slot is not None  # the victim had no readers
+        self.rows_S_K[slot] = held.row_K
+        self.scale_S[slot] = held.scale
+        self._slots[key] = slot
+        self._keys[slot] = key
+        self._owner_bytes[DIGEST_BYTES * slot : DIGEST_BYTES * (slot + 1)] = held.owner
+        self._flags[slot] = _FOUND
+        self._recency.add(slot)
         return gone
 
-    def _evict(self, key: Key) -> Evicted:
-        slot = self._slots[key]
-        evicted = Evicted(key, slot.owner, self.rows_S_K[slot.index].copy(), float(self.scale_S[slot.index]))
+    def _evict(self, key: Digest) -> Held:
+        evicted = self.held(self._slots[key])
         self.unload(key)
         self.evictions += 1
         return evicted
@@ -126,74 +147,85 @@ class Slab:
     def _vacant(self) -> int | None:
         if self._free:
             return self._free.pop()
-        if self._touched == self.capacity:
+        if len(self._keys) == self.capacity:
             return None
-        self._touched += 1
-        return self._touched - 1
+        self._keys.append(None)
+        return len(self._keys) - 1
 
-    def _victim(self) -> Key | None:
+    def _victim(self) -> Digest | None:
         """The least recently used that is neither pinned nor read in place; those count as used just now."""
         for _ in range(len(self._slots)):
-            key, slot = next(iter(self._slots.items()))
-            if not slot.pinned and not slot.leases:
-                return key
-            self._slots.move_to_end(key)
+            slot = self._recency.oldest()
+            assert slot is not None
+            if not self._flags[slot] & _PINNED and not self._leases[slot]:
+                return self._keys[slot]
+            self._recency.touch(slot)
         return None
 
-    def set_pinned(self, key: Key, pinned: bool) -> bool:
+    def set_pinned(self, key: Digest, pinned: bool) -> bool:
         slot = self._slots.get(key)
         if slot is None:
             return False
-        self.pinned += pinned - slot.pinned
-        slot.pinned = pinned
+        self.pinned += pinned - bool(self._flags[slot] & _PINNED)
+        self._flags[slot] = _FOUND | (_PINNED if pinned else 0)
         return True
 
-    def unload(self, key: Key) -> bool:
+    def unload(self, key: Digest) -> bool:
         """Nobody finds it from now on; its memory is zeroed as soon as nobody reads it."""
         slot = self._slots.pop(key, None)
         if slot is None:
             return False
-        left = tuple(other for other in self._by_owner[slot.owner] if other != key)
-        if left:
-            self._by_owner[slot.owner] = left
+        self.pinned -= bool(self._flags[slot] & _PINNED)
+        self._flags[slot] = 0
+        self._keys[slot] = None
+        self._recency.remove(slot)
+        if self._leases[slot]:
+            self._draining.add(slot)
         else:
-            del self._by_owner[slot.owner]
-        self.pinned -= slot.pinned
-        slot.found = False
-        if slot.leases:
-            self._draining[slot.index] = slot
-        else:
-            self._free_up(slot.index)
+            self._free_up(slot)
         return True
 
-    def unload_owner(self, owner: Owner) -> int:
-        return sum(self.unload(key) for key in self._by_owner.get(owner, ()))
+    def unload_owner(self, owner: Digest) -> int:
+        """Looks at every slot, which takes a millisecond for a million: resets are rare, memory is not."""
+        first, second = np.frombuffer(owner, dtype=np.uint64)
+        touched_T_2 = self._owner_S_2[: len(self._keys)]
+        slots = np.flatnonzero(touched_T_2[:, 0] == first)
+        keys = [self._keys[slot] for slot in slots if touched_T_2[slot, 1] == second]
+        return sum(self.unload(key) for key in keys if key is not None)
 
-    def unlease(self, slot: Slot) -> None:
-        slot.leases -= 1
-        if not slot.found and not slot.leases:
-            del self._draining[slot.index]
-            self._free_up(slot.index)
+    def lease(self, slot: int) -> None:
+        self._leases[slot] += 1
 
-    def _free_up(self, index: int) -> None:
-        self.rows_S_K[index] = 0.0
-        self.scale_S[index] = 0.0
-        self._free.append(index)
+    def unlease(self, slot: int) -> None:
+        self._leases[slot] -= 1
+        if not self._leases[slot] and slot in self._draining:
+            self._draining.remove(slot)
+            self._free_up(slot)
+
+    def _free_up(self, slot: int) -> None:
+        self.rows_S_K[slot] = 0.0
+        self.scale_S[slot] = 0.0
+        self._owner_S_2[slot] = 0
+        self._free.append(slot)
 
     def check_integrity(self) -> None:
         """Raises unless every slot that was ever used is found, draining or free, exactly once, and free ones are 0."""
-        used = [slot.index for slot in self._slots.values()]
-        if sorted([*used, *self._draining, *self._free]) != list(range(self._touched)):
+        touched, used = len(self._keys), list(self._slots.values())
+        if sorted([*used, *self._draining, *self._free]) != list(range(touched)):
             raise _unbalanced("slots")
-        if sorted(key for keys in self._by_owner.values() for key in keys) != sorted(self._slots):
-            raise _unbalanced("owners")
-        if self.pinned != sum(slot.pinned for slot in self._slots.values()):
+        if any(self._keys[slot] != key for key, slot in self._slots.items()):
+            raise _unbalanced("keys")
+        if sorted(self._recency.in_order()) != sorted(used):
+            raise _unbalanced("order of use")
+        flags_T = np.asarray(self._flags)[:touched]
+        if np.count_nonzero(flags_T & _FOUND) != len(used) or np.count_nonzero(flags_T & _PINNED) != self.pinned:
             raise _unbalanced("pins")
-        if any(slot.leases < 0 for slot in [*self._slots.values(), *self._draining.values()]):
+        leases_T = np.asarray(self._leases)[:touched]
+        if (leases_T < 0).any() or leases_T[self._free].any():
             raise _unbalanced("leases")
         if not (np.isfinite(self.rows_S_K[used]).all() and np.isfinite(self.scale_S[used]).all()):
             raise _damaged()
-        if self.rows_S_K[self._free].any() or self.scale_S[self._free].any():
+        if self.rows_S_K[self._free].any() or self.scale_S[self._free].any() or self._owner_S_2[self._free].any():
             raise _damaged()
 
 

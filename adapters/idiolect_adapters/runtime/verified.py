@@ -13,7 +13,7 @@ from idiolect.registry.signing import Signer
 from idiolect.registry.weights import verify_version
 from idiolect.stores.ports import StoredVersion
 from idiolect_adapters.runtime.features import Projector
-from idiolect_adapters.runtime.slab import Owner, Row
+from idiolect_adapters.runtime.slab import Digest, Held, Owner
 
 if TYPE_CHECKING:  # it imports torch
     from idiolect_adapters.runtime.loras import Lora, LoraEngine
@@ -22,19 +22,10 @@ HEAD_B = "head.lora_B.weight"  # [1, rank]
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """`weights = row * scale`. Kept apart, because their product is not exact in float32."""
-
-    owner: Owner
-    row_K: Row
-    scale: float  # alpha / rank
-
-
-@dataclass(frozen=True, slots=True)
 class VerifiedLora:
     """Of any layers."""
 
-    owner: Owner
+    owner: Digest
     lora: Lora
 
 
@@ -45,7 +36,7 @@ def verified(
     projector: Projector,
     signer: Signer,
     engine: LoraEngine | None = None,
-) -> Verified | VerifiedLora:
+) -> Held | VerifiedLora:
     """Raises CorruptArtifactError if it does not verify, does not fit or belongs to someone else; for a LoRA of inner
     layers also if it does not do what it did where it was made."""
     if stored.withheld is not None:
@@ -56,12 +47,12 @@ def verified(
     if stored.template.kind == LORA:
         if engine is None:
             raise CorruptArtifactError("LoRAs of inner layers are not served here.", code="not_served_here")
-        return VerifiedLora(owner, engine.load(stored.template, tensors, stored.version.weights_sha256))
+        return VerifiedLora(owner.digest, engine.load(stored.template, tensors, stored.version.weights_sha256))
     check_fits(stored.template, projector)
     tensor = tensors.get(HEAD_B)
     if tensor is None or tensor.shape != (1, stored.template.rank):
         raise CorruptArtifactError(f"version {wanted.id} has no tensor {HEAD_B!r} of shape [1, rank].")
-    return Verified(owner, tensor[0].copy(), stored.template.alpha / stored.template.rank)
+    return Held(owner.digest, tensor[0].copy(), stored.template.alpha / stored.template.rank)
 
 
 def check_belongs(stored: StoredVersion, owner: Owner, wanted: ResolvedVersion) -> None:
