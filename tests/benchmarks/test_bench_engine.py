@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,71 @@ from idiolect.errors import IdiolectError
 from idiolect_adapters.backbone import Backbone
 from idiolect_adapters.evaluation import engine_cases
 from idiolect_adapters.evaluation.engine_cases import Case, Comparison, Registration, Sizes, load_mixed, mixed_case
-from idiolect_services.bench.engine_bench import interleaved, measure, metrics, rates, registered
+from idiolect_services.bench import engine_bench, peer_infinity, peer_vllm
+from idiolect_services.bench.engine_bench import (
+    PEERS,
+    Peer,
+    against_peer,
+    interleaved,
+    measure,
+    metrics,
+    rates,
+    registered,
+)
+from idiolect_services.bench.form import Measured, Missing
+from idiolect_services.bench.peers import peer_python
 from idiolect_services.bench.targets import target_of
 
 TINY = Sizes(batches=((4, 16), (6, 16)), people=50, texts=5, lengths=(3, 40), decoder_hidden=32, decoder_layers=2)
 
 
-def test_the_whole_benchmark_runs_on_a_tiny_model(tiny_bert: Path) -> None:
-    measured = list(measure(tiny_bert, TINY, 2, QuietStages()))
+# Both peers, as transformers and PEFT do what they do, on what lies in the folder.
+STAND_IN = """
+import json, sys
+from pathlib import Path
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = Path(sys.argv[1])
+rows = json.loads((folder / "rows.json").read_text())
+
+def model():
+    return AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
+
+@torch.inference_mode()
+def scores():
+    if "texts" in rows:
+        tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+        pairs = [tokenizer(rows["query"], text, return_tensors="pt") for text in rows["texts"]]
+        return [float(model()(**pair).logits[0, 0]) for pair in pairs]
+    found = []
+    for ids, number in zip(rows["ids"], rows["adapters"], strict=True):
+        adapted = PeftModel.from_pretrained(model(), folder / "adapters" / str(number)).eval()
+        found.append(float(adapted(input_ids=torch.tensor([ids])).logits[0, 0]))
+    return found
+
+print("loading", flush=True)
+print("ready", flush=True)
+for line in sys.stdin:
+    print(json.dumps({"seconds": 0.5, "scores": scores()}), flush=True)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    script = tmp_path / "peer.py"
+    script.write_text(STAND_IN)
+    monkeypatch.setattr(engine_bench, "peer_python", lambda _name: Path(sys.executable))
+    for peer in (peer_infinity, peer_vllm):
+        monkeypatch.setattr(peer, "__file__", str(script))
+    return script
+
+
+def test_the_whole_benchmark_runs_on_a_tiny_model_and_peers_give_the_same_scores(
+    tiny_bert: Path, stand_in: Path
+) -> None:
+    measured = [one for one in measure(tiny_bert, TINY, 2, QuietStages()) if isinstance(one, Measured)]
     assert sorted(one.metric for one in measured) == sorted(metrics(TINY))
     for one in measured:
         assert one.value > 0
@@ -28,7 +86,30 @@ def test_the_whole_benchmark_runs_on_a_tiny_model(tiny_bert: Path) -> None:
         "PEFT mixed batch",
         "PEFT add_adapter",
         "transformers as shipped",
+        "float32",
+        "infinity",
+        "vllm",
     }
+    assert {one.peer_value for one in measured if one.peer in ("infinity", "vllm")} == {5 / 0.5, 4 / 0.5}
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_a_peer_that_is_not_set_up_or_stops_has_no_row_but_a_reason(
+    tiny_bert: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch, peer: Peer, tmp_path: Path
+) -> None:
+    stand_in.write_text("raise SystemExit(1)")
+    (stopped,) = against_peer(peer, tiny_bert, TINY, 1)
+    assert stopped == Missing(peer.metric, f"the benchmark's peer, {peer.name}, stopped. Run: make peers.")
+    monkeypatch.setattr(engine_bench, "peer_python", lambda name: peer_python(name, tmp_path))
+    (missing,) = against_peer(peer, tiny_bert, TINY, 1)
+    assert isinstance(missing, Missing)
+    assert f"this benchmark's peer, {peer.name}, is not set up" in missing.why
+
+
+def test_a_peer_that_gives_other_scores_is_no_peer(tiny_bert: Path, stand_in: Path) -> None:
+    stand_in.write_text(STAND_IN.replace("float(adapted(", "1.1 * float(adapted("))
+    with pytest.raises(IdiolectError, match="vllm and Idiolect differ by"):
+        list(against_peer(PEERS[1], tiny_bert, TINY, 1))
 
 
 def test_contenders_that_do_not_do_the_same_are_no_benchmark(tiny_bert: Path) -> None:
@@ -79,4 +160,6 @@ def test_the_targets_of_the_issue_are_there() -> None:
         "people_head": 0.97,
         "people_core": 0.97,
         "lengths_bare": 1.3,
+        "lengths_infinity": 1.0,
+        "decoder_vllm": 1.5,
     }

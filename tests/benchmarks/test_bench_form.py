@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from idiolect.errors import InvalidInputError
 from idiolect_services.bench import machine
 from idiolect_services.bench.catalogue import BENCHMARKS, Benchmark, find_benchmark
-from idiolect_services.bench.form import Measured, judged
+from idiolect_services.bench.form import Measured, Missing, judged
 from idiolect_services.bench.targets import Target, all_targets, read_tables, target_of
 from idiolect_services.cli import app
 
@@ -20,9 +20,10 @@ FIELDS = {"metric", "unit", "value", "low", "high", "peer", "peer_value", "ratio
 AT_LEAST_HALF = Target("x", 0.5, "at_least", "ratio")
 
 
-def _fake_run(_options: Any, _stages: Any) -> Iterable[Measured]:
+def _fake_run(_options: Any, _stages: Any) -> Iterable[Measured | Missing]:
     yield Measured("rerank_requests_per_second", "requests/s", 60.0, 50.0, 70.0, "peer", 100.0)
     yield Measured("rerank_p50", "ms", math.nan)
+    yield Missing("rerank_p99", "its peer, X, is not set up. Run: make peers.")
 
 
 def _fake_metrics() -> Sequence[str]:
@@ -42,12 +43,13 @@ def test_the_json_file_has_exactly_the_documented_form(fake_http: None, tmp_path
     result = bench("http", "--json", str(tmp_path / "out.json"), "--home", str(tmp_path / "home"))
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
-    assert set(report) == {"benchmark", "commit", "machine", "versions", "results"}
+    assert set(report) == {"benchmark", "commit", "machine", "versions", "results", "missing"}
     assert report["benchmark"] == "http"
     assert set(report["versions"]) == {"python", "torch", "numpy", "transformers", "idiolect"}
     assert {"cpu", "cores", "memory_bytes", "avx"} <= set(report["machine"])
     first, second = report["results"]
     assert set(first) == set(second) == FIELDS
+    assert report["missing"] == [{"metric": "rerank_p99", "why": "its peer, X, is not set up. Run: make peers."}]
     assert (first["ratio"], first["target"], first["met"]) == (0.6, 0.5, True)
     assert (second["value"], second["ratio"], second["target"], second["met"]) == (None, None, None, None)
 
@@ -56,6 +58,7 @@ def test_the_table_shows_every_metric_whole_with_its_target(fake_http: None, tmp
     output = bench("http", "--home", str(tmp_path)).output
     assert "rerank_requests_per_second" in output
     assert "50 .. 70" in output
+    assert "Not measured: rerank_p99: its peer, X, is not set up." in output
     assert "≥ 0.5 x peer met" in output
 
 

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from idiolect.errors import IdiolectError
+from idiolect.settings import PRECISIONS
 from idiolect_adapters.backbone import Backbone, Tokens, length_batches
 from idiolect_adapters.evaluation.engine_peer import peft_model, run_peft
 from idiolect_adapters.lora.reward_model import RewardModel
@@ -176,28 +178,45 @@ def people_case(load: Callable[[], Backbone], rows: int, tokens: int, people: in
 
 def lengths_case(backbone: Backbone, texts: int, lengths: tuple[int, int]) -> Case:
     """No adapters: texts of mixed length in the order in which they came, as a user of transformers would pad them."""
-    draw = random.Random(0)  # noqa: S311
-    vocabulary = backbone.tokenizer.vocab_size
-    longest = min(lengths[1], backbone.max_tokens)
-    ids = tuple(
-        tuple(draw.randrange(vocabulary) for _ in range(draw.randint(min(lengths[0], longest), longest)))
-        for _ in range(texts)
-    )
+    ids = _random_ids(backbone, texts, lengths)
 
     @torch.inference_mode()
     def shipped() -> torch.Tensor:
         starts = range(0, texts, SHIPPED_BATCH)
         return torch.cat([backbone.pooled(ids[start : start + SHIPPED_BATCH]) for start in starts])
 
-    @torch.inference_mode()
-    def by_length() -> torch.Tensor:
-        pooled_N_H = torch.empty(texts, backbone.hidden_size)
-        for length, rows in length_batches(Tokens(ids)):
-            pooled_N_H[rows] = backbone.pooled([ids[row] for row in rows], length)
-        return pooled_N_H
-
+    by_length = partial(_pooled_by_length, backbone, ids)
     _check_agree(shipped(), by_length(), "lengths")
     return Case("lengths", texts, {SHIPPED: shipped, SORTED: by_length}, (Comparison("lengths_bare", SORTED, SHIPPED),))
+
+
+def precisions_case(folder: Path, texts: int, lengths: tuple[int, int]) -> Case:
+    """The same texts through the same weights in other precisions. What that costs in accuracy shows in a model that
+    was trained in one (`IDIOLECT_PRECISION`, then `idiolect eval`)."""
+    loaded: dict[str, Backbone] = {precision: Backbone.load(folder, precision) for precision in PRECISIONS}
+    ids = _random_ids(loaded["float32"], texts, lengths)
+    contenders = {name: partial(_pooled_by_length, backbone, ids) for name, backbone in loaded.items()}
+    others = [name for name in PRECISIONS if name != "float32"]
+    compared = tuple(Comparison(f"lengths_{name}", name, "float32") for name in others)
+    return Case("precisions", texts, contenders, compared)
+
+
+def _random_ids(backbone: Backbone, texts: int, lengths: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
+    draw = random.Random(0)  # noqa: S311
+    vocabulary = backbone.tokenizer.vocab_size
+    longest = min(lengths[1], backbone.max_tokens)
+    return tuple(
+        tuple(draw.randrange(vocabulary) for _ in range(draw.randint(min(lengths[0], longest), longest)))
+        for _ in range(texts)
+    )
+
+
+@torch.inference_mode()
+def _pooled_by_length(backbone: Backbone, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    pooled_N_H = torch.empty(len(ids), backbone.hidden_size)
+    for length, rows in length_batches(Tokens(tuple(ids))):
+        pooled_N_H[rows] = backbone.pooled([ids[row] for row in rows], length)
+    return pooled_N_H
 
 
 def tiny_llama(sizes: Sizes) -> LlamaModel:
@@ -221,7 +240,7 @@ def engine_cases(
     folder: Path, sizes: Sizes, progress: Callable[[int, int], None]
 ) -> Iterator[tuple[Case, Registration | None]]:
     """One at a time, so that only one set of models is in memory."""
-    total = len(sizes.batches) + 3
+    total = len(sizes.batches) + 4
     mixed = load_mixed(lambda: Backbone.load(folder).encoder, max(rows for rows, _ in sizes.batches))
     registration: Registration | None = mixed.registration
     for done, (rows, tokens) in enumerate(sizes.batches):
@@ -231,8 +250,10 @@ def engine_cases(
     del mixed
     rows, tokens = sizes.batches[0]
     yield people_case(lambda: Backbone.load(folder), rows, tokens, sizes.people), None
-    progress(total - 2, total)
+    progress(total - 3, total)
     yield lengths_case(Backbone.load(folder), sizes.texts, sizes.lengths), None
+    progress(total - 2, total)
+    yield precisions_case(folder, sizes.texts, sizes.lengths), None
     progress(total - 1, total)
     yield mixed_case("decoder", load_mixed(lambda: tiny_llama(sizes), rows), rows, tokens), None
     progress(total, total)

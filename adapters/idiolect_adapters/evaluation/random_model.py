@@ -40,7 +40,7 @@ def random_backbone(seed: int = 0) -> Backbone:
                 max_position_embeddings=MAX_TOKENS,
             )
         )
-    return Backbone(encoder.eval(), _tokenizer())
+    return Backbone(encoder.eval(), character_tokenizer())
 
 
 def random_model(
@@ -68,7 +68,7 @@ def _vocabulary() -> dict[str, int]:
     return {token: index for index, token in enumerate(tokens)}
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def character_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = _vocabulary()
     pad, unknown, start, separator = SPECIAL
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=unknown))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from idiolect.errors import ConfigurationError, InvalidInputError
 from idiolect.settings import Settings
-from idiolect_services.bench.form import Measured, Report, results_for
+from idiolect_services.bench.form import Measured, Missing, Report, results_for
 from idiolect_services.bench.machine import commit, machine, versions
 
 if TYPE_CHECKING:  # importing torch takes seconds, and a list of names never needs it
@@ -33,7 +33,7 @@ class Benchmark:
     """`metrics()` names all that `run` can yield; both import what they need only when called."""
 
     about: str
-    run: Callable[[Options, Stages], Iterable[Measured]]
+    run: Callable[[Options, Stages], Iterable[Measured | Missing]]
     metrics: Callable[[], Sequence[str]]
     draws: bool = False  # figures, if matplotlib is there
 
@@ -107,7 +107,7 @@ def _swap_metrics() -> Sequence[str]:
     return METRICS
 
 
-def _run_engine(options: Options, stages: Stages) -> Iterable[Measured]:
+def _run_engine(options: Options, stages: Stages) -> Iterable[Measured | Missing]:
     from idiolect_adapters.backbone import find_backbone
     from idiolect_adapters.evaluation.engine_cases import Sizes
     from idiolect_services.bench.engine_bench import ROUNDS, measure
@@ -172,7 +172,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         _http_metrics,
     ),
     "engine": Benchmark(
-        "Rows per second with an adapter stack for every row, against the bare model and PEFT's mixed batch.",
+        "Rows per second with an adapter stack for every row, against the bare model, PEFT, vLLM and infinity.",
         _run_engine,
         _engine_metrics,
     ),
@@ -217,5 +217,7 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def run_benchmark(name: str, options: Options, stages: Stages) -> Report:
-    measured = list(find_benchmark(name).run(options, stages))
-    return Report(name, commit(), machine(), versions(), results_for(name, measured))
+    found = list(find_benchmark(name).run(options, stages))
+    measured = [one for one in found if isinstance(one, Measured)]
+    missing = tuple(one for one in found if isinstance(one, Missing))
+    return Report(name, commit(), machine(), versions(), results_for(name, measured), missing)

@@ -1,20 +1,29 @@
 """The engine benchmark: what an adapter per row costs, beside the bare model and PEFT.
 
 In every round each contender runs once, so that whatever else the machine does hits all of them; each round gives one
-ratio for each comparison, and their median is reported. vllm is no peer here: it needs an environment of its own.
+ratio for each comparison, and their median is reported. vLLM and infinity-emb need environments of their own (make
+peers); where those are missing, so are their rows.
 
 Use all cores. What PEFT loses it loses in Python, between the products: on one slow core it is hidden behind them.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 
-from idiolect_adapters.evaluation.engine_cases import Case, Registration, Sizes, engine_cases
-from idiolect_services.bench.form import Measured
+from idiolect.errors import ConfigurationError
+from idiolect_adapters.evaluation.engine_cases import Case, Comparison, Registration, Sizes, engine_cases
+from idiolect_adapters.evaluation.peer_cases import PeerCase, decoder_case, encoder_case, threads
+from idiolect_services.bench import peer_infinity, peer_vllm
+from idiolect_services.bench.form import Measured, Missing
+from idiolect_services.bench.peer_process import PeerProcess
+from idiolect_services.bench.peers import peer_python
 from idiolect_services.training_runs import Stages
 
 ROUNDS = 7
@@ -22,6 +31,22 @@ REGISTRATION = "register_adapters"
 UNIT = "rows/s"
 
 Seconds = Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """`make(backbone, folder, sizes)` writes what the peer reads into the folder."""
+
+    metric: str
+    name: str
+    script: ModuleType
+    make: Callable[[Path, Path, Sizes], PeerCase]
+
+
+PEERS = (
+    Peer("lengths_infinity", "infinity", peer_infinity, encoder_case),
+    Peer("decoder_vllm", "vllm", peer_vllm, lambda _backbone, folder, sizes: decoder_case(folder, sizes)),
+)
 
 
 def metrics(sizes: Sizes | None = None) -> list[str]:
@@ -33,17 +58,40 @@ def metrics(sizes: Sizes | None = None) -> list[str]:
         "people_head",
         "people_core",
         "lengths_bare",
+        "lengths_bfloat16",
+        "lengths_int8",
         "decoder_stacked",
         "decoder_one_adapter",
+        *(peer.metric for peer in PEERS),
     ]
 
 
-def measure(folder: Path, sizes: Sizes, rounds: int, stages: Stages) -> Iterator[Measured]:
+def measure(folder: Path, sizes: Sizes, rounds: int, stages: Stages) -> Iterator[Measured | Missing]:
     """`folder`: the backbone's. Rows per second, and how many times as many as the peer's."""
     for case, registration in engine_cases(folder, sizes, stages.stage("engine")):
         yield from rates(case, interleaved(case.contenders, rounds))
         if registration is not None:
             yield registered(registration)
+    progress = stages.stage("peers of their own environment")
+    for done, peer in enumerate(PEERS):
+        yield from against_peer(peer, folder, sizes, rounds)
+        progress(done + 1, len(PEERS))
+
+
+def against_peer(peer: Peer, backbone: Path, sizes: Sizes, rounds: int) -> Iterator[Measured | Missing]:
+    """Raises IdiolectError if the two do not agree."""
+    with tempfile.TemporaryDirectory(prefix="idio-bench-") as folder:
+        try:
+            python = peer_python(peer.name)
+            case = peer.make(backbone, Path(folder), sizes)
+            with PeerProcess(python, peer.script, Path(folder), threads()) as theirs:
+                case.check_agrees(theirs(), peer.name)
+                seconds = interleaved({"ours": case.ours, peer.name: theirs}, rounds)
+        except ConfigurationError as error:
+            yield Missing(peer.metric, f"{error.message} {error.mend}")
+            return
+    compared = (Comparison(peer.metric, "ours", peer.name),)
+    yield from rates(Case(peer.name, case.rows, {}, compared), seconds)
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> Seconds:
@@ -55,7 +103,8 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> 
         for name, run in contenders.items():
             started = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - started)
+            took = time.perf_counter() - started
+            seconds[name].append(run.seconds if isinstance(run, PeerProcess) else took)
     return seconds
 
 

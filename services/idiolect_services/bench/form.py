@@ -31,6 +31,14 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Missing:
+    """A figure that this machine can't give, and why: there is no row for it."""
+
+    metric: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """The fields of the JSON form, in its order. Anything that is not a finite number is None."""
 
@@ -53,6 +61,7 @@ class Report:
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     results: tuple[Result, ...]
+    missing: tuple[Missing, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -61,6 +61,8 @@ def bench(
     if json is not None:
         write_report(report, json)
     _print_table(report)
+    for missing in report.missing:
+        console.print(f"Not measured: {missing.metric}: {missing.why}", soft_wrap=True, markup=False)
     console.print(_where(report), soft_wrap=True)
     if figures is not None:
         console.print(f"Figures are in {figures}.", soft_wrap=True)
