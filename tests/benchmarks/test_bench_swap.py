@@ -15,7 +15,6 @@ SMALL = Work(
     people=500,
     few_people=20,
     requests=50,
-    warm_up=100,
     rounds=2,
     cold=20,
 )
@@ -30,7 +29,7 @@ def test_the_whole_benchmark_runs_and_gives_every_figure() -> None:
     assert measured[P50].ratio is not None
     assert measured[P50].ratio > 0
     assert measured[THROUGHPUT].peer == "20 people"
-    assert len(stages.names) == 3
+    assert len(stages.names) == 4
 
 
 def test_the_synthetic_registry_serves_what_it_resolves_and_a_swap_changes_both() -> None:

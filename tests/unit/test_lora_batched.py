@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from idiolect.errors import InvalidInputError, NotFoundError
+from idiolect.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from idiolect_adapters.backbone import Tokens
 from idiolect_adapters.lora.reward_model import RewardModel
 from idiolect_adapters.lora.spec import LoraAdapter, LoraPair, linear_shapes, uniform_spec
@@ -341,7 +341,7 @@ def test_a_batch_that_is_not_the_plans_is_refused() -> None:
 def test_an_adapter_that_does_not_fit_the_model_is_refused_and_leaves_nothing() -> None:
     made = World()
     wide = LoraAdapter(uniform_spec({QUERY: 2}, 1.0), {QUERY: LoraPair(torch.ones(2, 33), torch.ones(32, 2))})
-    with pytest.raises(InvalidInputError, match=f"layer '{QUERY}' does not have the shape"):
+    with pytest.raises(CorruptArtifactError, match=f"tensor '{QUERY}.lora_A.weight' has the shape"):
         made.add(wide)
     nowhere = LoraAdapter(uniform_spec({"no": 2}, 1.0), {"no": LoraPair(torch.ones(2, 32), torch.ones(32, 2))})
     with pytest.raises(InvalidInputError, match="no linear layer 'no'"):

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from idiolect.errors import InvalidInputError
+from idiolect.errors import IdiolectError, InvalidInputError
 
 RANKS = (8, 16, 32, 64, 128, 256)
 FIRST_CAPACITY = 8
@@ -129,6 +129,16 @@ class Family:
         self._slab[slot].zero_()
         self._free.append(slot)
 
+    def check_integrity(self) -> None:
+        """Raises unless every slot is taken or free, once, free ones are zero, and all numbers are finite."""
+        slots = len(self._generations)
+        if len(set(self._free)) != len(self._free) or not all(0 <= slot < slots for slot in self._free):
+            raise _unbalanced("slots don't balance")
+        if slots > len(self._slab) or self._slab[slots:].any() or self._slab[self._free].any():
+            raise _unbalanced("free slots are not empty")
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in (self._slab, *self.shared.values())):
+            raise _unbalanced("weights are damaged")
+
     def gather(self, slots: Sequence[int], buffer: torch.Tensor | None) -> dict[Field, torch.Tensor]:
         """Copies [n, ...] of the members' private fields, in `buffer`, and the shared ones [...] as they are.
 
@@ -143,6 +153,10 @@ class Family:
             for (field, shape), piece in zip(self.private.items(), pieces, strict=True):
                 gathered[field] = piece.view(len(slots), *shape)
         return gathered
+
+
+def _unbalanced(what: str) -> IdiolectError:
+    return IdiolectError(f"the batched runtime's {what}.", mend="Restart this process.")
 
 
 def stacked_rows(pieces: Sequence[tuple[Part, torch.Tensor]]) -> torch.Tensor:

@@ -10,8 +10,10 @@ from itertools import count
 import torch
 from torch import nn
 
-from idiolect.errors import InvalidInputError, NotFoundError
-from idiolect_adapters.lora.spec import LoraAdapter
+from idiolect.errors import CorruptArtifactError, IdiolectError, InvalidInputError, NotFoundError
+from idiolect_adapters.lora.spec import LinearShape, LoraAdapter
+from idiolect_adapters.lora.weights import adapter_from, tensors_of
+from idiolect_adapters.precision import Int8Linear
 from idiolect_adapters.runtime.batched.buffers import Buffers
 from idiolect_adapters.runtime.batched.families import Family, Field, Part, Tensors, pad, padded_rank, stacked_rows
 from idiolect_adapters.runtime.batched.sites import Site, find_sites
@@ -54,11 +56,15 @@ class Residents:
         """`shared`: many rows of a batch will use it (a domain's adapter), so it gets dense products of its own; each
         such adapter in a batch costs a few calls per layer. Of the others any number costs the same calls.
 
-        Raises InvalidInputError if the model has no such layer, or one of another shape.
+        Raises InvalidInputError if the model has no such layer, CorruptArtifactError for a tensor that is missing, of
+        another shape, or not finite. Then nothing has changed.
         """
-        check_shapes(adapter, self.sites)
+        check_fits(adapter, self.sites)
+        parts = self._by_dtype(adapter)
+        for dtype, _, tensors, _ in parts:
+            check_finite(tensors, dtype)
         with self.lock:
-            return Handle(tuple(self._add_of_one_dtype(*of_dtype, shared) for of_dtype in self._by_dtype(adapter)))
+            return Handle(tuple(self._add_of_one_dtype(*of_dtype, shared) for of_dtype in parts))
 
     def _by_dtype(self, adapter: LoraAdapter) -> list[tuple[torch.dtype, list[Part], Tensors, list[str]]]:
         found: list[tuple[torch.dtype, list[Part], Tensors, list[str]]] = []
@@ -128,6 +134,8 @@ class Residents:
             padded_P = pad(padded_P, -2, shape[0])
         if tuple(padded_P.shape[1:]) != shape:
             raise InvalidInputError(f"members of {field.place!r} have the shape {list(values_P.shape[1:])}.")
+        if not torch.isfinite(values_P).all():
+            raise CorruptArtifactError(f"members of {field.place!r} hold values that are not finite.")
         with self.lock:
             return [Handle((slot,)) for slot in self._members(family, {field: padded_P}, len(values_P))]
 
@@ -144,6 +152,14 @@ class Residents:
                 slot.family.remove(slot.index)
             families = self._families.items()
             self._families = {key: family for key, family in families if family.members or family.is_basis}
+
+    def check_integrity(self) -> None:
+        """Raises if the books don't balance or weights were damaged."""
+        with self.lock:
+            for family in self._families.values():
+                family.check_integrity()
+                if not family.members and not family.is_basis:
+                    raise IdiolectError("the batched runtime keeps what nobody needs.", mend="Restart this process.")
 
     def stats(self) -> ResidentStats:
         with self.lock:
@@ -168,15 +184,29 @@ def parts_of(ranks: Mapping[str, int], sites: Mapping[str, Site]) -> list[Part]:
     return parts
 
 
-def check_shapes(adapter: LoraAdapter, sites: Mapping[str, Site]) -> None:
-    shapes = {name: (len(pair.B_O_R), pair.A_R_I.shape[1]) for name, pair in adapter.pairs.items()}
-    shapes |= {name: tuple(saved.weight_O_I.shape) for name, saved in adapter.saved.items()}  # type: ignore[misc]
-    for name, shape in shapes.items():
+def check_fits(adapter: LoraAdapter, sites: Mapping[str, Site]) -> None:
+    """Exactly the tensors that its spec says, of the shapes that the model needs, and finite."""
+    for name in (*adapter.pairs, *adapter.saved):
         if name not in sites:
             raise InvalidInputError(f"the model has no linear layer {name!r}.", mend="Use an adapter of this model.")
-        module = sites[name].module
-        if shape != (module.out_features, module.in_features):
-            raise InvalidInputError(f"layer {name!r} does not have the shape {shape} of its adapter.")
+    model = {name: LinearShape(*_shape(site.module)) for name, site in sites.items()}
+    tensors = tensors_of(adapter)
+    adapter_from(tensors, adapter.spec, model)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CorruptArtifactError(f"tensor {name!r} holds values that are not finite.", mend="Train it again.")
+
+
+def _shape(module: nn.Linear | Int8Linear) -> tuple[int, int, bool]:
+    return module.out_features, module.in_features, module.bias is not None
+
+
+def check_finite(tensors: Tensors, dtype: torch.dtype) -> None:
+    """Also as they will be: scaled, and in the layer's dtype."""
+    for field, tensor in tensors.items():
+        if not torch.isfinite(tensor.to(dtype)).all():
+            name = f"{field.place}.lora_{field.role}.weight" if field.role in ("A", "B") else field.place
+            raise CorruptArtifactError(f"tensor {name!r} holds values that are not finite once scaled, in {dtype}.")
 
 
 def _tensors(adapter: LoraAdapter, parts: Sequence[Part], replaced: Sequence[str]) -> dict[Field, torch.Tensor]:
