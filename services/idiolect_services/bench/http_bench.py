@@ -29,7 +29,7 @@ from idiolect_services.training_runs import Stages
 RATE, RATIO, P50, P99 = "rerank_requests_per_second", "rerank_ratio", "rerank_p50", "rerank_p99"
 METRICS = (RATE, RATIO, P50, P99)
 PEER = "empty FastAPI route"
-START_SECONDS, STOP_SECONDS = 60.0, 10.0
+START_SECONDS, STOP_SECONDS = 180.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
