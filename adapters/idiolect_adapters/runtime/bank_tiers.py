@@ -84,7 +84,9 @@ class RefusedVersions:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self.count = 0
         self._monotonic = monotonic
-        self._until: OrderedDict[tuple[Digest, Digest], tuple[float, type[IdiolectError], str, str, str]] = OrderedDict()
+        self._until: OrderedDict[tuple[Digest, Digest], tuple[float, type[IdiolectError], str, str, str]] = (
+            OrderedDict()
+        )
 
     def add(self, key: tuple[Digest, Digest], error: CorruptArtifactError | NotFoundError) -> None:
         """Its words, not the error itself, which holds the frames that it came through."""
