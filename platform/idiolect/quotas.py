@@ -20,7 +20,7 @@ DAY_MICROS = 86_400_000_000
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """`used`: today, or of people how many there can be at most (opt-outs may not be counted off yet)."""
+    """`used`: today, or for people who are in now."""
 
     name: str
     most: int

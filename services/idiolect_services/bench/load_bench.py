@@ -68,7 +68,7 @@ class Work:
 
     people: int = 50
     capacity_s: float = 60.0
-    capacity_callers: int = 16
+    capacity_callers: int = 32
     steady_s: float = 600.0
     steady_share: float = 0.7
     steady_callers: int = 64

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from idiolect.tenancy import Caller, Scope
+from idiolect_services.gateway.described import name_operations
+from idiolect_services.gateway.examples import add_examples
 from idiolect_services.gateway.problems import MEDIA_TYPE
 from idiolect_services.gateway.schemas.common import Problem
 from idiolect_services.gateway.tokens import TOKEN_SCOPES
@@ -104,6 +106,8 @@ class Documented:
             "key": {"type": "http", "scheme": "bearer", "bearerFormat": "idio_..."},
             "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
         }
+        name_operations(document)
+        add_examples(document)
         return document
 
 

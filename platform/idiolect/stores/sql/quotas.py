@@ -65,7 +65,7 @@ def take_today(connection: Connection, tenant: str, name: str, at: int) -> None:
         raise QuotaExceededError(
             f"the quota of {quota.most} {QUOTAS[name]} is used up.",
             mend="Try again after midnight UTC, or ask the operator for more.",
-            retry_after_s=max(1, ((day + 1) * DAY_MICROS - at) // 1_000_000),
+            retry_after_s=max(1, ((max(day, quota.day) + 1) * DAY_MICROS - at) // 1_000_000),
         )
     connection.execute(update(schema.quotas).where(*mine).values(day=max(day, quota.day), used=used + 1))
 

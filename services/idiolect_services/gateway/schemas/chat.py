@@ -53,7 +53,14 @@ class BestOf(RequestModel):
 class ChatRequest(RequestModel):
     """Every other field goes to the upstream as it came, such as `temperature` or `max_tokens`; `user` does not."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {"messages": [{"role": "user", "content": "How do I reset my router?"}], "n": 4, "user": "ada"}
+            ]
+        },
+    )
 
     messages: list[Message] = Field(min_length=1, description="The last message of the role `user` is the prompt.")
     n: int = Field(

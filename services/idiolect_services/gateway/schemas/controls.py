@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from idiolect.consent import MAX_DOMAINS, ConsentChange, DomainChange
 from idiolect_services.gateway.schemas.common import DomainName, RequestModel, ResponseModel, Strength
@@ -29,6 +29,8 @@ class DomainRequest(RequestModel):
 
 class ConsentRequest(RequestModel):
     """Fields that are not sent stay as they are."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"opted_in": True}]})
 
     opted_in: bool | None = Field(None, description="False withdraws consent: what was learned is erased.")
     paused: bool | None = Field(None, description="True keeps what was learned, and neither uses it nor learns more.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from idiolect.signals.events import SignalKind
 from idiolect_services.gateway.schemas.common import DomainName, RequestModel, ResponseModel, UserId
@@ -31,6 +31,19 @@ SignalId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 
 
 class SignalRequest(RequestModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "inference_id": "0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b",
+                    "kind": "choice",
+                    "value": 1,
+                    "user": "ada",
+                }
+            ]
+        }
+    )
+
     inference_id: SignalId = Field(description="The `id` of the rerank response that was shown.")
     kind: SignalKind = Field(description="What the person did.")
     value: Any = Field(

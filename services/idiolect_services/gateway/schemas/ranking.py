@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from idiolect_services.gateway.schemas.common import (
     DomainName,
@@ -32,6 +32,19 @@ class ForPerson(RequestModel):
 
 
 class RerankRequest(ForPerson):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "query": "How do I reset my router?",
+                    "documents": ["Hold the button.", {"id": "b", "text": "Of course! Let me help."}],
+                    "user": "ada",
+                    "domain": "support-chat",
+                }
+            ]
+        }
+    )
+
     query: PlainText = Field(
         description="The prompt that the documents answer.", examples=["How do I reset my router?"]
     )
@@ -54,6 +67,12 @@ class ScoreTexts(ForPerson):
 
     vLLM's other names of the two (`queries` with `documents` or `items`, `data_1` with `data_2`) are understood too.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": "How do I reset my router?", "documents": ["Hold the button."], "user": "ada"}]
+        }
+    )
 
     query: PlainText | None = None
     documents: list[PlainText | Document] | None = Field(None, min_length=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from idiolect.registry.garbage import RETENTION
 from idiolect_services.gateway.schemas.adapters import REASON
@@ -55,6 +55,8 @@ class DiffResponse(ResponseModel):
 
 
 class CollectRequest(RequestModel):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"older_than_days": 30, "apply": False}]})
+
     apply: bool = Field(False, description="Delete; without it this only counts.")
     older_than_days: float = Field(
         float(RETENTION.days), ge=0, le=36_500, description="Keep what was revoked or moved more recently."

@@ -29,6 +29,18 @@ class CandidateFields(OwnRequest):
 
 
 class RolloutRequest(OwnRequest):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "candidate": {"kind": "setting", "strength": 0.5},
+                    "steps": [0.05, 0.5],
+                    "reason": "milder for everybody",
+                }
+            ]
+        }
+    )
+
     candidate: CandidateFields
     steps: list[float] = Field(
         list(_DEFAULTS.steps), description="Shares of people, rising; the last is 1, and below 1 for a setting."
