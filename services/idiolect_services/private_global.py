@@ -211,10 +211,13 @@ class PrivateGlobalTrainer:
         privacy: PrivacyStatement,
         options: GlobalOptions,
     ) -> PreferenceModel:
-        """The card says nothing of the people that the mechanism did not release: not how many they were either."""
+        """The card says nothing of the people that the mechanism did not release: not how many they were either.
+
+        `datasets` are those that were declared public, and that the model before learned from.
+        """
         described = {
             "backbone": self._settings.backbone,
-            "datasets": {},
+            "datasets": {} if self._before is None else self._before.card["training"].get("datasets", {}),
             "options": asdict(options),
             "before": None if self._before is None else self._before.digest,
             "privacy": privacy.to_json(),

@@ -193,7 +193,8 @@ def test_the_card_of_the_model_counts_no_private_people_or_texts(filled: Home) -
     said = training.model.card["training"]
     assert said["privacy"] == training.privacy.to_json()
     assert not {"people", "items", "tenants", "runs"} & set(said)
-    assert said["datasets"] == {}
+    assert said["datasets"] == filled.model.card["training"]["datasets"]
+    assert said["before"] == filled.model.digest
     assert training.model.temperature == 1.0
 
 

@@ -347,6 +347,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{INNER}test_a_step_is_that_of_the_clipped_reference",
     ),
     _mutant(
+        "forget the noise of inner layers",
+        LORA,
+        "        if noise_multiplier > 0:\n",
+        "        if noise_multiplier > 0 and not batch_S.any():\n",
+        f"{INNER}test_it_draws_once_for_the_count_and_once_a_step_whoever_is_there[1.0-2-1]",
+    ),
+    _mutant(
         "average over all comparisons, not over a subject's",
         LORA,
         "share_C: FloatArray = self.weights_C / size_S[self.subject_C]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,24 @@ from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.private_global import PrivateGlobal
 from idiolect_adapters.training.public_space import CLIP_SHARE, PublicSpace, public_pairs
 from idiolect_adapters.training.tuning import (
-    EPSILONS,
-    STEPS_WITHOUT_NOISE,
     TYPICAL_COMPARISONS,
     UserRecipes,
+    recipe_of,
     typical_curvature,
     user_curvature,
 )
 
 FloatArray = NDArray[np.float64]
 
-# How adapters are trained where no model before says it: (clip norm as a share of a typical gradient, prior, steps).
-USER_CONSTANTS: Mapping[float | None, tuple[float, float, int]] = {None: (1.0, 2.0, STEPS_WITHOUT_NOISE)} | {
-    epsilon: (0.5, prior, 2) for epsilon, prior in zip(EPSILONS, (32.0, 16.0, 8.0, 4.0, 4.0), strict=True)
+# How adapters are trained where no model before says it: the clip norm as a share of a typical gradient, how far a step
+# goes for one comparison, and the steps. From the middle of what is tried on public people (tuning.py).
+USER_CONSTANTS: Mapping[float | None, tuple[float, float, int]] = {
+    None: (0.5, 0.2, 8),
+    0.5: (0.25, 0.05, 2),
+    1.0: (0.25, 0.08, 2),
+    2.0: (0.25, 0.13, 2),
+    4.0: (0.5, 0.13, 4),
+    8.0: (0.5, 0.2, 4),
 }
 
 
@@ -79,14 +85,14 @@ def _recipes(projected_I_P: FloatArray, user_rank: int, pairs: Comparisons, befo
     margin_C = projected_I_P[pairs.chosen_C, 0] - projected_I_P[pairs.rejected_C, 0]
     domain_M_M = typical_curvature(domain_I_M[pairs.chosen_C] - domain_I_M[pairs.rejected_C], margin_C)
     domain = Recipe(CLIP_SHARE * _typical(domain_M_M), DOMAIN_PRIOR, DOMAIN_STEPS, domain_M_M)
-    if before is not None:
-        return Recipes(before.user.with_curvature(user_K_K), domain)
+    if before is not None and len(before.user.typical_K_K) == user_rank:
+        return Recipes(replace(before.user, typical_K_K=user_K_K), domain)
     norm = _typical(user_K_K / TYPICAL_COMPARISONS)
     chosen = {
-        epsilon: Recipe(share * norm, prior, steps, user_K_K)
-        for epsilon, (share, prior, steps) in USER_CONSTANTS.items()
+        epsilon: recipe_of(share * norm, reach, steps, user_rank)
+        for epsilon, (share, reach, steps) in USER_CONSTANTS.items()
     }
-    return Recipes(UserRecipes(chosen), domain)
+    return Recipes(UserRecipes(chosen, user_K_K), domain)
 
 
 def _typical(curvature_K_K: FloatArray) -> float:
