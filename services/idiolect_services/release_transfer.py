@@ -100,7 +100,7 @@ def _object(version: Version) -> str:
 
 def _is_foreign(found: Portable, signer: Signer, tenant: str, from_key: str | None) -> bool:
     """Raises CorruptArtifactError unless the file, or every version of it, is of somebody whom the caller trusts."""
-    if found.template.tenant == tenant and found.signed_by in signer.public_keys:
+    if found.template.tenant == tenant and signer.trusts(found.signed_by):
         for version in found.versions:
             verify_version(found.template, version, signer)
         return False

@@ -25,6 +25,7 @@ from idiolect.stores.sql import SqlStore, open_store
 from idiolect_services.release_transfer import ImportReport, export_release, import_release
 
 OURS, THEIRS = Signer(b"\x01" * 32), Signer(b"\x02" * 32)
+KEYS = [OURS.public_key.hex()]
 PEOPLE = ("ann", "bob", "cleo")
 
 
@@ -186,6 +187,14 @@ def test_after_a_rotation_older_signatures_count_until_their_key_is_withdrawn(re
     assert bring(empty, content, signer=rotated).versions == 3
 
 
+def test_a_server_that_runs_on_after_a_rotation_takes_what_the_new_key_signed(ready: SqlStore, empty: SqlStore) -> None:
+    rotated = Signer(b"\x03" * 32, (OURS.public_key,))
+    publish(ready, "r1", signer=rotated)
+    running = Signer(b"\x01" * 32, newly_trusted=lambda: [rotated.public_key])
+    assert bring(empty, file_of(ready, "r1", rotated), signer=running).versions == 3
+    assert bring(empty, file_of(ready, "r1", running), signer=running).known
+
+
 def test_what_is_not_there_is_not_exported(ready: SqlStore) -> None:
     publish(ready, "r1")
     for tenant, release in ((TENANT, "r2"), ("other", "r1"), (TENANT, "")):
@@ -204,12 +213,12 @@ def lines_of(content: bytes) -> list[Any]:
     return [json.loads(line) for line in content.splitlines()]
 
 
-def sealed(lines: list[Any], signer: Signer = OURS) -> bytes:
+def sealed(lines: list[Any], keys: Any = KEYS) -> bytes:
     """A file with these lines, whatever they say, whose last line is right."""
     body = b"".join(json.dumps(line).encode() + b"\n" if not isinstance(line, bytes) else line for line in lines)
-    said = {"versions": len(lines) - 1, "sha256": hashlib.sha256(body).hexdigest()}
+    said = {"versions": len(lines) - 1, "sha256": hashlib.sha256(body).hexdigest(), "public_keys": keys}
     message = json.dumps({"format": FORMAT, **said}, separators=(",", ":"), sort_keys=True).encode()
-    end = said | {"public_key": signer.public_key.hex(), "signature": signer.sign(message).hex()}
+    end = said | {"public_key": OURS.public_key.hex(), "signature": OURS.sign(message).hex()}
     return body + json.dumps(end).encode() + b"\n"
 
 
@@ -264,8 +273,10 @@ HOSTILE: Mapping[str, Callable[[list[Any]], bytes]] = {
     "a target that is a pattern": with_template(targets=[".*"]),
     "another tenant": with_template(tenant="other"),
     "a nicer epsilon": lambda lines: with_template(privacy=lines[0]["template"]["privacy"] | {"epsilon": 0.01})(lines),
-    "keys that are none": with_line(0, public_keys=["00"]),
-    "a list of a thousand keys and more": with_line(0, public_keys=["00" * 32] * 1_001),
+    "no key": lambda lines: sealed(lines[:-1], []),
+    "a key that is none": lambda lines: sealed(lines[:-1], ["00"]),
+    "a thousand keys": lambda lines: sealed(lines[:-1], ["00" * 32] * 1_000),
+    "an end of 1 MB": lambda lines: sealed(lines[:-1], "0" * (1 << 20)),
     "the same version twice": lambda lines: sealed([lines[0], lines[1], lines[1]]),
 }
 

@@ -1,10 +1,11 @@
 """A release as one signed file that can be carried elsewhere: JSON lines, and nothing in it that is a name of a file.
 
-    {"format": "idiolect-release/1", "release", "template", "public_keys", "created_at"}
+    {"format": "idiolect-release/1", "release", "template", "created_at"}
     {"id", "subject", "domain", "generation", "parent", "weights", "evaluation", "key_id", "signature"}    of a version
-    {"versions", "sha256", "public_key", "signature"}
+    {"versions", "sha256", "public_keys", "public_key", "signature"}
 
-The last line holds the digest of all bytes before it, and a signature over both. A reader checks those before it parses
+The last line holds the digest of all bytes before it, the keys that signed the versions, and a signature over both: it
+vouches for them. A reader checks those before it parses
 anything else, then every line by itself, then every version as it would be at a load. No line may be longer than what
 the manifest declares, so a hostile file costs no more memory than a good one.
 """
@@ -24,75 +25,71 @@ from typing import Any, BinaryIO
 from idiolect.canonical import canonical_json, parse_json_object
 from idiolect.errors import CorruptArtifactError
 from idiolect.registry.manifest import ReleaseTemplate, Version
-from idiolect.registry.signing import Signer, Verifier
+from idiolect.registry.signing import Signer, Verifier, key_id
 from idiolect.registry.strict import template_from_json
 from idiolect.registry.weights import bytes_of, verify_version
 
 FORMAT = "idiolect-release/1"
-MAX_HEADER_BYTES, MAX_END_BYTES = 1 << 20, 4 << 10
+MAX_HEADER_BYTES, MAX_END_BYTES = 1 << 20, 16 << 10
 _BLOCK = 64 << 10
 _BESIDE_WEIGHTS = 64 << 10  # most bytes of a version's line that are not its weights
-_MAX_KEYS = 1_000
+_MAX_KEYS = 100
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_HEADER = {"format", "release", "template", "public_keys", "created_at"}
+_HEADER = {"format", "release", "template", "created_at"}
 _LINE = {"id", "subject", "domain", "generation", "parent", "weights", "evaluation", "key_id", "signature"}
-_END = {"versions", "sha256", "public_key", "signature"}
+_END = {"versions", "sha256", "public_keys", "public_key", "signature"}
 
 
 @dataclass(frozen=True, slots=True)
 class Portable:
-    """`signed_by` is the public key whose signature covers the whole file; it vouches for `keys`."""
+    """`signed_by` is the public key whose signature covers the whole file."""
 
     release: str
     template: ReleaseTemplate
     versions: Sequence[Version]
     signed_by: bytes
-    keys: Verifier
 
 
 def dump_release(
     release: str, template: ReleaseTemplate, versions: Iterable[Version], signer: Signer, now: datetime
 ) -> Iterator[bytes]:
     """Line by line. Raises CorruptArtifactError for a version that does not verify: it is not carried on."""
-    digest, count = hashlib.sha256(), 0
-    for line in _lines(release, template, versions, signer, now):
-        digest.update(line)
-        count += 1
-        yield line
-    said = {"versions": count - 1, "sha256": digest.hexdigest()}
-    signature = signer.sign(_message(said)).hex()
-    yield _line(said | {"public_key": signer.public_key.hex(), "signature": signature})
-
-
-def _lines(
-    release: str, template: ReleaseTemplate, versions: Iterable[Version], signer: Signer, now: datetime
-) -> Iterator[bytes]:
-    keys = sorted(key.hex() for key in signer.public_keys)
-    header = {"format": FORMAT, "release": release, "template": template.to_json(), "public_keys": keys}
-    yield _line(header | {"created_at": now.isoformat()})
+    header = {"format": FORMAT, "release": release, "template": template.to_json(), "created_at": now.isoformat()}
+    line = _line(header)
+    yield line
+    digest, count, used = hashlib.sha256(line), 0, set()
     for version in versions:
         verify_version(template, version, signer)
-        yield _line(
-            {
-                "id": version.id,
-                "subject": version.subject,
-                "domain": version.domain,
-                "generation": version.generation,
-                "parent": version.parent,
-                "weights": base64.b64encode(version.weights).decode(),
-                "evaluation": dict(version.evaluation),
-                "key_id": version.key_id,
-                "signature": version.signature.hex(),
-            }
-        )
+        line = _line(_said(version))
+        yield line
+        digest.update(line)
+        count += 1
+        used.add(version.key_id)
+    keys = sorted(key.hex() for key in signer.public_keys if key_id(key) in used)
+    end = {"versions": count, "sha256": digest.hexdigest(), "public_keys": keys}
+    yield _line(end | {"public_key": signer.public_key.hex(), "signature": signer.sign(_message(end)).hex()})
+
+
+def _said(version: Version) -> dict[str, Any]:
+    return {
+        "id": version.id,
+        "subject": version.subject,
+        "domain": version.domain,
+        "generation": version.generation,
+        "parent": version.parent,
+        "weights": base64.b64encode(version.weights).decode(),
+        "evaluation": dict(version.evaluation),
+        "key_id": version.key_id,
+        "signature": version.signature.hex(),
+    }
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
-def _message(said: Mapping[str, Any]) -> bytes:
-    return canonical_json({"format": FORMAT, "versions": said["versions"], "sha256": said["sha256"]})
+def _message(end: Mapping[str, Any]) -> bytes:
+    return canonical_json({"format": FORMAT} | {name: end[name] for name in ("versions", "sha256", "public_keys")})
 
 
 def read_release(file: BinaryIO) -> Portable:
@@ -100,12 +97,11 @@ def read_release(file: BinaryIO) -> Portable:
 
     `file` is read twice, from its start. Raises CorruptArtifactError naming what does not hold.
     """
-    signed_by, count = _check_whole(file)
+    signed_by, keys, count = _check_whole(file)
     file.seek(0)
     header = _object(file.readline(MAX_HEADER_BYTES), _HEADER, "the first line")
     if header["format"] != FORMAT:
         raise _damaged(f"its format is {header['format']!r:.80}, and only {FORMAT} is known")
-    keys = Verifier([signed_by, *_keys(header["public_keys"])])
     template = template_from_json(header["template"])
     release = _name("release", header["release"])
     longest = _BESIDE_WEIGHTS + 4 * (bytes_of(template.tensors) // 3 + 1)
@@ -115,11 +111,11 @@ def read_release(file: BinaryIO) -> Portable:
         version = _version(_object(file.readline(longest), _LINE, what), release, what)
         verify_version(template, version, keys)
         versions.append(version)
-    return Portable(release, template, versions, signed_by, keys)
+    return Portable(release, template, versions, signed_by)
 
 
-def _check_whole(file: BinaryIO) -> tuple[bytes, int]:
-    """(the key that signed it, how many versions): nothing but the last line is parsed here, and no more is kept."""
+def _check_whole(file: BinaryIO) -> tuple[bytes, Verifier, int]:
+    """(the key that signed it, those of its versions, how many): parses the last line only, and keeps no more."""
     digest, last, lines, begins = hashlib.sha256(), b"", 0, True
     while piece := file.readline(_BLOCK):
         if begins or len(last) > _BLOCK:
@@ -133,10 +129,10 @@ def _check_whole(file: BinaryIO) -> tuple[bytes, int]:
     end = _object(last, _END, "the last line")
     if end["versions"] != lines - 2 or end["sha256"] != digest.hexdigest():
         raise _damaged("its digest does not match its content")
-    (signed_by,) = _keys([end["public_key"]])
-    key = Verifier([signed_by])
-    key.verify(key.ids[0], _hex(end["signature"], 64), _message(end), what="the release's file")
-    return signed_by, lines - 2
+    (signed_by,), keys = _keys([end["public_key"]]), Verifier(_keys(end["public_keys"]))
+    signature = _hex(end["signature"], 64)
+    Verifier([signed_by]).verify(key_id(signed_by), signature, _message(end), what="the release's file")
+    return signed_by, keys, lines - 2
 
 
 def _object(line: bytes, fields: set[str], what: str) -> dict[str, Any]:

@@ -18,12 +18,11 @@ class Verifier:
         self._trusted = _by_id(public_keys)
 
     @property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(self._trusted)
-
-    @property
     def public_keys(self) -> tuple[bytes, ...]:
         return tuple(key.public_bytes_raw() for key in self._trusted.values())
+
+    def trusts(self, public_key: bytes) -> bool:
+        return self._key_of(key_id(public_key)) is not None
 
     def verify(self, key_id: str, signature: bytes, message: bytes, *, what: str) -> None:
         """Raises CorruptArtifactError naming `what` unless a trusted key signed exactly `message`."""
