@@ -215,6 +215,9 @@ def test_health_and_readiness_need_no_key(world: World) -> None:
     assert world.api().get("/readyz").json() == {"status": "ok"}
 
 
+FILES = {"/exports": "application/zip", "/card": "text/markdown", "/export": "application/x-ndjson"}
+
+
 def test_the_openapi_description_covers_every_route_and_resolves(world: World) -> None:
     document = world.api().get("/openapi.json").json()
     text = json.dumps(document)
@@ -229,6 +232,6 @@ def test_the_openapi_description_covers_every_route_and_resolves(world: World) -
         assert ("requestBody" in operation) == (method in ("post", "put") and not is_export), path
         assert any(code.startswith("2") for code in operation["responses"])
         for code, response in operation["responses"].items():
-            good = "application/zip" if is_export else "application/json"
+            good = next((media for ending, media in FILES.items() if path.endswith(ending)), "application/json")
             media = good if code.startswith("2") else "application/problem+json"
             assert list(response["content"]) == [media]
