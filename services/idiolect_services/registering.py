@@ -7,6 +7,7 @@ claimed about its privacy, for nobody here knows how it was trained.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -208,6 +209,7 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except CorruptArtifactError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the adapter that was tried
         code = error.code if error.code != CorruptArtifactError.code else REFUSED
         raise InvalidInputError(error.message, mend=error.mend or "Correct the adapter.", code=code) from error
 
