@@ -74,7 +74,7 @@ def test_the_domain_mechanism_keeps_its_claim_and_the_bound_is_no_empty_word() -
 def test_the_other_mechanisms_of_subjects_keep_their_claims_too(shipped: Callable[[], Mechanism]) -> None:
     report = audit_mechanism(shipped(), 4.0, DELTA, confidence=SURE)
     assert not report.caught, report
-    assert 0.25 <= report.ratio <= 1.0
+    assert 0.1 <= report.ratio <= 1.0
 
 
 SAMPLED = 0.2

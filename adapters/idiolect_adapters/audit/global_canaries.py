@@ -135,5 +135,5 @@ def shipped_global() -> Mechanism[GlobalTraining]:
         GLOBAL_CANARIES,
         lambda steps: steps + UNSAMPLED_RELEASES,
         _touched,
-        trials=2_000,
+        trials=4_000,
     )
