@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import jwt
 import pytest
-from every_route import UPSTREAM, Settled, guarded, with_upstream
+from every_route import UPSTREAM, WITH_LAYERS, Settled, guarded, with_upstream
 from serving_world import World, world_at
 
 from idiolect.tenancy import Scope, hash_secret, new_secret
@@ -71,7 +71,7 @@ def test_the_right_key_opens_every_route(acme: Settled, subtests: pytest.Subtest
     for operation in guarded(acme.world.app):
         with subtests.test(str(operation)):
             response = acme.send(operation, acme.world.key("acme", operation.scope))  # type: ignore[arg-type]
-            assert response.status_code in (200, 201, 202, 409), response.text
+            assert operation.is_open(response.status_code), response.text
             acme.settle_after(operation)
 
 
@@ -102,9 +102,9 @@ def test_whoever_shows_no_valid_key_learns_nothing(acme: Settled, monkeypatch: p
         for name, authorization in wrong.items():
             headers = {} if authorization is None else {"Authorization": authorization}
             for operation in guarded(world.app):
-                body = acme.body(operation)
-                for sent in ({} if body is None else {"json": body}), {"content": b"\xff not json"}:
-                    response = world.api().send(operation.method, acme.path(operation), headers=headers, **sent)
+                for sent in acme.sent(operation), {"content": b"\xff not json"}:
+                    named = headers | sent.pop("headers", {})
+                    response = world.api().send(operation.method, acme.path(operation), headers=named, **sent)
                     assert said(response) == missing, (name, str(operation))
 
 
@@ -144,7 +144,7 @@ def test_a_token_opens_what_is_said_to_open_and_only_for_its_person(acme: Settle
             mine = _token(acme, "ann")
             if operation.people:
                 response = acme.send(operation, mine)
-                assert response.status_code in (200, 201, 202, 409), response.text
+                assert operation.is_open(response.status_code), response.text
                 acme.settle_after(operation)
             names_a_person = "{user}" in operation.path or "user" in (acme.body(operation) or {})
             with nothing_changes(world):
@@ -251,6 +251,6 @@ def test_refusing_what_exists_takes_the_same_steps_as_what_does_not(
                 world.api(warm).get(MISSING)  # from now on the key is remembered
             theirs = asked.during(partial(other.send, operation, other.full, elsewhere))
             assert theirs == asked.during(partial(other.send, operation, other.full, MADE_UP))
-            assert theirs[0] == 404
+            assert theirs[0] == 404 or str(operation) in WITH_LAYERS  # those make what they name
             # Without the scope, before anything is looked up.
             assert asked.during(partial(acme.send, operation, key)) == (404, [])

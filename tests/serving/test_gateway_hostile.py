@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 import pytest
-from every_route import UPSTREAM, Operation, Settled, guarded, names, with_upstream
+from every_route import JSON, UPSTREAM, Operation, Settled, guarded, names, with_upstream
 from serving_world import World, assert_problem, world_at
 from test_gateway_storm import serving
 from upstream_server import completion
@@ -39,13 +39,13 @@ HOSTILE = [
     f"${{jndi:ldap://x/{MARK}}}{{{{7*7}}}}%s%n",
     f"user:{MARK}" + "9" * 3000,
 ]
-HARMLESS = {
+HARMLESS_TYPES = (  # no browser runs any of them
     "application/json",
     "application/problem+json",
     "application/zip",
     "application/x-ndjson",
-    "text/markdown; charset=utf-8",
-}
+    "text/markdown",
+)
 FOREIGN_BYTES = ["%ff%fe", "%c0%ae%c0%ae", "%ed%a0%80", "%", "%zz", "%u0041"]
 
 
@@ -60,7 +60,7 @@ def harmless(response: httpx.Response) -> None:
     """An answer that no browser, log or client takes for something else."""
     assert response.status_code < 500, response.text
     assert response.headers["x-content-type-options"] == "nosniff"
-    assert response.headers["content-type"] in HARMLESS
+    assert response.headers["content-type"].partition(";")[0] in HARMLESS_TYPES
     assert "x-injected" not in response.headers
     assert all(MARK not in value for value in response.headers.values())
     assert not any(ord(char) < 32 for value in response.headers.values() for char in value)
@@ -100,8 +100,9 @@ def test_no_header_lets_anything_out(acme: Settled, caplog: pytest.LogCaptureFix
 
 
 def _sent(acme: Settled, operation: Operation, path: str, headers: dict[str, bytes] | None = None) -> httpx.Response:
-    content = json.dumps(acme.body(operation) or {}).encode()
-    headers = {"Content-Type": b"application/json"} | (headers or {})
+    sent = acme.sent(operation)
+    content = sent["content"] if "content" in sent else json.dumps(sent.get("json", {})).encode()
+    headers = {"Content-Type": (operation.media or JSON).encode()} | (headers or {})
     return acme.world.api(acme.full).send(operation.method, path, content=content, headers=headers)
 
 
@@ -166,13 +167,14 @@ def test_json_that_readers_could_take_in_two_ways_is_refused_by_every_route(acme
 
 def test_every_route_that_reads_a_body_has_a_limit(tmp_path: Path, empty_database: Path) -> None:
     shutil.copy(empty_database, tmp_path / "x.db")
-    with world_at(tmp_path, upstream_hosts=UPSTREAM, max_body_bytes=4096) as made:
+    limits = {"max_body_bytes": 8192, "max_adapter_bytes": 8192}
+    with world_at(tmp_path, upstream_hosts=UPSTREAM, **limits) as made:
         acme = Settled(with_upstream(made))
         for operation in guarded(made.app):
-            body = acme.body(operation)
-            if body is not None:
-                path = acme.path(operation)
-                big = made.api(acme.full).send(operation.method, path, json=body | {"padding": "x" * 5000})
+            if operation.media is not None:
+                headers = {"Content-Type": operation.media}
+                path, content = acme.path(operation), b'{"padding": "' + b"x" * (2 << 20)
+                big = made.api(acme.full).send(operation.method, path, content=content, headers=headers)
                 assert_problem(big, 413, "too_large")
 
 

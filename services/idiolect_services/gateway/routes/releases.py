@@ -121,7 +121,7 @@ class ReleaseRoutes:
         except BaseException:
             self._under_way -= 1
             raise
-        headers = {"Content-Disposition": 'attachment; filename="release.ndjson"', "X-Content-Type-Options": "nosniff"}
+        headers = {"Content-Disposition": 'attachment; filename="release.ndjson"'}
         return Streamed(self._rest(first, blocks), self._leave, MEDIA_TYPE, headers)
 
     def _leave(self) -> None:

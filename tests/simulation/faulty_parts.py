@@ -1,0 +1,126 @@
+"""What a simulated process meets: a store that is slow, fails, or is out of reach; hints that get lost; clocks that run
+unevenly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+from virtual_time import Crew, Killed, VirtualLoop
+
+from idiolect.errors import UnavailableError
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """How bad a run is. Of one run, drawn from its seed."""
+
+    latency_s: float  # of a call to the store, on the average, each way
+    stalls: float  # share of calls that take 10 to 60 ms more
+    errors: float  # share of calls that fail before they do anything
+    lost_answers: float  # share of calls that are done, and whose answer is lost
+    lost_hints: float
+    doubled_hints: float
+    drift: float  # clocks run faster or slower by up to so much
+
+    @staticmethod
+    def drawn(chance: random.Random) -> Weather:
+        calm = chance.random() < 0.3
+        return Weather(
+            latency_s=chance.choice([0.0002, 0.001, 0.004]),
+            stalls=0.0 if calm else chance.choice([0.05, 0.2]),
+            errors=0.0 if calm else chance.choice([0.0, 0.01, 0.03]),
+            lost_answers=0.0 if calm else chance.choice([0.0, 0.01, 0.03]),
+            lost_hints=chance.choice([0.0, 0.3, 1.0]),
+            doubled_hints=chance.choice([0.0, 0.3]),
+            drift=0.07,  # fence: clocks that run equally fast to within a sixth, so 1.07 / 0.93 is allowed
+        )
+
+
+class SkewedClock:
+    """Wall time, uptime and sleep of one process."""
+
+    def __init__(self, loop: VirtualLoop, chance: random.Random, drift: float) -> None:
+        self._loop = loop
+        self._rate = 1.0 + chance.uniform(-drift, drift)
+        self._ahead = chance.uniform(-2.0, 2.0)
+        self._booted = chance.uniform(0.0, 1e6)
+
+    def now(self) -> datetime:
+        return START + timedelta(seconds=self._ahead + self._rate * self._loop.now)
+
+    def uptime(self) -> float:
+        return self._booted + self._rate * self._loop.now
+
+    def seconds(self, of_its_own: float) -> float:
+        """In virtual time."""
+        return of_its_own / self._rate
+
+
+class Health(Protocol):
+    @property
+    def dead(self) -> bool: ...
+
+    @property
+    def cut_off(self) -> bool: ...
+
+
+Committed = Callable[[str, tuple[Any, ...], dict[str, Any], Any], None]
+
+
+class FaultyStore:
+    """A real store as one process reaches it. Others go on before and after every call, and a crash in between leaves
+    it undone or done; never half done, which is the database's own promise."""
+
+    embedded = False
+
+    def __init__(
+        self, store: Any, process: Health, crew: Crew, chance: random.Random, weather: Weather, committed: Committed
+    ) -> None:
+        self._store, self._process, self._crew = store, process, crew
+        self._chance, self._weather, self._committed = chance, weather, committed
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._on_the_way(self._weather.errors)
+            result = method(*args, **kwargs)
+            self._committed(name, args, kwargs, result)
+            self._on_the_way(self._weather.lost_answers)
+            return result
+
+        return call
+
+    def _on_the_way(self, failing: float) -> None:
+        if self._process.dead:
+            raise Killed
+        chance, weather = self._chance, self._weather
+        seconds = chance.expovariate(1.0 / weather.latency_s)
+        if chance.random() < weather.stalls:
+            seconds += chance.uniform(0.010, 0.060)
+        self._crew.pause(seconds)
+        if self._process.dead:
+            raise Killed
+        if self._process.cut_off or chance.random() < failing:
+            raise UnavailableError("the simulated store did not answer.")
+
+
+class Bus:
+    """Hints between processes: late, lost, twice, and never of whom."""
+
+    def __init__(self, loop: VirtualLoop, chance: random.Random, weather: Weather) -> None:
+        self._loop, self._chance, self._weather = loop, chance, weather
+        self.listeners: dict[str, Callable[[], None]] = {}
+
+    def publish(self, sender: str) -> None:
+        for name, listener in sorted(self.listeners.items()):
+            if name == sender or self._chance.random() < self._weather.lost_hints:
+                continue
+            for _ in range(2 if self._chance.random() < self._weather.doubled_hints else 1):
+                self._loop.call_later(self._chance.uniform(0.0, 0.050), listener)
