@@ -46,7 +46,7 @@ def train_global_model(
 ) -> PreferenceModel:
     """Train on the tenant's public data sets and make the result live, with everybody's adapters carried to it.
 
-    The old model keeps serving until then. A kill at any point leaves it so, and the same call again goes through.
+    The old model keeps serving until then. A kill at any point leaves it so, and the same call again goes on.
     """
     data = installation.store.shared_data(tenant, public_only=True)
     if not data.ratings and not data.comparisons:

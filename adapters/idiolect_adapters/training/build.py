@@ -18,16 +18,23 @@ from idiolect_adapters.carrying import projected_by
 from idiolect_adapters.contrasts import choose_contrasts
 from idiolect_adapters.evaluation.calibration import fit_temperature
 from idiolect_adapters.preference import Head, PreferenceModel, Recipes, join_features, project_features, save_model
+from idiolect_adapters.training.checkpoints import Checkpoint, identity_of, read_texts
 from idiolect_adapters.training.clip_noise import SecureNoise
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.global_model import GlobalOptions, train_global
 from idiolect_adapters.training.pairs import groups, person_pairs
-from idiolect_adapters.training.tuning import choose_user_recipes, split_pairs, typical_curvature, user_curvature
+from idiolect_adapters.training.tuning import (
+    UserRecipes,
+    choose_user_recipes,
+    split_pairs,
+    typical_curvature,
+    user_curvature,
+)
 
 FloatArray = NDArray[np.float64]
 
 TUNING_SHARE, TUNING_MAX_PEOPLE = 0.1, 500
-PAIRS_PER_PERSON = 120
+PAIRS_PER_PERSON = 160
 # Per subject: what a domain has in common is seen through few items, however many people rated them.
 DOMAIN_PRIOR, DOMAIN_STEPS = 0.5, 6
 
@@ -49,39 +56,47 @@ def build_global(
 ) -> PreferenceModel:
     """Train on 90% of the people, tune the public constants on the others, train again on all, and save under `root`.
 
+    After a kill the same call goes on: texts that were read and constants that were chosen are there (checkpoints.py).
+
     `described` goes into the model's card: what the data was and that it is public. `before` is the model whose
     directions are followed where they are free, so that adapters can be carried from it.
     """
     tuning_P = tuning_people(data)
     texts = [(item.prompt, item.text) for item in data.items]
-    pooled_I_H = backbone.features(texts, stages.stage("reading all texts"))
+    checkpoint = Checkpoint.at(root, identity_of(backbone, data, options, None if before is None else before.digest))
+    pooled_I_H = read_texts(backbone, texts, checkpoint, stages.stage("reading all texts"))
     rng = np.random.default_rng(options.seed)
     group_I = groups(data.items)
     ratings, comparisons = _ratings_of(data, tuning_P), data.comparisons.where(tuning_P[data.comparisons.person_C])
     held_out = person_pairs(ratings, comparisons, group_I, limit=PAIRS_PER_PERSON, rng=rng)
+    pairs = split_pairs(held_out, group_I, rng)
     rank = options.user_rank
     before_I_K = None if before is None else projected_by(before, texts, pooled_I_H)[:, 1 : 1 + before.user_rank]
 
     def projected(head: Head) -> FloatArray:
         return project_features(join_features(pooled_I_H, texts, head.kernel), head)
 
-    first = train_global(pooled_I_H, data, ~tuning_P, options, stages.stage("global model without a tenth"))
-    margin_C = _margins(projected(first), held_out)
-    temperature = fit_temperature(margin_C, held_out.weight_C.astype(np.float64))
-    pairs = split_pairs(held_out, group_I, rng)
-    chosen = choose_user_recipes(
-        projected(_cooled(first, temperature)), rank, pairs, SecureNoise(), stages.stage("private recipes")
-    )
+    def tuned() -> dict[str, Any]:
+        first = train_global(pooled_I_H, data, ~tuning_P, options, stages.stage("global model without a tenth"))
+        temperature = fit_temperature(_margins(projected(first), held_out), held_out.weight_C.astype(np.float64))
+        chosen = choose_user_recipes(
+            projected(_cooled(first, temperature)), rank, pairs, SecureNoise(), stages.stage("private recipes")
+        )
+        return {"temperature": temperature, "recipes": chosen.to_json()}
+
+    constants = checkpoint.document("constants", tuned)
     everybody_P = np.ones(len(data.people), dtype=np.bool_)
     final = train_global(pooled_I_H, data, everybody_P, options, stages.stage("global model"), before_I_K)
-    head = _cooled(final, temperature)
+    head = _cooled(final, float(constants["temperature"]))
     projected_I_P = projected(head)
-    user = replace(chosen, typical_K_K=user_curvature(projected_I_P, rank, pairs.adapt))
+    user = UserRecipes.from_json(constants["recipes"], user_curvature(projected_I_P, rank, pairs.adapt))
     recipes = Recipes(user, _domain_recipe(projected_I_P[:, 1 + rank :], _margins(projected_I_P, held_out), held_out))
     training = {"options": asdict(options), "items": len(data.items), "people": len(data.people)}
     contrasts = choose_contrasts(projected_I_P, rank, texts, _times_judged(data))
     described = training | dict(described)
-    return save_model(root, backbone, head, recipes, temperature=1.0, training=described, contrasts=contrasts)
+    model = save_model(root, backbone, head, recipes, temperature=1.0, training=described, contrasts=contrasts)
+    checkpoint.remove()
+    return model
 
 
 def _cooled(head: Head, temperature: float) -> Head:

@@ -137,7 +137,8 @@ def choose_user_recipes(
     noise: NoiseSource,
     progress: Callable[[int, int], None],
 ) -> UserRecipes:
-    """For every epsilon the recipe under which `pairs.test` are likeliest: mean over people and ADAPTATION_SIZES.
+    """For every epsilon the recipe under which `pairs.test` are likeliest: mean over ADAPTATION_SIZES, and for each
+    over the people who have so many pairs: steps that fit those with few would be too long for the others.
 
     Likelihood tells recipes apart that order the same pairs alike, and wants a scale that fits.
     """
@@ -171,14 +172,20 @@ class _Choice:
         differences_C_K = taste_I_K[pairs.adapt.chosen_C] - taste_I_K[pairs.adapt.rejected_C]
         self._noise, self._rank, self._people = noise, user_rank, len(pairs.people)
         self._norms_C = np.linalg.norm(differences_C_K, axis=1) * expit(-margin_C)
-        self._padded = [
-            pad_comparisons(pairs.adapt, pairs.people, taste_I_K, margin_C, limit=size) for size in ADAPTATION_SIZES
-        ]
         self._person_C = np.searchsorted(pairs.people, test.person_C)
+        said_P = np.searchsorted(np.sort(pairs.adapt.person_C), pairs.people, side="right") - np.searchsorted(
+            np.sort(pairs.adapt.person_C), pairs.people
+        )
+        sizes = [size for size in ADAPTATION_SIZES if (said_P[self._person_C] >= size).any()] or [0]
+        self._sizes = [
+            (
+                pad_comparisons(pairs.adapt, pairs.people, taste_I_K, margin_C, limit=max(size, 1)),
+                self._shares(said_P >= size),
+            )
+            for size in sizes
+        ]
         self._margin_C = _margins(projected_I_P[:, 0], test)
         self._difference_C_K = taste_I_K[test.chosen_C] - taste_I_K[test.rejected_C]
-        share_C = 1.0 / np.bincount(self._person_C, minlength=self._people)[self._person_C]
-        self._share_C = share_C / share_C.sum() if len(test) else share_C
         self._drawn: dict[int, list[FloatArray]] = {}
 
     def candidates(self, epsilon: float | None) -> list[Recipe]:
@@ -192,12 +199,18 @@ class _Choice:
         multiplier = 0.0 if epsilon is None else noise_multiplier_for(epsilon, DEFAULT_DELTA, recipe.steps)
         draws = self._draws(recipe.steps) if multiplier else [np.zeros(0)]
         losses = []
-        for padded in self._padded:
+        for padded, share_C in self._sizes:
             for drawn_T_P_K in draws:
                 adapters_P_K = train_users(padded, recipe, multiplier, Replayed(drawn_T_P_K))
                 delta_C = (self._difference_C_K * adapters_P_K[self._person_C]).sum(axis=1)
-                losses.append(float((self._share_C * np.logaddexp(0.0, -self._margin_C - delta_C)).sum()))
+                losses.append(float((share_C * np.logaddexp(0.0, -self._margin_C - delta_C)).sum()))
         return float(np.mean(losses))
+
+    def _shares(self, counts_P: NDArray[np.bool_]) -> FloatArray:
+        """What each pair to predict counts: people equally, of those who count."""
+        share_C = counts_P[self._person_C] / np.bincount(self._person_C, minlength=self._people)[self._person_C]
+        shares_C: FloatArray = share_C / max(float(share_C.sum()), 1e-12)
+        return shares_C
 
     def _draws(self, steps: int) -> list[FloatArray]:
         if steps not in self._drawn:
