@@ -28,9 +28,10 @@ FloatArray = NDArray[np.float64]
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 CLIP_QUANTILES = (0.1, 0.25, 0.5, 0.75)
 # How far a comparison of full length moves an adapter; people are N(0, I).
-REACHES = (0.05, 0.08, 0.13, 0.2, 0.3)
-PULL = 0.2  # how much of itself an adapter loses to its prior over all steps; .05 to .6 make no difference
-FEW_STEPS, MORE_STEPS = (1, 2), (2, 4, 8)
+REACHES = (0.05, 0.08, 0.13, 0.2)
+# How much of itself an adapter loses to its prior over all steps: many pairs of few items say less than they seem to.
+PULL = 0.6
+FEW_STEPS, MORE_STEPS = (2,), (4, 8)
 LOUD = 2.0  # up to this epsilon the noise is so loud that a few steps tell all
 TYPICAL_COMPARISONS = 50  # public: the curvature is that of so many comparisons
 ADAPTATION_SIZES = (5, 10, 30, 50)
