@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the store; a SQLite file under the home folder if not set."
     )
+    keys_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL of the key store, never the database's own; a SQLite file under the home folder if "
+        "not set.",
+    )
     blob_url: str | None = Field(
         None, description="Where large weights lie: file:///DIR or s3://BUCKET/PREFIX; `blobs` in the home if not set."
     )
@@ -142,6 +147,9 @@ class Settings(BaseSettings):
         None,
         description="Where the issuer's keys are, if on another host than the issuer; found by discovery if not set.",
     )
+    retention_days: int = Field(
+        365, ge=1, le=3_650, description="Days for which served texts are kept, where a tenant does not say otherwise."
+    )
     upstream_hosts: str = Field(
         "", description="Where tenants may have completions made: names, or origins like http://10.0.0.5:8000; none."
     )
@@ -168,6 +176,10 @@ class Settings(BaseSettings):
     @property
     def sql_url(self) -> str:
         return self.database_url or f"sqlite:///{self.root / 'idiolect.db'}"
+
+    @property
+    def key_store_url(self) -> str:
+        return self.keys_url or f"sqlite:///{self.root / 'keys' / 'people.db'}"
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -22,7 +22,7 @@ from idiolect_services.backup import Archive, Contents, write_archive
 from idiolect_services.sealing import open_secrets, seal_secrets
 from idiolect_services.secrets import MASTER, SIGNING, load_or_create, master_check, write_secret
 from idiolect_services.signing_keys import SigningKeys
-from idiolect_services.wiring import Installation, blobs_of, recovery_log_of
+from idiolect_services.wiring import Installation, blobs_of, open_keys, recovery_log_of
 
 OPERATOR = "operator"
 
@@ -84,11 +84,13 @@ def restore(
     *,
     nothing_since: bool = False,
     passphrase: str | None = None,
+    without_keys: bool = False,
 ) -> Restored:
     """Into the database of `settings`. A SQLite file that is there is put aside; a Postgres database must be empty.
 
     `logs`: recovery logs of other machines, beside this home's own. Raises ConfigurationError without any log, unless
-    `nothing_since` says that nothing was changed after the backup. Stop all servers first.
+    `nothing_since` says that nothing was changed after the backup, and without the key store that the backup belongs
+    to, unless it is to come `without_keys`: what was stored of people then stays unreadable. Stop all servers first.
     """
     archive = Archive(path)
     try:
@@ -99,7 +101,7 @@ def restore(
         for blob in archive.blobs():
             blobs_of(settings).put(blob)
         with recovery_log_of(settings).held(alone=True):
-            recovered, aside = _load(settings, archive, changes)
+            recovered, aside = _load(settings, archive, changes, without_keys)
             _complete_log(recovery_log_of(settings), changes)
     finally:
         archive.close()
@@ -147,19 +149,22 @@ def _changes(settings: Settings, archive: Archive, logs: Sequence[Path], nothing
         yield from RecoveryLog(log).read()
 
 
-def _load(settings: Settings, archive: Archive, changes: Sequence[LoggedChange]) -> tuple[Recovered, Path | None]:
+def _load(
+    settings: Settings, archive: Archive, changes: Sequence[LoggedChange], without_keys: bool
+) -> tuple[Recovered, Path | None]:
     target = _sqlite_file(settings)
+    keys = open_keys(settings, load_or_create(settings.secrets / MASTER))
     if target is None:
-        store = open_store(settings.sql_url)
+        store = open_store(settings.sql_url, keys)
         try:
-            return store.load(archive.snapshot(), changes), None
+            return store.load(archive.snapshot(), changes, without_keys=without_keys), None
         finally:
             store.close()
     staging = target.with_name(f".{target.name}.restoring-{new_id()}")
     try:
-        store = open_store(f"sqlite:///{staging}")
+        store = open_store(f"sqlite:///{staging}", keys)
         try:
-            recovered = store.load(archive.snapshot(), changes)
+            recovered = store.load(archive.snapshot(), changes, without_keys=without_keys)
         finally:
             store.close()
         return recovered, _take_place(staging, target)

@@ -34,6 +34,7 @@ from idiolect_services.live import LiveScorer
 from idiolect_services.peft_export import peft_of
 from idiolect_services.purging import PurgeFollower, redis_hints
 from idiolect_services.quarantine import Quarantine
+from idiolect_services.retention import RetentionLoop
 from idiolect_services.rollouts import RolloutLoop
 from idiolect_services.scorer import Scorer
 from idiolect_services.takeover import Takeover, TakeoverLoop
@@ -137,6 +138,7 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
         on_switch=lambda scorer: loop.use(_trainer(installation, scorer)),
     )
     purges = purge_follower(installation, live)
+    retention = RetentionLoop(installation)
     app = create_app(
         GatewayServices(
             store=store,
@@ -160,7 +162,9 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
             loop.start()
             rollouts.start()
             takeovers.start()
+            retention.start()
             yield
+            retention.stop()
             takeovers.stop()
             rollouts.stop()
             loop.stop()

@@ -18,7 +18,7 @@ from idiolect.settings import Settings
 from idiolect.stores.blobs import BlobStore, open_blobs
 from idiolect.stores.ports import Store, StoredVersion
 from idiolect.stores.recovery_log import RecoveryLog
-from idiolect.stores.sql import SqlStore, open_store
+from idiolect.stores.sql import KeyStore, SqlStore, open_key_store, open_store
 from idiolect_services.model_blobs import fetch_model, share_model
 from idiolect_services.secrets import MASTER, check_given, load_or_create, master_check, tenant_key
 from idiolect_services.signing_keys import SigningKeys
@@ -88,8 +88,11 @@ _tenant_key = lru_cache(maxsize=1024)(tenant_key)
 
 
 @contextmanager
-def open_installation(settings: Settings, clock: Clock | None = None) -> Iterator[Installation]:
-    """Open (and on first use create) the home folder and its store."""
+def open_installation(
+    settings: Settings, clock: Clock | None = None, *, new_keys: bool = False
+) -> Iterator[Installation]:
+    """Open (and on first use create) the home folder and its store. `new_keys`: the key store that the database
+    belongs to is lost; this one takes its place."""
     root = settings.root
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -102,7 +105,7 @@ def open_installation(settings: Settings, clock: Clock | None = None) -> Iterato
     master = load_or_create(settings.secrets / MASTER)
     keys = SigningKeys(settings.secrets)
     signer = keys.signer()
-    store = open_store(settings.sql_url)
+    store = open_store(settings.sql_url, open_keys(settings, master), instead=new_keys)
     try:
         store.agree(master_check(master), signer.key_id, tuple(map(key_id, keys.trusted())))
         store.keep_blobs(blobs_of(settings))
@@ -119,12 +122,27 @@ def blobs_of(settings: Settings) -> BlobStore:
     return open_blobs(settings.blob_url or (settings.root / "blobs").as_uri(), **given)
 
 
+def open_keys(settings: Settings, master: bytes) -> KeyStore:
+    """The keys of people. Raises ConfigurationError if they were to lie where every copy of the database has them."""
+    if _place(settings.key_store_url) == _place(settings.sql_url):
+        raise ConfigurationError(
+            "IDIOLECT_KEYS_URL names the database itself, so every backup would hold the keys to what is in it.",
+            mend="Name another database.",
+        )
+    vault = Vault(master)
+    return open_key_store(settings.key_store_url, lambda tenant: vault.derive(tenant, "keys of people"))
+
+
 def recovery_log_of(settings: Settings) -> RecoveryLog:
     """One for each database: of the same name wherever the home lies, and whoever logs in to the server."""
-    parts = urlsplit(settings.sql_url)
-    host = parse_qs(parts.query).get("host", [parts.hostname or ""])[0]
-    where = f"{host}:{parts.port or ''}{parts.path}".replace(str(settings.root), "")
+    where = _place(settings.sql_url).replace(str(settings.root), "")
     return RecoveryLog(settings.root / "recovery" / f"{sha256_hex(where.encode())[:16]}.log")
+
+
+def _place(url: str) -> str:
+    parts = urlsplit(url)
+    host = parse_qs(parts.query).get("host", [parts.hostname or ""])[0]
+    return f"{host}:{parts.port or ''}{parts.path}"
 
 
 def _keep_up(store: SqlStore, log: RecoveryLog) -> None:

@@ -11,6 +11,7 @@ import pytest
 from postgres_server import PostgresServer
 
 from idiolect.stores.sql import SqlStore, open_store, schema
+from people_keys import open_with_keys
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +62,6 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[SqlStore]:
-    opened = open_store(store_url)
+    opened = open_with_keys(store_url)
     yield opened
     opened.close()

@@ -17,8 +17,9 @@ from store_samples import EVENT, GLOBAL, TENANT, at, dataset, items, opt_in, pai
 from idiolect.resets.plan import plan_reset
 from idiolect.signals.comparison import PreferenceDataset, Rating
 from idiolect.stores.ports import ImportOptions, Store
-from idiolect.stores.sql import SqlStore, open_store, schema
+from idiolect.stores.sql import SqlStore, schema
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
+from people_keys import open_with_keys
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["idiolect.stores.sql"])
@@ -113,7 +114,7 @@ class Worker:
 
 
 def _run(url: str, work: str, seed: int, open_first: bool, connection: Connection) -> None:
-    store = open_store(url, lock_timeout_s=60) if open_first else None
+    store = open_with_keys(url, lock_timeout_s=60) if open_first else None
     connection.send("ready")
     connection.recv()
-    _WORK[work](store or open_store(url, lock_timeout_s=60), seed)
+    _WORK[work](store or open_with_keys(url, lock_timeout_s=60), seed)

@@ -276,10 +276,32 @@ def test_secrets_travel_only_sealed_and_open_an_empty_home(embedded: Settings, t
     with pytest.raises(ConfigurationError, match="do not open"):
         restore(fresh, tmp_path / "backup", nothing_since=True, passphrase="another long passphrase")
     assert not (fresh.root / "idiolect.db").exists()
+    with pytest.raises(ConfigurationError, match="another key store"):
+        restore(fresh, tmp_path / "backup", nothing_since=True, passphrase=PASSPHRASE)
+    shutil.rmtree(fresh.root / "keys")
+    shutil.copytree(embedded.root / "keys", fresh.root / "keys")  # what a mirror of it is for
     restore(fresh, tmp_path / "backup", nothing_since=True, passphrase=PASSPHRASE)
     with open_installation(fresh) as installation:
         assert installation.master_key == master
         assert installation.store.resolve(TENANT, "ann", None).user is not None
+        assert installation.store.personal_snapshot(TENANT).people == ("ann", "bob", "cid")
+
+
+def test_a_backup_whose_key_store_is_lost_still_brings_back_consents_and_charges(
+    embedded: Settings, tmp_path: Path
+) -> None:
+    backup = saved(embedded, tmp_path)
+    shutil.rmtree(embedded.root / "keys")
+    with pytest.raises(ConfigurationError, match="another key store"):
+        restore(embedded, backup)
+    restore(embedded, backup, without_keys=True)
+    with open_installation(embedded) as installation:
+        store = installation.store
+        assert store.subject(TENANT, "ann").opted_in
+        assert store.resolve(TENANT, None, "chat").domain is not None
+        assert store.personal_snapshot(TENANT).people == ()
+        assert give_feedback(store, "ann", 2)
+        assert store.personal_snapshot(TENANT).people == ("ann",)
 
 
 def rewritten(source: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:

@@ -25,8 +25,9 @@ from idiolect.errors import ConflictError, IdiolectError, NotFoundError
 from idiolect.recovery import LoggedChange
 from idiolect.registry.pointers import Adapter
 from idiolect.resets.plan import plan_reset
-from idiolect.stores.sql import SqlStore, open_store
+from idiolect.stores.sql import SqlStore
 from idiolect.stores.sql.snapshots import Row, Snapshot
+from people_keys import mirror_keys, open_with_keys
 
 PEOPLE = ("ann", "bob")
 PERSON = st.sampled_from(PEOPLE)
@@ -104,6 +105,7 @@ class Registry(RuleBasedStateMachine):
 
     store: SqlStore
     log: Log
+    url: str  # of the store
     template: Path  # an empty database
     run = 0
     done: ClassVar[Counter[str]] = Counter()  # crashes by what was under way, and restores
@@ -236,9 +238,10 @@ class Registry(RuleBasedStateMachine):
     @rule(person=PERSON)
     def reset(self, person: str) -> None:
         self.number += 1
-        record = self.store.apply_reset(
-            TENANT, self.name(person), f"{self.prefix}-x{self.number}", plan_reset("adapter"), at(1)
-        )
+        self.reset_as(person, f"{self.prefix}-x{self.number}")
+
+    def reset_as(self, person: str, reset_id: str) -> None:
+        record = self.store.apply_reset(TENANT, self.name(person), reset_id, plan_reset("adapter"), at(1))
         self.people[person] = Person(record.generation)
         if self.backup is not None:
             self.backup.since.append(lambda people: people.update({person: Person(record.generation)}))
@@ -253,13 +256,18 @@ class Registry(RuleBasedStateMachine):
 
     @rule(data=st.data(), person=PERSON, writes=st.integers(0, 6))
     def crash(self, data: st.DataObject, person: str, writes: int) -> None:
-        """The process dies after so many writes of a change, or before it commits: nothing of it is there."""
+        """The process dies after so many writes of a change, or before it commits: nothing of it is there.
+
+        Only a reset may have destroyed the person's keys by then. Nobody was answered, so it is asked for again.
+        """
         name, generation = self.name(person), self.people[person].generation
         store, adapter = self.store, self.adapter(person)
         live = self.people[person].live
+        self.number += 1
+        reset_id = f"{self.prefix}-crash{self.number}"
         changes: dict[str, Callable[[], object]] = {
             "publish": lambda: publish_user(store, f"{self.prefix}-crashed", name, generation=generation),
-            "reset": lambda: store.apply_reset(TENANT, name, f"{self.prefix}-crash", plan_reset("adapter"), at(1)),
+            "reset": lambda: store.apply_reset(TENANT, name, reset_id, plan_reset("adapter"), at(1)),
         }
         if live is not None:
             changes["promote"] = lambda: store.promote(TENANT, live.id, at(1), reason="r", actor="a")
@@ -269,6 +277,9 @@ class Registry(RuleBasedStateMachine):
         kind = data.draw(st.sampled_from(sorted(changes)))
         with suppress(Crash, IdiolectError), crashing(store, writes):
             changes[kind]()
+        if kind == "reset":
+            assert store.reset(TENANT, reset_id) is None
+            self.reset_as(person, reset_id)
         self.done[kind] += 1
 
     @rule()
@@ -283,7 +294,8 @@ class Registry(RuleBasedStateMachine):
         self.done["restore"] += 1
         path = self.template.with_name("restored.db")
         shutil.copy(self.template, path)
-        restored = open_store(f"sqlite:///{path}")
+        mirror_keys(self.url, f"sqlite:///{path}")
+        restored = open_with_keys(f"sqlite:///{path}")
         try:
             restored.load(self.backup.snapshot, self.log.changes)
             for person, state in self.backup.expected().items():
@@ -342,11 +354,12 @@ BOUNDED = settings(
 
 
 @pytest.fixture
-def machine(store: SqlStore, sqlite_template: Path, tmp_path: Path) -> Iterator[Any]:
+def machine(store: SqlStore, store_url: str, sqlite_template: Path, tmp_path: Path) -> Iterator[Any]:
     Registry.log = Log()
     store.keep_log(Registry.log)  # type: ignore[arg-type]
     store.set_global(GLOBAL, at(0), reason="first", actor="admin")
-    Registry.store, Registry.template, Registry.done = store, tmp_path / "template.db", Counter()
+    Registry.store, Registry.url, Registry.template = store, store_url, tmp_path / "template.db"
+    Registry.done = Counter()
     shutil.copy(sqlite_template, Registry.template)
     yield Registry
     del Registry.store

@@ -21,8 +21,9 @@ from idiolect.registry.portable import FORMAT, dump_release
 from idiolect.registry.signing import Signer
 from idiolect.registry.weights import verify_version
 from idiolect.resets.plan import plan_reset
-from idiolect.stores.sql import SqlStore, open_store
+from idiolect.stores.sql import SqlStore
 from idiolect_services.release_transfer import ImportReport, export_release, import_release
+from people_keys import open_with_keys
 
 OURS, THEIRS = Signer(b"\x01" * 32), Signer(b"\x02" * 32)
 KEYS = [OURS.public_key.hex()]
@@ -61,7 +62,7 @@ def ready(store: SqlStore) -> SqlStore:
 def empty(tmp_path: Path, sqlite_template: Path) -> Iterator[SqlStore]:
     """The same installation without the release, as after a restore."""
     shutil.copy(sqlite_template, tmp_path / "another.db")
-    opened = open_store(f"sqlite:///{tmp_path / 'another.db'}")
+    opened = open_with_keys(f"sqlite:///{tmp_path / 'another.db'}")
     opened.set_global(GLOBAL, at(0), reason="first", actor="admin")
     opt_in(opened, *PEOPLE)
     yield opened

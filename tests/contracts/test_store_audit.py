@@ -35,9 +35,10 @@ from idiolect.errors import PreconditionError
 from idiolect.registry.pointers import Adapter
 from idiolect.resets.plan import plan_reset
 from idiolect.stores.ports import Store
-from idiolect.stores.sql import SqlStore, open_store
+from idiolect.stores.sql import SqlStore
 from idiolect.stores.sql.upgrading import alembic_config
 from idiolect.tenancy import Scope
+from people_keys import open_with_keys
 
 
 def actions(store: Store, tenant: str = TENANT) -> list[str]:
@@ -273,7 +274,7 @@ def own_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_a_database_of_the_first_schema_keeps_its_data_going_up_and_down(own_url: str) -> None:
-    store = open_store(own_url)
+    store = open_with_keys(own_url)
     store.set_global(GLOBAL, at(0), reason="first", actor="admin")
     opt_in(store, "ann")
     publish_user(store, "v1")
@@ -283,7 +284,7 @@ def test_a_database_of_the_first_schema_keeps_its_data_going_up_and_down(own_url
         assert connection.execute(text("SELECT id FROM versions")).scalars().all() == ["v1"]
         assert not store._database.engine.dialect.has_table(connection, "audit_entries")
     store.close()
-    again = open_store(own_url)
+    again = open_with_keys(own_url)
     user = again.resolve(TENANT, "ann", None).user
     assert user is not None
     assert user.id == "v1"

@@ -99,7 +99,7 @@ def test_leaving_a_domain_without_having_opted_in_erases_nothing_and_holds_later
     assert not store.subject(TENANT, "ann").agrees_in("chat")
 
 
-def test_comparisons_of_a_domain_that_was_left_train_nothing(store: Store) -> None:
+def test_comparisons_of_a_domain_that_was_left_are_gone_and_stay_gone(store: Store) -> None:
     opt_in(store, "ann")
     speak(store, 1, "chat", minutes=1)
     speak(store, 2, "voice", minutes=2)
@@ -110,7 +110,8 @@ def test_comparisons_of_a_domain_that_was_left_train_nothing(store: Store) -> No
     assert store.contributors(TENANT, "chat") == []
     assert store.shared_data(TENANT, domain="chat").people == ()
     store.change_subject(TENANT, "ann", IN, at(9))
-    assert prompts(store) == {"chat?", "voice?"}
+    assert prompts(store) == {"voice?"}
+    assert store.inference(TENANT, "i1") is None
 
 
 def test_who_left_the_only_domain_they_spoke_in_is_not_trained(store: Store) -> None:
@@ -178,7 +179,7 @@ def test_a_reset_of_one_domain_keeps_the_signals_of_the_others(store: Store) -> 
     record = store.apply_reset(TENANT, "ann", "x1", plan_reset("feedback", "chat"), at(5))
     assert (record.domain, record.generation) == ("chat", 1)
     assert (record.erased["comparisons"], record.erased["signals"], record.erased["inferences"]) == (1, 1, 1)
-    assert record.erased["texts"] == 1  # the prompt; the answers were shown elsewhere too
+    assert record.erased["texts"] == 3  # the prompt and the answers, which each domain keeps for itself
     assert record.to_json()["domain"] == "chat"
     assert store.reset(TENANT, "x1") == record
     assert prompts(store) == {"voice?"}

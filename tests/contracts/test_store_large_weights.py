@@ -102,7 +102,9 @@ def test_large_weights_lie_in_a_blob_and_come_back_as_they_were(ready: SqlStore,
     version = large("v1", "ann")
     assert len(version.weights) > INLINE_MAX_BYTES
     publish(ready, version)
-    assert blobs.digests == {version.weights_sha256} == set(ready.named_blobs())
+    assert blobs.digests == set(ready.named_blobs())
+    (digest,) = blobs.digests
+    assert digest != version.weights_sha256  # sealed under the person's key
     listed = ready.version(TENANT, "v1")
     assert listed is not None
     assert listed.version.weights == b""
@@ -127,14 +129,37 @@ def test_without_a_place_for_blobs_nothing_large_is_published(store: SqlStore) -
 
 @pytest.mark.parametrize("leaves", ["reset", "opt-out"])
 def test_who_leaves_takes_their_blobs_along(ready: SqlStore, blobs: Blobs, leaves: str) -> None:
-    publish(ready, large("v1", "ann", seed=1))
     publish(ready, large("v2", "bob", seed=2))
+    of_bob = blobs.digests
+    publish(ready, large("v1", "ann", seed=1))
+    of_ann = blobs.files.get(*(blobs.digests - of_bob))
     if leaves == "reset":
         record = ready.apply_reset(TENANT, "ann", "reset-1", plan_reset("adapter"), at(1))
         assert record.erased["blobs"] == 1
     else:
         ready.change_subject(TENANT, "ann", ConsentChange(opted_in=False), at(1))
-    assert blobs.digests == {large("v2", "bob", seed=2).weights_sha256}
+    assert blobs.digests == of_bob
+    assert whole(ready, "v2").version == large("v2", "bob", seed=2)
+    with pytest.raises(NotFoundError):
+        blobs.files.get(sha256_hex(of_ann))
+
+
+def test_a_blob_from_before_a_reset_can_not_be_read_after_it(ready: SqlStore, blobs: Blobs) -> None:
+    """As a thief would: the row and the blob are put back, and only the key is gone."""
+    publish(ready, large("v1", "ann"))
+    stored = ready.version(TENANT, "v1")
+    assert stored is not None
+    ready._database.keys().destroy(TENANT, "ann", plan_reset("adapter").ends_scope)
+    with pytest.raises(NotFoundError, match="forgotten"):
+        ready.with_weights(stored)
+
+
+def test_a_release_that_is_published_again_leaves_no_blob_behind(ready: SqlStore, blobs: Blobs) -> None:
+    for _ in range(2):
+        publish(ready, large("v1", "ann"))
+    assert ready.sweep_blobs() == 0
+    assert blobs.digests == set(ready.named_blobs())
+    assert whole(ready, "v1").version == large("v1", "ann")
 
 
 def test_a_blob_that_others_name_stays_for_them(ready: SqlStore, blobs: Blobs) -> None:

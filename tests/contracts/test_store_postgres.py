@@ -12,6 +12,7 @@ from store_samples import TENANT, at, opt_in
 from idiolect.errors import ConfigurationError, UnavailableError
 from idiolect.resets.plan import plan_reset
 from idiolect.stores.sql import open_store
+from people_keys import open_with_keys
 
 
 def test_a_server_that_is_not_there_is_unavailable_and_its_password_stays_secret(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_a_user_that_is_refused_is_named(postgres: PostgresServer) -> None:
 
 
 def test_a_server_that_closes_its_connections_is_found_again(postgres: PostgresServer, postgres_url: str) -> None:
-    store = open_store(postgres_url)
+    store = open_with_keys(postgres_url)
     opt_in(store, "ann")
     with psycopg.connect(postgres.admin_url(), autocommit=True) as admin:
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'idiolect'")
@@ -42,7 +43,7 @@ def test_a_server_that_closes_its_connections_is_found_again(postgres: PostgresS
 
 
 def test_a_writer_that_waits_too_long_says_so(postgres: PostgresServer, postgres_url: str) -> None:
-    store = open_store(postgres_url, lock_timeout_s=0.2)
+    store = open_with_keys(postgres_url, lock_timeout_s=0.2)
     opt_in(store, "ann")
     with psycopg.connect(postgres.admin_url("contracts")) as other:
         other.execute("SELECT * FROM subjects FOR UPDATE")

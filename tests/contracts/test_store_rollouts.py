@@ -30,9 +30,10 @@ from idiolect.rollouts.outcomes import Served
 from idiolect.rollouts.plan import Candidate, Guardrail, Plan, Rollout
 from idiolect.rollouts.verdicts import Move
 from idiolect.stores.ports import Store
-from idiolect.stores.sql import SqlStore, open_store, schema
+from idiolect.stores.sql import SqlStore, schema
 from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
+from people_keys import open_with_keys
 
 PEOPLE = [f"p{number:03}" for number in range(60)]
 HALF = Plan(steps=(0.5, 1.0), min_people=5, guardrails=(Guardrail("success", 0.1),))
@@ -127,7 +128,7 @@ def test_a_second_process_assigns_alike_and_a_growing_share_only_adds(ready: Sql
     seen: set[str] = set()
     for step in range(3):
         chosen = on_candidate(ready)
-        other = open_store(store_url)
+        other = open_with_keys(store_url)
         assert on_candidate(other) == chosen
         other.close()
         assert seen <= chosen
@@ -258,7 +259,7 @@ def test_abort_puts_everybody_back_in_one_write(ready: SqlStore) -> None:
 
 def test_abort_does_not_wait_for_a_training_that_holds_the_tenant(postgres_url: str) -> None:
     """On Postgres, where a publish holds a lock of its own; SQLite's writers wait for each other anyway."""
-    store = prepared(open_store(postgres_url, lock_timeout_s=2.0))
+    store = prepared(open_with_keys(postgres_url, lock_timeout_s=2.0))
     rollout = begin(store)
     with tampering(store) as busy:
         hold(busy, TENANT, Hold.ONE_RUN)

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from store_samples import OPTED_IN, TENANT, at, dataset, opt_in, pairs, publish_user, shown, signal
 
 from idiolect.errors import ConfigurationError, IdiolectError, UnavailableError
 from idiolect.resets.plan import plan_reset
 from idiolect.stores.sql import SqlStore, open_store
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
+from people_keys import keys_beside, open_with_keys
 
 NEEDLE = "a text that only Ann ever wrote"
+SCOPES = ("adapters", "signals:chat")
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sqlite_store(path: Path) -> Iterator[SqlStore]:
-    opened = open_store(f"sqlite:///{path}", lock_timeout_s=0.3)
+    opened = open_with_keys(f"sqlite:///{path}", lock_timeout_s=0.3)
     yield opened
     opened.close()
 
@@ -59,13 +61,19 @@ def test_erased_bytes_are_gone_from_the_files(sqlite_store: SqlStore, path: Path
     inference = shown(sqlite_store, texts=(NEEDLE, "a", "b"))
     sqlite_store.add_feedback(TENANT, "ann", signal("s1", inference, (0, 1), value=NEEDLE), at(1))
     publish_user(sqlite_store, "v1")
-    weights = sqlite_store.versions(TENANT)[0].version.weights
+    with sqlite_store._database.reading(ALL_TENANTS) as connection:
+        tables = ("texts", "inferences", "signals", "comparisons", "versions")
+        sealed = {row[0] for name in tables for row in connection.execute(text(f"SELECT sealed FROM {name}"))}
+    ids = {
+        key.id for key in keys_beside(f"sqlite:///{path}").find(TENANT, {("ann", scope) for scope in SCOPES}).values()
+    }
+    assert len(ids) == 2
 
     def found() -> set[bytes]:
         content = b"".join(file.read_bytes() for file in path.parent.glob("idiolect.db*"))
-        return {what for what in (NEEDLE.encode(), weights) if what in content}
+        return {what for what in (NEEDLE.encode(), *sealed, *ids) if what in content}
 
-    assert found() == {NEEDLE.encode(), weights}
+    assert found() == sealed | ids
     sqlite_store.apply_reset(TENANT, "ann", "x1", plan_reset("all"), at(2))
     assert found() == set()
 

@@ -26,18 +26,19 @@ from store_samples import (
 
 from idiolect.consent import ConsentChange
 from idiolect.resets.plan import plan_reset
-from idiolect.stores.sql import SqlStore, open_store, schema
+from idiolect.stores.sql import SqlStore, schema
 from idiolect.stores.sql.tenant_wall import NO_TENANT, Behind, beyond_the_wall, stand_behind
+from people_keys import open_with_keys
 
 OTHER = "other"
 # No tenant's, and without anything of one.
-OF_THE_INSTALLATION = {"agreements", "doomed_blobs", "global_pointer", "replicas", "withdrawn_keys"}
+OF_THE_INSTALLATION = {"agreements", "doomed_blobs", "global_pointer", "key_store", "replicas", "withdrawn_keys"}
 WALLED = sorted(set(schema.metadata.tables) - OF_THE_INSTALLATION)
 
 
 @pytest.fixture
 def store(postgres_url: str) -> Iterator[SqlStore]:
-    opened = open_store(postgres_url)
+    opened = open_with_keys(postgres_url)
     opened.create_tenant(TENANT, at(0))
     opened.create_tenant(OTHER, at(0))
     opened.set_global(GLOBAL, at(0), reason="first", actor="admin")
@@ -133,7 +134,7 @@ def test_a_reset_takes_its_place_behind_those_of_all_tenants(store: SqlStore) ->
 
 def test_a_store_says_whether_the_wall_binds_its_user(store: SqlStore, postgres: PostgresServer) -> None:
     assert store.tenants_walled is True
-    superuser = open_store(postgres.admin_url("contracts"))
+    superuser = open_with_keys(postgres.admin_url("contracts"))
     assert superuser.tenants_walled is False
     superuser.close()
 
@@ -151,7 +152,7 @@ def test_the_user_that_compose_makes_is_bound_and_owns_an_empty_database(
     password.write_text('it\'s "secret"; $HOME')
     script = Path(__file__).parents[2] / "deploy" / "postgres-role.sh"
     postgres.run("sh", str(script), POSTGRES_PASSWORD_FILE=str(password))
-    opened = open_store(postgres.url("idiolect").replace("app@", "idiolect@"))
+    opened = open_with_keys(postgres.url("idiolect").replace("app@", "idiolect@"))
     assert opened.tenants_walled is True
     opened.check()
     opened.close()

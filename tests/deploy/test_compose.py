@@ -76,7 +76,7 @@ def test_our_containers_can_write_to_their_volume_and_nothing_else(name: str) ->
 def test_every_secret_is_a_file_of_which_we_know_what_it_is(name: str) -> None:
     mounted = set(OURS[name]["secrets"])
     assert mounted <= SECRET_SETTINGS | set(KEY_FILES)
-    assert set(KEY_FILES) | {"idiolect_database_url"} <= mounted
+    assert set(KEY_FILES) | {"idiolect_database_url", "idiolect_keys_url"} <= mounted
     assert OURS[name]["environment"]["IDIOLECT_SECRETS_DIR"] == "/run/secrets"
 
 
@@ -98,6 +98,13 @@ def test_new_secrets_lie_in_a_folder_that_keeps_others_out_and_differ_each_time(
     assert not {name for name in one if one[name] == two[name]}
 
 
+def test_the_keys_of_people_lie_in_a_database_and_a_volume_of_their_own(tmp_path: Path) -> None:
+    made = make_secrets(tmp_path)
+    assert made["idiolect_keys_url"] != made["idiolect_database_url"]
+    assert SERVICES["keys"]["volumes"] != SERVICES["postgres"]["volumes"]
+    assert made["keys_password"] in made["idiolect_keys_url"]
+
+
 def test_secrets_are_never_in_the_file_nor_in_the_environment() -> None:
     variables = {name for service in SERVICES.values() for name in service.get("environment", {})}
     telling = {name for name in variables if re.search("PASSWORD|SECRET|KEY|TOKEN|DATABASE_URL|REDIS_URL", name)}
@@ -109,7 +116,8 @@ def test_servers_start_after_the_migration_and_the_proxy_after_healthy_servers()
     replica = SERVICES["replica-1"]["depends_on"]
     assert replica["migrate"] == {"condition": "service_completed_successfully"}
     assert SERVICES["migrate"]["command"] == ["migrate"]
-    assert SERVICES["migrate"]["depends_on"]["postgres"] == {"condition": "service_healthy"}
+    for database in ("postgres", "keys"):
+        assert SERVICES["migrate"]["depends_on"][database] == {"condition": "service_healthy"}
     assert SERVICES["migrate"]["depends_on"]["bucket"] == {"condition": "service_completed_successfully"}
     for name in ("replica-1", "replica-2"):
         assert SERVICES["proxy"]["depends_on"][name] == {"condition": "service_healthy"}
@@ -130,7 +138,7 @@ def test_only_the_proxy_is_reachable_and_only_from_this_machine() -> None:
     assert [name for name, service in SERVICES.items() if service.get("ports")] == ["proxy"]
     assert SERVICES["proxy"]["ports"] == ["127.0.0.1:${IDIOLECT_PORT:-8080}:8080"]
     assert COMPOSE["networks"]["inside"] == {"internal": True}
-    for name in ("postgres", "redis", "s3"):
+    for name in ("postgres", "keys", "redis", "s3"):
         assert SERVICES[name]["networks"] == ["inside"]
 
 

@@ -221,7 +221,7 @@ def test_every_value_is_in_the_schema_and_secrets_have_no_value() -> None:
     assert set(VALUES["settings"]) <= set(Settings.model_fields)
     hidden = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     refused = set(schema["settings"]["propertyNames"]["not"]["enum"])
-    assert hidden | {"database_url", "redis_url", "secrets_dir", "home"} <= refused
+    assert hidden | {"database_url", "keys_url", "redis_url", "secrets_dir", "home"} <= refused
     text = (CHART / "values.yaml").read_text()
     assert all(name in text for name in KEY_FILES)
 

@@ -26,6 +26,7 @@ from test_compose import SERVICES, make_secrets
 from idiolect.settings import load_settings
 from idiolect_adapters.evaluation.random_model import random_model
 from idiolect_services.bench.reset_fleet import stores
+from idiolect_services.bench.reset_home import keys_url_of
 from idiolect_services.wiring import open_installation
 
 PATIENCE = 300.0  # far more than anything here takes, also on a busy machine
@@ -128,7 +129,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
         s3.start()
         running.callback(s3.stop)
         host, port = s3.get_host_and_port()
-        for name, address in (("idiolect_database_url", database_url), ("idiolect_redis_url", redis.url)):
+        addresses = {"database": database_url, "keys": keys_url_of(database_url), "redis": redis.url}
+        for name, address in ((f"idiolect_{store}_url", address) for store, address in addresses.items()):
             (secrets / name).chmod(0o644)
             (secrets / name).write_text(address)
         installed = Installed(root, secrets, f"http://{host}:{port}")

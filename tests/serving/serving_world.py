@@ -28,7 +28,6 @@ from idiolect.registry.weights import dump_weights
 from idiolect.settings import Settings
 from idiolect.stores.blobs import FileBlobs
 from idiolect.stores.ports import StoredVersion
-from idiolect.stores.sql import open_store
 from idiolect.tenancy import Scope, hash_secret, new_secret
 from idiolect_adapters.runtime.bank import HEAD_B, AdapterBank, Owner
 from idiolect_adapters.runtime.features import FeatureCache
@@ -36,6 +35,7 @@ from idiolect_services.gateway import GatewayServices, create_app
 from idiolect_services.live import LiveScorer
 from idiolect_services.scorer import Scorer
 from idiolect_services.vault import Vault
+from people_keys import open_with_keys
 
 K, M = 8, 4
 
@@ -107,7 +107,7 @@ class World:
     fed_back: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.store = self.store or open_store(f"sqlite:///{self.root / 'x.db'}", lock_timeout_s=5.0)
+        self.store = self.store or open_with_keys(f"sqlite:///{self.root / 'x.db'}", lock_timeout_s=5.0)
         self.blobs = FileBlobs(self.root / "blobs")
         self.store.keep_blobs(self.blobs)
         self.features = FeatureCache(

@@ -10,11 +10,8 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 from serving_world import World, world_at
-from sqlalchemy import select
 
 from idiolect.privacy.randomised_response import debiasing_weight, flip_probability
-from idiolect.stores.sql import schema
-from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
 PATH = "/v1/feedback"
 EPSILON = 1.0
@@ -88,8 +85,8 @@ def test_a_signal_is_stored_as_one_pair_whatever_it_implied(
 def test_the_answer_itself_is_not_stored(local_world: World) -> None:
     api = local_world.api(local_world.key())
     assert api.post(PATH, signal(served(local_world, 5), value=4)).status_code == 202
-    with local_world.store._database.reading(ALL_TENANTS) as connection:
-        assert connection.scalars(select(schema.signals.c.value)).all() == ["null"]
+    (person,) = local_world.store.subjects("acme")
+    assert [row["value"] for row in local_world.store.person_page("acme", person.subject, "signals").rows] == [None]
 
 
 def test_a_bad_signal_is_refused_as_without_the_option(local_world: World) -> None:

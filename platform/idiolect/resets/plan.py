@@ -7,6 +7,7 @@ from typing import Literal
 
 from idiolect.errors import InvalidInputError
 from idiolect.ids import check_name
+from idiolect.subject_keys import ADAPTERS, signals_in
 
 ResetScope = Literal["adapter", "feedback", "all"]
 ErasureScope = Literal["adapter", "feedback", "all", "erasure"]  # as in records
@@ -28,11 +29,19 @@ class ResetPlan:
     domain: str | None = None
     erase_traces: bool = False  # also what a reset keeps as a history
 
+    def ends_scope(self, scope: str) -> bool:
+        """Whether the person's key of this scope (see `subject_keys`) is destroyed: so what it sealed is gone also from
+        copies of the database that are out of reach."""
+        if scope == ADAPTERS:
+            return self.erase_adapters
+        return self.erase_signals and (self.domain is None or scope == signals_in(self.domain))
+
     @property
     def steps(self) -> tuple[str, ...]:
         wanted = (
             ("raise_generation", True),
             ("write_tombstone", True),
+            ("destroy_keys", True),
             ("erase_adapters", self.erase_adapters),
             ("erase_signals", self.erase_signals),
             ("erase_inferences", self.erase_inferences),

@@ -23,9 +23,11 @@ from idiolect.resets.receipt import ResetRecord
 from idiolect.signals.comparison import PreferenceDataset
 from idiolect.signals.data import EvaluationData, PersonalSnapshot, SharedData
 from idiolect.signals.events import DerivedComparison, Inference
+from idiolect.stores.key_ports import SealingStore
 from idiolect.stores.people_ports import IdempotencyStore, PersonStore
 from idiolect.stores.purge_ports import PurgeStore
 from idiolect.stores.registry_ports import AdminStore
+from idiolect.stores.retention_ports import RetentionStore
 from idiolect.stores.rollout_ports import RolloutStore
 from idiolect.tenancy import ApiKey, Caller, Scope
 from idiolect.upstreams import Upstream
@@ -400,6 +402,8 @@ class Store(
     PurgeStore,
     AdminStore,
     RolloutStore,
+    RetentionStore,
+    SealingStore,
     Protocol,
 ):
     """Everything, behind one connection pool."""

@@ -22,7 +22,7 @@ from statistics import median
 from idiolect.errors import ConfigurationError, PreconditionError
 from idiolect.registry.pointers import Adapter, Pointer
 from idiolect.stores.ports import Store
-from idiolect.stores.sql import open_store
+from idiolect.stores.sql import open_key_store, open_store
 from idiolect_services.bench import peer_mlflow
 from idiolect_services.bench.form import Measured
 from idiolect_services.bench.peers import peer_python
@@ -66,10 +66,11 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Two empty databases, and the bytes that they take together."""
+    """Two empty databases with one key store, and the bytes that all take together."""
 
     many: str
     few: str
+    keys: str
     size: Callable[[], int]
 
 
@@ -88,19 +89,21 @@ def _place(name: str) -> Iterator[Place]:
     if name == "postgres":
         server = BenchPostgres()
         try:
-            yield Place(server.create_database("many"), server.create_database("few"), server.data_bytes)
+            many, few, keys = map(server.create_database, ("many", "few", "keys"))
+            yield Place(many, few, keys, server.data_bytes)
         finally:
             server.stop()
         return
     with tempfile.TemporaryDirectory(prefix="idio-bench-") as folder:
         files = Path(folder)
-        many, few = (f"sqlite:///{files / of}.db" for of in ("many", "few"))
-        yield Place(many, few, lambda: sum(file.stat().st_size for file in files.iterdir()))
+        many, few, keys = (f"sqlite:///{files / of}.db" for of in ("many", "few", "keys"))
+        yield Place(many, few, keys, lambda: sum(file.stat().st_size for file in files.iterdir()))
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[Store]:
-    store = open_store(url, lock_timeout_s=60.0)
+def _opened(place: Place, url: str) -> Iterator[Store]:
+    keys = open_key_store(place.keys, lambda _tenant: bytes(32), lock_timeout_s=60.0)
+    store = open_store(url, keys, lock_timeout_s=60.0)
     try:
         yield store
     finally:
@@ -109,16 +112,16 @@ def _opened(url: str) -> Iterator[Store]:
 
 def _database(name: str, place: Place, work: Work, stages: Stages) -> Iterator[Measured]:
     progress = stages.stage(f"{name}: {work.people:,} people")
-    with _opened(place.few) as store:
+    with _opened(place, place.few) as store:
         few = gather(store, work.few_people)
         few.publish(few.people)
-        yield from _race(name, place.few, few, work)
+        yield from _race(name, place, few, work)
     progress(1, 4)
-    with _opened(place.many) as store:
+    with _opened(place, place.many) as store:
         many = gather(store, work.people)
     progress(2, 4)
     before = place.size()  # of closed files: what lies in a log as well would count twice
-    with _opened(place.many) as store:
+    with _opened(place, place.many) as store:
         many = replace(many, store=store)
         began = time.perf_counter()
         release = many.publish(many.people)
@@ -126,7 +129,7 @@ def _database(name: str, place: Place, work: Work, stages: Stages) -> Iterator[M
         yield Measured(f"{name}_publish_seconds_a_million", "s", seconds * 1e6 / work.people)
     yield Measured(f"{name}_bytes_per_version", "bytes", (place.size() - before) / work.people)
     progress(3, 4)
-    with _opened(place.many) as store, _opened(place.few) as other:
+    with _opened(place, place.many) as store, _opened(place, place.few) as other:
         many, few = replace(many, store=store), replace(few, store=other)
         yield from _resolves(name, many, few, work)
         yield from _revocation(name, many, release, work)
@@ -168,7 +171,7 @@ def _revocation(name: str, crowd: Crowd, release: str, work: Work) -> Iterator[M
     yield Measured(f"{name}_still_served", "people", float(still))
 
 
-def _race(name: str, url: str, crowd: Crowd, work: Work) -> Iterator[Measured]:
+def _race(name: str, place: Place, crowd: Crowd, work: Work) -> Iterator[Measured]:
     """Every writer reads the live pointer and moves it if it is still what was read; each has a store of its own."""
     person = crowd.people[0]
     for _ in range(2):
@@ -181,7 +184,7 @@ def _race(name: str, url: str, crowd: Crowd, work: Work) -> Iterator[Measured]:
 
     def write(seed: int) -> None:
         try:
-            with _opened(url) as store:
+            with _opened(place, place.few) as store:
                 won.extend(_moves(store, adapter, versions, work.moves, random.Random(seed)))  # noqa: S311
         except BaseException as error:
             failed.append(error)
@@ -217,7 +220,7 @@ def _live(store: Store, adapter: Adapter) -> Pointer:
 
 def _against_peer(python: Path, work: Work, stages: Stages) -> list[Measured]:
     progress = stages.stage("MLflow")
-    with _place("sqlite") as place, _opened(place.few) as store, _Peer(python, work.peer_models) as peer:
+    with _place("sqlite") as place, _opened(place, place.few) as store, _Peer(python, work.peer_models) as peer:
         crowd = gather(store, work.few_people)
         releases = [crowd.publish(crowd.people), crowd.publish(crowd.people)]
         rounds: list[tuple[Mapping[str, float], Mapping[str, float]]] = []

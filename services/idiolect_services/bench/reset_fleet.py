@@ -16,6 +16,7 @@ from pathlib import Path
 
 from idiolect.errors import ConfigurationError, UnavailableError
 from idiolect_services.bench.postgres_server import BenchPostgres
+from idiolect_services.bench.reset_home import DATABASE, KEYS
 
 # Nothing here has to survive a power cut.
 QUICK = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB", "listen_addresses=")
@@ -140,4 +141,5 @@ def stores() -> Iterator[tuple[BenchPostgres, str, RedisServer]]:
         redis = RedisServer(Path(running.enter_context(tempfile.TemporaryDirectory(prefix="idio-redis-"))))
         redis.start()
         running.callback(redis.stop)
-        yield postgres, postgres.create_database("resets"), redis
+        postgres.create_database(KEYS)
+        yield postgres, postgres.create_database(DATABASE), redis

@@ -28,8 +28,16 @@ QUERY = "How do I get my order replaced?"
 DOCUMENTS = tuple(f"Answer {number}: write to us within {number} days." for number in range(5))
 
 
+DATABASE, KEYS = "resets", "resets_keys"
+
+
 def replica_settings(home: Path, database_url: str, redis_url: str) -> Settings:
-    return load_settings(home=home, database_url=database_url, redis_url=redis_url)
+    """The key store is a second database on the same server, as for servers on several machines."""
+    return load_settings(home=home, database_url=database_url, keys_url=keys_url_of(database_url), redis_url=redis_url)
+
+
+def keys_url_of(database_url: str) -> str:
+    return database_url.replace(f"/{DATABASE}?", f"/{KEYS}?")
 
 
 class People:

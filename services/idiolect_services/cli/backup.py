@@ -26,7 +26,8 @@ def backup(
     """Save the database, the global models and the public signing keys, as one moment saw them, while all goes on.
 
     The secrets go along only with --passphrase-file, sealed; otherwise keep a copy of the home's `secrets` folder. Keep
-    one of its `recovery` folder too: without it a later restore can't know who was reset.
+    one of its `recovery` folder too: without it a later restore can't know who was reset. The keys of people never go
+    along: mirror the key store, and keep no old copies of it, since they would outlive a reset.
 
     Example: idiolect backup monday.idiolect
     """
@@ -35,6 +36,7 @@ def backup(
     console.print(f"{file}: {rows:,} rows, {file.stat().st_size:,} bytes.", soft_wrap=True)
     if passphrase_file is None:
         console.print(f"It holds no secrets: keep a copy of {installation.settings.secrets}.", soft_wrap=True)
+    console.print("It opens only with the key store, which is no part of it.", soft_wrap=True)
 
 
 def restore(
@@ -46,6 +48,10 @@ def restore(
         bool, typer.Option("--nothing-since", help="There is no log, because nothing was changed after the backup.")
     ] = False,
     passphrase_file: Passphrase = None,
+    without_keys: Annotated[
+        bool,
+        typer.Option("--without-keys", help="The key store is lost; what was stored of people stays unreadable."),
+    ] = False,
     home: Home = None,
 ) -> None:
     """Bring a backup back, and make every reset, revocation and charge since again. Stop all servers first.
@@ -53,7 +59,14 @@ def restore(
     Example: idiolect restore monday.idiolect
     """
     passphrase = _passphrase(passphrase_file)
-    done = restore_archive(settings_for(home), file, log or (), nothing_since=nothing_since, passphrase=passphrase)
+    done = restore_archive(
+        settings_for(home),
+        file,
+        log or (),
+        nothing_since=nothing_since,
+        passphrase=passphrase,
+        without_keys=without_keys,
+    )
     console.print(f"Restored {done.rows:,} rows of {done.created_at} and {done.models:,} models.", soft_wrap=True)
     for action, count in sorted(done.recovered.applied.items()):
         console.print(f"made again since: {count:,} x {action}")

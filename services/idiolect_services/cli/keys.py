@@ -1,4 +1,4 @@
-"""idiolect keys create|revoke, and the commands of signing"""
+"""idiolect keys create|rotate|revoke, and the commands of signing and of people's keys"""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import typer
 from idiolect.ids import check_name
 from idiolect.tenancy import Scope, hash_secret, new_secret
 from idiolect_services.cli.common import Home, console, settings_for
+from idiolect_services.cli.people_keys import replace_store, seal
 from idiolect_services.cli.signing import rotate_signing, signing, withdraw_signing
 from idiolect_services.wiring import open_installation
 
-app = typer.Typer(help="API keys of tenants, and the keys that sign manifests.", no_args_is_help=True)
+app = typer.Typer(help="API keys of tenants, the keys that sign manifests, and those of people.", no_args_is_help=True)
 app.command("signing")(signing)
 app.command("rotate-signing")(rotate_signing)
 app.command("withdraw-signing")(withdraw_signing)
+app.command("seal")(seal)
+app.command("replace-store")(replace_store)
 
 
 @app.command("create")

@@ -1,4 +1,4 @@
-"""idiolect tenant upstream set|show|remove, and tenant quota set|show|remove"""
+"""idiolect tenant upstream set|show|remove, and the commands of quotas and of retention"""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from idiolect.ids import check_name
 from idiolect.upstreams import HostRules
 from idiolect_services.cli.common import Home, console, settings_for
 from idiolect_services.cli.quota import app as quota_app
+from idiolect_services.cli.retention import app as retention_app
 from idiolect_services.upstream_settings import new_upstream
 from idiolect_services.wiring import open_installation
 
@@ -19,6 +20,7 @@ app = typer.Typer(help="Settings of one tenant.", no_args_is_help=True)
 upstream_app = typer.Typer(help="The OpenAI-compatible server that its completions come from.", no_args_is_help=True)
 app.add_typer(upstream_app, name="upstream")
 app.add_typer(quota_app, name="quota")
+app.add_typer(retention_app, name="retention")
 
 Name = Annotated[str, typer.Argument(help="The tenant.")]
 

@@ -18,19 +18,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, Row, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import Insert
 
-from idiolect.errors import UnavailableError
+from idiolect.errors import ConfigurationError, UnavailableError
 from idiolect.stores.blobs.port import BlobStore
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql.failures import DRIVER_ERRORS, is_transient, translated
 from idiolect.stores.sql.logged_changes import changes_of_a_transaction
 from idiolect.stores.sql.prepared import PreparedPool
 from idiolect.stores.sql.tenant_wall import Behind, stand_behind
+
+if TYPE_CHECKING:
+    from idiolect.stores.key_ports import SubjectKeys
 
 ATTEMPTS = 8
 _LOG_BYTES = 64 << 20  # what stays of the write-ahead log after a large import
@@ -59,6 +62,7 @@ class Database:
         self.where = where  # for messages: the URL without its password
         self.recovery_log: RecoveryLog | None = None
         self.blobs: BlobStore | None = None
+        self.key_store: SubjectKeys | None = None
         self.is_sqlite = engine.dialect.name == "sqlite"
         self._reader = engine if self.is_sqlite else _snapshot_reader(engine)
         self._writer = engine.execution_options(idiolect_write=True)
@@ -103,7 +107,17 @@ class Database:
         except DRIVER_ERRORS as error:
             raise translated(error, self.where) from error
 
+    def keys(self) -> SubjectKeys:
+        """Those that seal what is stored of people."""
+        if self.key_store is None:
+            raise ConfigurationError(
+                f"the database {self.where} was opened without the keys of people.", mend="Open it with its key store."
+            )
+        return self.key_store
+
     def close(self) -> None:
+        if self.key_store is not None:
+            self.key_store.close()
         self._points.close()
         self._single_points.close()
         self._small_writes.close()
@@ -150,6 +164,8 @@ class Database:
 
         Best effort, since the erasure itself is committed: with readers at work the log stays until a later checkpoint.
         """
+        if self.key_store is not None:
+            self.key_store.scrub()
         if not self.is_sqlite:
             return
         with suppress(*DRIVER_ERRORS), self.engine.connect() as connection:

@@ -1,9 +1,13 @@
-"""Erasing what a reset plan names, and counting it. Every function needs Hold.ERASE."""
+"""Erasing what a reset plan names, and counting it. Every function needs Hold.ERASE.
+
+The keys go first. From then on nothing that they sealed can be read, also where an old copy of the database still has
+it; so also if this is cut off before its end, and then done again.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Table, delete, exists, select, update
 
 from idiolect.resets.plan import ResetPlan
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import chunks
 from idiolect.stores.sql.inference_rows import unpack_digests
@@ -29,9 +34,18 @@ class Erasure:
 
 
 def erase(
-    connection: Connection, tenant: str, subject: str, plan: ResetPlan, at: datetime, *, reason: str, actor: str
+    connection: Connection,
+    keys: Callable[[], SubjectKeys],
+    tenant: str,
+    subject: str,
+    plan: ResetPlan,
+    at: datetime,
+    *,
+    reason: str,
+    actor: str,
 ) -> dict[str, int]:
     """Carry out the erasing steps of `plan`. The result counts rows per table."""
+    keys().destroy(tenant, subject, plan.ends_scope)
     erasure = Erasure()
     if plan.erase_adapters:
         _erase_adapters(connection, tenant, subject, micros(at), reason, actor, erasure)
@@ -155,10 +169,10 @@ def _gather_inferences(connection: Connection, tenant: str, subject: str, domain
         its = (links.c.tenant == tenant, links.c.inference == row.id, links.c.digest.in_(sorted(digests)))
         connection.execute(delete(links).where(*its))
         erasure.digests |= digests
-    erasure.items |= _items_prompted_by(connection, tenant, {row.query for row in found})
+    erasure.items |= items_prompted_by(connection, tenant, {row.query for row in found})
 
 
-def _items_prompted_by(connection: Connection, tenant: str, prompts: Collection[bytes]) -> set[int]:
+def items_prompted_by(connection: Connection, tenant: str, prompts: Collection[bytes]) -> set[int]:
     table = schema.items.c
     ids: set[int] = set()
     for chunk in chunks(sorted(prompts)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,18 +11,21 @@ from sqlalchemy import Connection, and_, delete, func, select, update
 
 from idiolect.errors import ConflictError, ConsentError, IdiolectError, InvalidInputError, NotFoundError
 from idiolect.signals.events import Inference
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.ports import FeedbackSignal, RecordOutcome, ShownInference
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import Hold, chunks, hold
-from idiolect.stores.sql.inference_rows import load_inference
+from idiolect.stores.sql.inference_rows import find_inference, inference_of, opened
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import check_subject, enqueue, load_state, requeue
 from idiolect.stores.sql.quotas import take_today
-from idiolect.stores.sql.recording import Candidate, candidate_of, record_all
+from idiolect.stores.sql.recording import Candidate, candidates_of, record_all
 from idiolect.stores.sql.rollout_members import note_answer
+from idiolect.stores.sql.sealing import opened_signal, sealed_comparison, sealed_signal, with_keys
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
-from idiolect.stores.sql.texts import store_items
+from idiolect.stores.sql.texts import load_texts, store_items, store_sealed_texts
 from idiolect.stores.sql.times import micros
+from idiolect.subject_keys import SubjectKey, signals_in
 
 # Of one person's feedback the newest comparisons are kept; imported ones are bounded by their file.
 MAX_FEEDBACK_COMPARISONS = 2_000
@@ -41,14 +44,16 @@ class Feedback(Part):
 
     def record_inferences(self, shown: Sequence[ShownInference]) -> Sequence[RecordOutcome]:
         """Not lasting, as above."""
-        candidates = [candidate_of(one) for one in shown]
+        keys = self._database.keys
+        candidates = candidates_of(shown, keys)
         usable = [one for one in candidates if isinstance(one, Candidate)]
-        outcomes = iter(self._database.small_write(NO_TENANT, lambda connection: record_all(connection, usable)))
+        outcomes = iter(self._database.small_write(NO_TENANT, lambda connection: record_all(connection, usable, keys)))
         return [next(outcomes) if isinstance(one, Candidate) else one for one in candidates]
 
     def inference(self, tenant: str, inference_id: str) -> Inference | None:
         with self._database.point_reading(tenant, single=True) as connection:
-            return load_inference(connection, tenant, inference_id)
+            row = find_inference(connection, tenant, inference_id)
+        return opened(self._database.keys, tenant, row)
 
     def add_feedback(self, tenant: str, subject: str, signal: FeedbackSignal, now: datetime) -> bool:
         """Raises NotFoundError if the inference is not one of this tenant, or was another person's; ConflictError
@@ -57,7 +62,8 @@ class Feedback(Part):
         The inference is read from the store again: what the caller holds may be older than a reset.
         """
         check_subject(subject)
-        return self._database.write(tenant, lambda connection: _add(connection, tenant, subject, signal, now))
+        keys = self._database.keys
+        return self._database.write(tenant, lambda connection: _add(connection, keys, tenant, subject, signal, now))
 
     def training_queue(self, *, min_new: int) -> Sequence[tuple[str, str]]:
         queue, people = schema.training_queue.c, schema.subjects.c
@@ -76,39 +82,57 @@ class Feedback(Part):
         self._database.write(tenant, lambda connection: _mark_trained(connection, tenant, people, at))
 
 
-def _add(connection: Connection, tenant: str, subject: str, signal: FeedbackSignal, now: datetime) -> bool:
+def _add(
+    connection: Connection,
+    keys: Callable[[], SubjectKeys],
+    tenant: str,
+    subject: str,
+    signal: FeedbackSignal,
+    now: datetime,
+) -> bool:
     hold(connection, tenant, Hold.NOTHING_ERASED)
     state = load_state(connection, tenant, subject, lock=True)
     if not state.opted_in:
         raise ConsentError("the person has not opted in, so feedback is not kept.", mend="Opt in first.")
-    if _is_stored(connection, tenant, subject, signal):
+    if _is_stored(connection, keys, tenant, subject, signal):
         return False
-    inference = _shown(connection, tenant, subject, signal.inference.id)
+    inference, key = _shown(connection, keys, tenant, subject, signal.inference.id)
     if not state.agrees_in(inference.domain):
         raise ConsentError(
             "the person is out of this domain, so feedback in it is not kept.", mend="Opt in to the domain first."
         )
-    rows = _comparison_rows(connection, tenant, inference, signal, micros(now))
+    if key is None:  # shown to nobody in particular: from now on its texts are this person's too
+        scope = subject, signals_in(inference.domain)
+        key = keys().ensure(tenant, [scope])[scope]
+        texts = load_texts(connection, keys, tenant, set(map(bytes.fromhex, _used(inference, signal))))
+        store_sealed_texts(connection, tenant, key, texts.values())
+    rows = _comparison_rows(connection, tenant, key, inference, signal, micros(now))
     person = {"tenant": tenant, "subject": subject, "generation": state.generation}
     take_today(connection, tenant, "signals", micros(now))
-    connection.execute(schema.signals.insert(), _signal_row(tenant, subject, signal, micros(now)))
+    connection.execute(schema.signals.insert(), sealed_signal(key, _signal_row(tenant, subject, signal, micros(now))))
     if rows:
-        connection.execute(schema.comparisons.insert(), [row | person for row in rows])
+        connection.execute(schema.comparisons.insert(), [sealed_comparison(key, row | person) for row in rows])
         _drop_oldest(connection, tenant, subject)
         enqueue(connection, tenant, subject, len(rows))
     note_answer(connection, tenant, subject, inference, signal.kind, signal.value)
     return True
 
 
-def _is_stored(connection: Connection, tenant: str, subject: str, signal: FeedbackSignal) -> bool:
+def _is_stored(
+    connection: Connection, keys: Callable[[], SubjectKeys], tenant: str, subject: str, signal: FeedbackSignal
+) -> bool:
     """Raises ConflictError if a signal of this id says something else. Its time may differ: a caller who names none
     gets that of each try."""
     table = schema.signals.c
-    query = select(table.subject, table.inference, table.kind, table.value)
-    stored = connection.execute(query.where(table.tenant == tenant, table.id == signal.id)).one_or_none()
+    query = select(schema.signals).where(table.tenant == tenant, table.id == signal.id)
+    stored = connection.execute(query).one_or_none()
     if stored is None:
         return False
-    if tuple(stored) != (subject, signal.inference.id, signal.kind, json.dumps(signal.value)):
+    found = [
+        (row.subject, row.inference, *((row.kind, row.value) if key is None else opened_signal(key, row)))
+        for row, key in with_keys(keys, tenant, [stored])
+    ]
+    if found != [(subject, signal.inference.id, signal.kind, json.dumps(signal.value))]:
         raise ConflictError(
             f"a signal with the id {signal.id[:80]!r} exists with other content.",
             mend="Use a new id for each signal.",
@@ -117,14 +141,18 @@ def _is_stored(connection: Connection, tenant: str, subject: str, signal: Feedba
     return True
 
 
-def _shown(connection: Connection, tenant: str, subject: str, inference_id: str) -> Inference:
-    inference = load_inference(connection, tenant, inference_id)
-    if inference is None or inference.subject not in (None, subject):
-        raise NotFoundError(
-            f"there is no inference {inference_id[:80]!r} of this person.",
-            mend="Send the id of the ranking's response.",
-        )
-    return inference
+def _shown(
+    connection: Connection, keys: Callable[[], SubjectKeys], tenant: str, subject: str, inference_id: str
+) -> tuple[Inference, SubjectKey | None]:
+    """With the key that it is sealed under, which seals what comes of it too: the two are read or lost together."""
+    row = find_inference(connection, tenant, inference_id)
+    for found, key in with_keys(keys, tenant, [] if row is None else [row]):
+        if found.subject in (None, subject):
+            return inference_of(found, key), key
+    raise NotFoundError(
+        f"there is no inference {inference_id[:80]!r} of this person.",
+        mend="Send the id of the ranking's response.",
+    )
 
 
 def _signal_row(tenant: str, subject: str, signal: FeedbackSignal, received_at: int) -> dict[str, Any]:
@@ -140,18 +168,33 @@ def _signal_row(tenant: str, subject: str, signal: FeedbackSignal, received_at: 
     }
 
 
-def _comparison_rows(
-    connection: Connection, tenant: str, inference: Inference, signal: FeedbackSignal, received_at: int
-) -> list[dict[str, Any]]:
-    """`occurred_at` is the caller's word, so it is never later than now: else it would stay the newest for ever."""
-    used = sorted({index for comparison in signal.comparisons for index in (comparison.chosen, comparison.rejected)})
+def _used(inference: Inference, signal: FeedbackSignal) -> list[str]:
+    """Digests of the query, and then of what the comparisons name. Raises InvalidInputError."""
+    used = _positions(signal)
     if used and not 0 <= used[0] <= used[-1] < len(inference.documents):
         raise InvalidInputError(
             f"the signal {signal.id[:80]!r} names a document that was not shown.",
             mend=f"Use indices from 0 to {len(inference.documents) - 1}.",
         )
-    shown = [(inference.domain or "", inference.query, inference.documents[index], "en", "") for index in used]
-    items = dict(zip(used, store_items(connection, tenant, shown), strict=True))
+    return [inference.query, *(inference.documents[index] for index in used)]
+
+
+def _positions(signal: FeedbackSignal) -> list[int]:
+    return sorted({index for comparison in signal.comparisons for index in (comparison.chosen, comparison.rejected)})
+
+
+def _comparison_rows(
+    connection: Connection,
+    tenant: str,
+    key: SubjectKey,
+    inference: Inference,
+    signal: FeedbackSignal,
+    received_at: int,
+) -> list[dict[str, Any]]:
+    """`occurred_at` is the caller's word, so it is never later than now: else it would stay the newest for ever."""
+    query, *documents = (key.reference(bytes.fromhex(digest)).hex() for digest in _used(inference, signal))
+    shown = [(inference.domain or "", query, document, "en", "") for document in documents]
+    items = dict(zip(_positions(signal), store_items(connection, tenant, shown), strict=True))
     return [
         {
             "dataset": None,
@@ -162,6 +205,7 @@ def _comparison_rows(
             "shared": True,
             "occurred_at": min(micros(signal.occurred_at), received_at),
             "received_at": received_at,
+            "shown_at": micros(inference.created_at),
         }
         for comparison in signal.comparisons
     ]

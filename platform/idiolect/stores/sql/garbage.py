@@ -58,7 +58,7 @@ def _unreachable(tenant: str, cutoff: int) -> Select[tuple[int, str, int]]:
     moved = exists().where(owner, _M.at >= cutoff, or_(_M.version == _V.id, _M.old_version == _V.id))
     pointed = exists().where(_P.tenant == tenant, _P.subject == _V.subject, _P.domain == _V.domain, _P.version == _V.id)
     running = exists().where(_L.tenant == tenant, _L.id == _R.run, _L.settled_at.is_(None), _L.reserved_at >= cutoff)
-    size = func.length(_V.weights) + func.length(_V.signature)
+    size = func.length(_V.weights) + func.coalesce(func.length(_V.sealed), 0) + func.length(_V.signature)
     return (
         select(_V.seq, _V.release, size.label("bytes"))
         .select_from(schema.releases)

@@ -1,24 +1,30 @@
-"""Inferences as rows: digests packed as raw bytes, because one request shows up to a thousand documents."""
+"""Inferences as rows: digests packed as raw bytes, because one request shows up to a thousand documents.
+
+In the row of a named person they are references (see `subject_keys`), and what was shown is sealed.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
 from idiolect.errors import InvalidInputError
 from idiolect.signals.events import Inference
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow
+from idiolect.stores.sql.sealing import opened_inference, with_keys
 from idiolect.stores.sql.times import micros, moment
+from idiolect.subject_keys import SubjectKey
 
 DIGEST_BYTES = 32
 
 _I = schema.inferences.c
-_BY_ID = select(_I.id, _I.subject, _I.domain, _I.query, _I.documents, _I.shown, _I.created_at).where(
-    _I.tenant == bindparam("tenant"), _I.id == bindparam("id")
-)
+INFERENCE = (_I.id, _I.subject, _I.domain, _I.query, _I.documents, _I.shown, _I.sealed, _I.created_at)
+_BY_ID = select(*INFERENCE).where(_I.tenant == bindparam("tenant"), _I.id == bindparam("id"))
 
 
 def digest_bytes(digest: str) -> bytes:
@@ -45,22 +51,34 @@ def inference_row(tenant: str, inference: Inference) -> dict[str, Any]:
         "query": digest_bytes(inference.query),
         "documents": b"".join(map(digest_bytes, inference.documents)),
         "shown": json.dumps(list(inference.shown)),
+        "sealed": None,
         "created_at": micros(inference.created_at),
     }
 
 
-def load_inference(connection: Connection, tenant: str, inference_id: str) -> Inference | None:
-    row = connection.execute(_BY_ID, {"tenant": tenant, "id": inference_id}).one_or_none()
-    return None if row is None else _inference_of(row)
+def find_inference(connection: Connection, tenant: str, inference_id: str) -> AnyRow | None:
+    """As it is stored: sealed or not."""
+    found: AnyRow | None = connection.execute(_BY_ID, {"tenant": tenant, "id": inference_id}).one_or_none()
+    return found
 
 
-def _inference_of(row: AnyRow) -> Inference:
+def opened(keys: Callable[[], SubjectKeys], tenant: str, row: AnyRow | None) -> Inference | None:
+    """None also if its key is gone. Raises CorruptArtifactError."""
+    for found, key in with_keys(keys, tenant, [] if row is None else [row]):
+        return inference_of(found, key)
+    return None
+
+
+def inference_of(row: AnyRow, key: SubjectKey | None) -> Inference:
+    query, documents, shown = row.query, row.documents, row.shown
+    if key is not None:
+        query, documents, shown = opened_inference(key, row)
     return Inference(
         id=row.id,
         subject=row.subject,
         domain=row.domain,
-        query=row.query.hex(),
-        documents=tuple(digest.hex() for digest in unpack_digests(row.documents)),
-        shown=tuple(json.loads(row.shown)),
+        query=query.hex(),
+        documents=tuple(digest.hex() for digest in unpack_digests(documents)),
+        shown=tuple(json.loads(shown)),
         created_at=moment(row.created_at),
     )

@@ -1,5 +1,7 @@
 """Weights that are too large for a row lie in a blob, which the version's row names.
 
+Those of a person are sealed first, so the blob's name is the digest of what is sealed.
+
 Put first and named after, so that a named blob is there. When the last version that names one is deleted, the same
 transaction writes it down as doomed, and it is deleted after the commit: a crash in between leaves a note, never a
 blob that nobody knows of.
@@ -8,13 +10,14 @@ blob that nobody knows of.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select
 
 from idiolect.errors import ConfigurationError, CorruptArtifactError, IdiolectError, NotFoundError
+from idiolect.ids import sha256_hex
 from idiolect.registry.manifest import Version
 from idiolect.registry.weights import INLINE_MAX_BYTES
 from idiolect.stores.blobs.port import BlobStore
@@ -22,8 +25,10 @@ from idiolect.stores.ports import StoredVersion
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import Database, chunks, insert
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.sealing import keys_of_adapters, open_weights, sealed_weights
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 from idiolect.stores.sql.times import micros
+from idiolect.subject_keys import key_id_of
 
 log = logging.getLogger("idiolect.blobs")
 
@@ -38,18 +43,23 @@ class LargeWeights(Part):
 
     def with_weights(self, stored: StoredVersion) -> StoredVersion:
         """As `stored`, whose weights may be empty because they lie in a blob. Raises CorruptArtifactError if they are
-        damaged or gone (code `weights_missing`), UnavailableError."""
+        damaged or gone (code `weights_missing`), NotFoundError if the person was reset, UnavailableError."""
         if stored.version.weights:
             return stored
-        version = stored.version
+        version, tenant = stored.version, stored.template.tenant
+        with self._database.reading(tenant) as connection:
+            blob = connection.scalar(select(_V.blob).where(_V.tenant == tenant, _V.id == version.id))
+        name = version.weights_sha256 if blob is None else blob.hex()
         try:
-            data = blobs_of(self._database).get(version.weights_sha256)
+            data = blobs_of(self._database).get(name)
         except NotFoundError:
             raise CorruptArtifactError(
                 f"the weights of version {version.id} are not where blobs lie.",
                 mend="Check IDIOLECT_BLOB_URL, or restore a backup.",
                 code="weights_missing",  # a wrong setting must not condemn what is whole elsewhere
             ) from None
+        if version.subject:
+            data = _opened(self._database, tenant, version, data)
         return replace(stored, version=replace(version, weights=data))
 
     def named_blobs(self) -> Sequence[str]:
@@ -74,21 +84,31 @@ def blobs_of(database: Database) -> BlobStore:
     return database.blobs
 
 
-def put_large(database: Database, versions: Iterable[Version]) -> list[Version]:
-    """Those that are too large for a row; their weights are in blobs now."""
+Large = Mapping[str, bytes]  # what is in blobs, by the id of the version
+
+
+def put_large(database: Database, tenant: str, versions: Iterable[Version]) -> Large:
+    """Of those that are too large for a row. A reset meanwhile fences them, as all that was trained before it."""
     large = [version for version in versions if len(version.weights) > INLINE_MAX_BYTES]
+    people = {version.subject for version in large if version.subject}
+    keys = keys_of_adapters(database.keys(), tenant, people) if people else {}
+    contents: dict[str, bytes] = {}
     for version in large:
-        blobs_of(database).put(version.weights)
-    return large
+        weights = version.weights
+        if version.subject:
+            weights = sealed_weights(keys[version.subject], version.id, version.generation, weights)
+        blobs_of(database).put(weights)
+        contents[version.id] = weights
+    return contents
 
 
-def keep_large(database: Database, large: Iterable[Version]) -> None:
+def keep_large(database: Database, large: Large) -> None:
     """After the commit: a sweep that had looked before it may have deleted what was just named."""
-    for version in large:
+    for content in large.values():
         try:
-            blobs_of(database).get(version.weights_sha256)
+            blobs_of(database).get(sha256_hex(content))
         except NotFoundError:
-            blobs_of(database).put(version.weights)
+            blobs_of(database).put(content)
 
 
 def doom(connection: Connection, mine: ColumnElement[bool], at: int) -> int:
@@ -100,16 +120,22 @@ def doom(connection: Connection, mine: ColumnElement[bool], at: int) -> int:
     return len(digests)
 
 
-def doom_fenced(connection: Connection, versions: Iterable[Version], at: int) -> None:
-    """Of versions that were thrown away when their release was published."""
-    rows = [{"digest": digest, "at": at} for version in versions if (digest := blob_digest(version)) is not None]
+def doom_unused(connection: Connection, large: Large, unused: Collection[str], at: int) -> None:
+    """Of versions, by id, that were thrown away when their release was published, or that it had published before."""
+    rows = [{"digest": blob_digest(large[id_]), "at": at} for id_ in unused if id_ in large]
     if rows:
         connection.execute(insert(connection, schema.doomed_blobs).on_conflict_do_nothing(), rows)
 
 
-def blob_digest(version: Version) -> bytes | None:
-    """Which blob a new version's weights lie in; None for those in the row."""
-    return bytes.fromhex(version.weights_sha256) if len(version.weights) > INLINE_MAX_BYTES else None
+def blob_digest(content: bytes) -> bytes:
+    return bytes.fromhex(sha256_hex(content))
+
+
+def _opened(database: Database, tenant: str, version: Version, sealed: bytes) -> bytes:
+    key = database.keys().by_id(tenant, [key_id_of(sealed)]).get(key_id_of(sealed))
+    if key is None:
+        raise NotFoundError(f"the weights of version {version.id} were forgotten with their person's key.")
+    return open_weights(key, version.subject, version.id, version.generation, sealed)
 
 
 def sweep(database: Database) -> int:

@@ -19,6 +19,17 @@ _POSTGRES_NAMES = ("postgres", "postgresql", "postgresql+psycopg")
 
 
 def open_database(url: str, lock_timeout_s: float) -> Database:
+    """At the newest schema. Raises as `connect`."""
+    database = connect(url, lock_timeout_s)
+    try:
+        upgrade(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def connect(url: str, lock_timeout_s: float) -> Database:
     """Raises ConfigurationError for a URL, file or server that can't work, UnavailableError for one that can't now."""
     parsed = _parsed(url)
     engine = _sqlite(parsed, lock_timeout_s) if parsed.drivername == "sqlite" else _postgres(parsed, lock_timeout_s)
@@ -26,7 +37,6 @@ def open_database(url: str, lock_timeout_s: float) -> Database:
     try:
         if database.is_sqlite:
             _use_write_ahead_log(database, lock_timeout_s)
-        upgrade(database)
     except BaseException:
         engine.dispose()
         raise

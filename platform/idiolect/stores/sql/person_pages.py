@@ -1,18 +1,23 @@
-"""All that is stored of one person, a page at a time: what an export is made of."""
+"""All that is stored of one person, a page at a time: what an export is made of.
+
+What is sealed under a key that is gone is left out: nobody can read it any more.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Select, Table, select
 
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.people_ports import PersonPage, PersonPart
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow
-from idiolect.stores.sql.inference_rows import unpack_digests
+from idiolect.stores.sql.inference_rows import inference_of, unpack_digests
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.sealing import opened_comparison, opened_signal, with_keys
 from idiolect.stores.sql.texts import load_items, load_texts
 from idiolect.stores.sql.times import moment
 
@@ -20,7 +25,8 @@ PAGE = 500
 SHOWN_PAGE = 8  # each brings up to a thousand documents
 
 Rows = list[Mapping[str, Any]]
-Reader = Callable[[Connection, str, str, str | None], tuple[Rows, str | None]]
+Keys = Callable[[], SubjectKeys]
+Reader = Callable[[Connection, Keys, str, str, str | None], tuple[Rows, str | None]]
 
 _D = schema.datasets.c
 
@@ -31,7 +37,7 @@ class PersonPages(Part):
         if not subject:
             return PersonPage([], None)  # the empty subject owns what belongs to domains
         with self._database.reading(tenant) as connection:
-            rows, last = _READERS[part](connection, tenant, subject, after)
+            rows, last = _READERS[part](connection, self._database.keys, tenant, subject, after)
         return PersonPage(rows, last)
 
 
@@ -45,7 +51,9 @@ def _rows(
     return found, str(getattr(found[-1], key.name)) if len(found) == limit else None
 
 
-def _history(connection: Connection, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
+def _history(
+    connection: Connection, _keys: Keys, tenant: str, subject: str, after: str | None
+) -> tuple[Rows, str | None]:
     entry = schema.audit_entries.c
     query = select(entry.seq, entry.at, entry.actor, entry.action, entry.reason, entry.details)
     mine = query.where(entry.tenant == tenant, entry.object == f"user {subject}")
@@ -63,27 +71,29 @@ def _history(connection: Connection, tenant: str, subject: str, after: str | Non
     return rows, last
 
 
-def _shown(connection: Connection, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
+def _shown(connection: Connection, keys: Keys, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
     table = schema.inferences.c
     query = select(schema.inferences).where(table.tenant == tenant, table.subject == subject)
     found, last = _rows(connection, query, table.id, after, SHOWN_PAGE)
     digests = {digest for row in found for digest in (row.query, *unpack_digests(row.documents))}
-    bodies = load_texts(connection, tenant, digests)
+    bodies = load_texts(connection, keys, tenant, digests)
     rows: Rows = [
         {
             "id": row.id,
             "domain": row.domain,
             "query": bodies.get(row.query),
             "documents": [bodies.get(digest) for digest in unpack_digests(row.documents)],
-            "shown": json.loads(row.shown),
+            "shown": list(inference_of(row, key).shown),
             "created_at": moment(row.created_at),
         }
-        for row in found
+        for row, key in with_keys(keys, tenant, found)
     ]
     return rows, last
 
 
-def _signals(connection: Connection, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
+def _signals(
+    connection: Connection, keys: Keys, tenant: str, subject: str, after: str | None
+) -> tuple[Rows, str | None]:
     table = schema.signals.c
     query = select(schema.signals).where(table.tenant == tenant, table.subject == subject)
     found, last = _rows(connection, query, table.id, after, PAGE)
@@ -91,41 +101,53 @@ def _signals(connection: Connection, tenant: str, subject: str, after: str | Non
         {
             "id": row.id,
             "shown": row.inference,
-            "kind": row.kind,
-            "value": json.loads(row.value),
+            "kind": kind,
+            "value": json.loads(value),
             "occurred_at": moment(row.occurred_at),
             "received_at": moment(row.received_at),
         }
-        for row in found
+        for row, key in with_keys(keys, tenant, found)
+        for kind, value in [(row.kind, row.value) if key is None else opened_signal(key, row)]
     ]
     return rows, last
 
 
-def _comparisons(connection: Connection, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
+def _comparisons(
+    connection: Connection, keys: Keys, tenant: str, subject: str, after: str | None
+) -> tuple[Rows, str | None]:
     found, last = _imported(connection, schema.comparisons, tenant, subject, after)
+    read = [
+        (row, (row.chosen, row.rejected, row.weight, row.source) if key is None else opened_comparison(key, row))
+        for row, key in with_keys(keys, tenant, found)
+    ]
+    pairs = _pairs(connection, keys, tenant, [said[:3] for _, said in read])
     rows: Rows = [
         pair
         | {
-            "source": row.source,
+            "source": said[3],
             "data_set": row.name,
             "trains_shared_models": row.shared,
             "occurred_at": moment(row.occurred_at),
             "received_at": moment(row.received_at),
         }
-        for row, pair in zip(found, _pairs(connection, tenant, found), strict=True)
+        for (row, said), pair in zip(read, pairs, strict=True)
     ]
     return rows, last
 
 
-def _held_out(connection: Connection, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
+def _held_out(
+    connection: Connection, keys: Keys, tenant: str, subject: str, after: str | None
+) -> tuple[Rows, str | None]:
     found, last = _imported(connection, schema.evaluation_pairs, tenant, subject, after)
-    pairs = _pairs(connection, tenant, found)
+    pairs = _pairs(connection, keys, tenant, [(row.chosen, row.rejected, row.weight) for row in found])
     return [pair | {"data_set": row.name, "part": row.part} for row, pair in zip(found, pairs, strict=True)], last
 
 
-def _ratings(connection: Connection, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
+def _ratings(
+    connection: Connection, keys: Keys, tenant: str, subject: str, after: str | None
+) -> tuple[Rows, str | None]:
     found, last = _imported(connection, schema.ratings, tenant, subject, after)
-    items = load_items(connection, tenant, [row.item for row in found])
+    items = load_items(connection, keys, tenant, [row.item for row in found])
     rows: Rows = [
         {
             "domain": item.domain,
@@ -149,21 +171,24 @@ def _imported(
     return _rows(connection, query, table.c.id, after, PAGE, int)
 
 
-def _pairs(connection: Connection, tenant: str, found: list[AnyRow]) -> list[dict[str, Any]]:
-    items = load_items(connection, tenant, [item for row in found for item in (row.chosen, row.rejected)])
+def _pairs(
+    connection: Connection, keys: Keys, tenant: str, found: Sequence[tuple[int, int, float]]
+) -> list[dict[str, Any]]:
+    """`found`: (chosen, rejected, weight)."""
+    items = load_items(connection, keys, tenant, [item for chosen, rejected, _ in found for item in (chosen, rejected)])
     return [
         {
             "domain": chosen.domain,
             "prompt": chosen.prompt,
             "chosen": chosen.text,
             "rejected": rejected.text,
-            "weight": row.weight,
+            "weight": weight,
         }
-        for row, chosen, rejected in zip(found, items[::2], items[1::2], strict=True)
+        for (_, _, weight), chosen, rejected in zip(found, items[::2], items[1::2], strict=True)
     ]
 
 
-def _live(connection: Connection, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
+def _live(connection: Connection, _keys: Keys, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
     table = schema.pointer_history.c
     query = select(schema.pointer_history).where(table.tenant == tenant, table.subject == subject)
     found, last = _rows(connection, query, table.id, after, PAGE, int)
@@ -181,7 +206,9 @@ def _live(connection: Connection, tenant: str, subject: str, after: str | None) 
     return rows, last
 
 
-def _resets(connection: Connection, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
+def _resets(
+    connection: Connection, _keys: Keys, tenant: str, subject: str, after: str | None
+) -> tuple[Rows, str | None]:
     table = schema.resets.c
     query = select(table.id, table.record).where(table.tenant == tenant, table.subject == subject)
     found, last = _rows(connection, query, table.id, after, PAGE)

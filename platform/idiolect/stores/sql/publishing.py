@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,14 @@ from idiolect.registry.manifest import GLOBAL_OWNER, LORA, ReleaseTemplate, Vers
 from idiolect.registry.strict import check_template
 from idiolect.registry.weights import INLINE_MAX_BYTES
 from idiolect.stores.blobs.port import MAX_BYTES
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.ports import PublishOutcome
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.bulk import insert_rows
 from idiolect.stores.sql.engine import Hold, chunks, hold
-from idiolect.stores.sql.large_weights import blob_digest, doom_fenced
+from idiolect.stores.sql.large_weights import Large, blob_digest, doom_unused
+from idiolect.stores.sql.sealing import keys_of_adapters, sealed_version
 
 Owner = tuple[str, str]  # (subject, domain), one of them empty
 
@@ -121,18 +123,23 @@ def content_digest(publication: Publication) -> bytes:
     return digest.digest()
 
 
-def publish(connection: Connection, publication: Publication, content: bytes) -> PublishOutcome:
+def publish(
+    connection: Connection, publication: Publication, content: bytes, keys: Callable[[], SubjectKeys], large: Large
+) -> PublishOutcome:
+    """`large`: what was put into blobs for it."""
     tenant = publication.template.tenant
     hold(connection, tenant, Hold.ONE_RUN)
     earlier = _earlier_outcome(connection, publication, content)
     if earlier is not None:
+        doom_unused(connection, large, large.keys(), publication.at)
         return earlier
     kept, fenced = _divide(connection, publication)
-    doom_fenced(connection, (version for version in publication.versions if version.subject in fenced), publication.at)
+    thrown_away = [version.id for version in publication.versions if version.subject in fenced]
+    doom_unused(connection, large, thrown_away, publication.at)
     outcome = PublishOutcome(len(kept), tuple(sorted(fenced)))
     _insert_release(connection, publication, content, outcome)
     for batch in chunks(kept, _BATCH):
-        insert_rows(connection, schema.versions, [_version_row(tenant, version) for version in batch])
+        insert_rows(connection, schema.versions, _version_rows(tenant, batch, keys, large))
         if not publication.staged:
             _move_pointers(connection, publication, batch)
     append(connection, tenant, _event(publication, outcome), publication.at)
@@ -220,8 +227,18 @@ def _insert_release(connection: Connection, publication: Publication, content: b
     connection.execute(schema.releases.insert(), row)
 
 
-def _version_row(tenant: str, version: Version) -> dict[str, Any]:
-    blob = blob_digest(version)
+def _version_rows(
+    tenant: str, batch: Sequence[Version], keys: Callable[[], SubjectKeys], large: Large
+) -> list[dict[str, Any]]:
+    """Those of people are sealed. No reset runs beside this, so the keys stay until it is committed."""
+    people = [version.subject for version in batch if version.subject]
+    found = keys_of_adapters(keys(), tenant, people) if people else {}
+    rows = [_version_row(tenant, version, large.get(version.id)) for version in batch]
+    return [sealed_version(found[row["subject"]], row) if row["subject"] and row["weights"] else row for row in rows]
+
+
+def _version_row(tenant: str, version: Version, blob: bytes | None) -> dict[str, Any]:
+    """`blob`: what was put into one instead of the weights."""
     return {
         "tenant": tenant,
         "id": version.id,
@@ -231,8 +248,9 @@ def _version_row(tenant: str, version: Version) -> dict[str, Any]:
         "generation": version.generation,
         "parent": version.parent,
         "weights": version.weights if blob is None else b"",
+        "sealed": None,
         "weights_sha256": bytes.fromhex(version.weights_sha256),
-        "blob": blob,
+        "blob": None if blob is None else blob_digest(blob),
         "evaluation": json.dumps(dict(version.evaluation)) if version.evaluation else None,
         "key_id": version.key_id,
         "signature": version.signature,

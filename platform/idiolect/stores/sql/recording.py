@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +13,20 @@ from sqlalchemy.dialects import postgresql, sqlite
 from idiolect.errors import ConflictError, IdiolectError, InvalidInputError
 from idiolect.ids import text_digest
 from idiolect.signals.events import Inference
+from idiolect.stores.key_ports import SubjectKeys, Wanted
 from idiolect.stores.ports import RecordOutcome, ShownInference
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import CHUNK, Hold, chunks, hold
-from idiolect.stores.sql.inference_rows import digest_bytes, inference_row, load_inference
+from idiolect.stores.sql.inference_rows import (
+    find_inference,
+    inference_row,
+    opened,
+    unpack_digests,
+)
+from idiolect.stores.sql.sealing import sealed_inference, sealed_texts
 from idiolect.stores.sql.tenant_wall import stand_behind
+from idiolect.stores.sql.texts import encoded
+from idiolect.subject_keys import SubjectKey, signals_in
 
 _T = schema.tombstones.c
 _TOMBSTONE = select(_T.at, _T.generation).where(_T.tenant == bindparam("tenant"), _T.subject == bindparam("subject"))
@@ -33,12 +43,12 @@ _LINK = schema.inference_texts.insert()
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An inference as rows, made before the transaction so that it holds the lock for less."""
+    """An inference as rows, made and sealed before the transaction so that it holds the lock for less."""
 
     shown: ShownInference
     row: dict[str, Any]
     used: frozenset[bytes]
-    bodies: dict[bytes, str]  # by digest
+    texts: dict[bytes, dict[str, Any]]  # their rows, by digest or reference
 
 
 @dataclass(slots=True)
@@ -48,13 +58,8 @@ class Gathered:
     inferences: dict[tuple[str, str], Candidate] = field(default_factory=dict)
 
     def texts(self) -> list[dict[str, Any]]:
-        bodies = {
-            (one.shown.tenant, digest): body for one in self.inferences.values() for digest, body in one.bodies.items()
-        }
-        return [
-            {"tenant": key[0], "digest": key[1], "body": bodies[key].encode("utf-8", "surrogatepass")}
-            for key in sorted(bodies)
-        ]
+        rows = {(one.shown.tenant, name): row for one in self.inferences.values() for name, row in one.texts.items()}
+        return [rows[key] for key in sorted(rows)]
 
     def links(self) -> list[dict[str, Any]]:
         keys = [
@@ -65,45 +70,77 @@ class Gathered:
         return [{"tenant": tenant, "digest": digest, "inference": id_} for tenant, digest, id_ in sorted(keys)]
 
 
-def candidate_of(shown: ShownInference) -> Candidate | InvalidInputError:
+def candidates_of(
+    shown: Sequence[ShownInference], keys: Callable[[], SubjectKeys]
+) -> list[Candidate | InvalidInputError]:
+    """What names a person is sealed. A reset that destroys its key meanwhile also makes it outdated."""
+    wanted: dict[str, set[Wanted]] = defaultdict(set)
+    for one in shown:
+        if one.inference.subject is not None:
+            wanted[one.tenant].add((one.inference.subject, signals_in(one.inference.domain)))
+    found = {tenant: keys().ensure(tenant, people) for tenant, people in wanted.items()}
+    return [_candidate_of(one, found.get(one.tenant, {})) for one in shown]
+
+
+def _candidate_of(shown: ShownInference, keys: Mapping[Wanted, SubjectKey]) -> Candidate | InvalidInputError:
+    inference = shown.inference
     try:
-        row = inference_row(shown.tenant, shown.inference)
+        row = inference_row(shown.tenant, inference)
     except InvalidInputError as error:
         return error
-    used = frozenset({row["query"], *map(digest_bytes, shown.inference.documents)})
-    return Candidate(shown, row, used, {bytes.fromhex(text_digest(body)): body for body in shown.texts})
+    bodies = {bytes.fromhex(text_digest(body)): encoded(body) for body in shown.texts}
+    sealed: Mapping[bytes, bytes | None] = dict.fromkeys(bodies)
+    if inference.subject is not None:
+        key = keys[inference.subject, signals_in(inference.domain)]
+        row = sealed_inference(key, row, unpack_digests(row["documents"]))
+        sealed, bodies = sealed_texts(key, bodies), {}
+    used = frozenset({row["query"], *unpack_digests(row["documents"])})
+    texts = {
+        name: {"tenant": shown.tenant, "digest": name, "body": bodies.get(name, b""), "sealed": seal}
+        for name, seal in sealed.items()
+    }
+    return Candidate(shown, row, used, texts)
 
 
-def record_all(connection: Connection, candidates: Sequence[Candidate]) -> list[RecordOutcome]:
+def record_all(
+    connection: Connection, candidates: Sequence[Candidate], keys: Callable[[], SubjectKeys]
+) -> list[RecordOutcome]:
     tenants = sorted({one.shown.tenant for one in candidates})
     for tenant in tenants:
         hold(connection, tenant, Hold.NOTHING_ERASED)
     if connection.dialect.name == "sqlite":
-        return _record(connection, candidates)
+        return _record(connection, candidates, keys)
     outcomes: dict[int, RecordOutcome] = {}
     for tenant in tenants:
         stand_behind(connection, tenant)
         places = [place for place, one in enumerate(candidates) if one.shown.tenant == tenant]
-        outcomes.update(zip(places, _record(connection, [candidates[place] for place in places]), strict=True))
+        found = _record(connection, [candidates[place] for place in places], keys)
+        outcomes.update(zip(places, found, strict=True))
     return [outcomes[place] for place in range(len(candidates))]
 
 
-def _record(connection: Connection, candidates: Sequence[Candidate]) -> list[RecordOutcome]:
+def _record(
+    connection: Connection, candidates: Sequence[Candidate], keys: Callable[[], SubjectKeys]
+) -> list[RecordOutcome]:
     gathered = Gathered()
-    outcomes = [_judged(connection, one, gathered) for one in candidates]
+    outcomes = [_judged(connection, one, gathered, keys) for one in candidates]
     _write(connection, gathered)
     return outcomes
 
 
-def _judged(connection: Connection, one: Candidate, gathered: Gathered) -> RecordOutcome:
+def _judged(
+    connection: Connection, one: Candidate, gathered: Gathered, keys: Callable[[], SubjectKeys]
+) -> RecordOutcome:
     tenant, inference = one.shown.tenant, one.shown.inference
     if _is_outdated(connection, one):
         return "outdated"
     earlier = gathered.inferences.get((tenant, inference.id))
-    stored = load_inference(connection, tenant, inference.id) if earlier is None else earlier.shown.inference
-    if stored is not None:
-        return "recorded" if stored == inference else _differs(inference)
-    missing = sum(not _is_known(connection, tenant, digest) for digest in one.used - one.bodies.keys())
+    if earlier is not None:
+        return "recorded" if earlier.shown.inference == inference else _differs(inference)
+    row = find_inference(connection, tenant, inference.id)
+    if row is not None:
+        return "recorded" if opened(keys, tenant, row) == inference else _differs(inference)
+    missing = sum(not _is_known(connection, tenant, digest) for digest in one.used - one.texts.keys())
     if missing:
         return _unsent(inference, missing)
     gathered.inferences[tenant, inference.id] = one

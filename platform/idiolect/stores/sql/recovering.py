@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 from sqlalchemy import Connection, select, update
 
@@ -17,6 +18,7 @@ from idiolect.audit import AuditEntry
 from idiolect.recovery import LoggedChange, Recovered, continuation
 from idiolect.registry.pointers import QUARANTINED, ROLLED_BACK
 from idiolect.resets.plan import ResetPlan, plan_reset
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import locked_head, put
@@ -55,17 +57,21 @@ class Recovering(Part):
         by_tenant: dict[str, list[LoggedChange]] = defaultdict(list)
         for change in changes:
             by_tenant[change.entry.tenant].append(change)
-        return self._database.write(ALL_TENANTS, lambda connection: recover(connection, by_tenant))
+        keys = self._database.keys
+        return self._database.write(ALL_TENANTS, lambda connection: recover(connection, keys, by_tenant))
 
 
-def recover(connection: Connection, by_tenant: Mapping[str, Sequence[LoggedChange]]) -> Recovered:
+def recover(
+    connection: Connection, keys: Callable[[], SubjectKeys], by_tenant: Mapping[str, Sequence[LoggedChange]]
+) -> Recovered:
     applied: Counter[str] = Counter()
     for tenant in sorted(by_tenant):
         hold(connection, tenant, Hold.ERASE)
         hold(connection, tenant, Hold.ONE_RUN)
         for change in continuation(tenant, locked_head(connection, tenant), by_tenant[tenant]):
-            apply = _APPLY.get(change.entry.action)
-            if apply is not None:
+            if change.entry.action in _OF_PERSON:
+                _person(connection, keys, change)
+            elif (apply := _APPLY.get(change.entry.action)) is not None:
                 apply(connection, change)
             put(connection, change.entry)
             applied[change.entry.action] += 1
@@ -78,7 +84,7 @@ def _knows(connection: Connection, entry: AuditEntry) -> bool:
     return stored is not None and stored.hex() == entry.hash
 
 
-def _person(connection: Connection, change: LoggedChange) -> None:
+def _person(connection: Connection, keys: Callable[[], SubjectKeys], change: LoggedChange) -> None:
     """As the person's own decision left them; whatever raised the generation erased something."""
     entry, tenant = change.entry, change.entry.tenant
     after = state_from_json(change.extra["state"], entry.at)
@@ -86,9 +92,11 @@ def _person(connection: Connection, change: LoggedChange) -> None:
     save_state(connection, tenant, before, after)
     record = change.extra.get("record")
     if record is not None or after.generation > before.generation or not after.opted_in:
-        plan = ResetPlan(**change.extra["plan"]) if "plan" in change.extra else plan_reset("adapter")
+        plans = change.extra.get("plans") or [change.extra.get("plan") or asdict(plan_reset("adapter"))]
         reason = f"recovered: {entry.reason or entry.action}"
-        erase(connection, tenant, after.subject, plan, entry.at, reason=reason, actor=entry.actor)
+        for plan in plans:
+            which = ResetPlan(**plan)
+            erase(connection, keys, tenant, after.subject, which, entry.at, reason=reason, actor=entry.actor)
         fence(connection, tenant, after, entry.at)
     if record is not None:
         row = {
@@ -152,9 +160,8 @@ def _named(entry: AuditEntry) -> str:
     return entry.object.rsplit(" ", 1)[1]
 
 
+_OF_PERSON = frozenset({"reset", "consent.change"})
 _APPLY: Mapping[str, Callable[[Connection, LoggedChange], None]] = {
-    "reset": _person,
-    "consent.change": _person,
     "release.revoke": _revoke_release,
     "version.quarantine": _quarantine,
     "pointer.rollback": _roll_back,

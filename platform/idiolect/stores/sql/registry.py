@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, select, update
 
 from idiolect.audit import INSTALLATION, AuditEvent
-from idiolect.errors import ConflictError, NotFoundError
+from idiolect.errors import ConflictError, CorruptArtifactError, NotFoundError
 from idiolect.registry.manifest import ReleaseTemplate, Version
 from idiolect.registry.resolution import ReleaseSummary
 from idiolect.stores.ports import PublishOutcome, StoredVersion
@@ -20,10 +20,12 @@ from idiolect.stores.sql.engine import AnyRow
 from idiolect.stores.sql.large_weights import keep_large, put_large
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.publishing import Publication, check_publication, content_digest, publish
+from idiolect.stores.sql.sealing import open_weights, with_keys
 from idiolect.stores.sql.stored_templates import template_of
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 from idiolect.stores.sql.times import micros
 from idiolect.stores.sql.withheld import KEY_WITHDRAWN
+from idiolect.subject_keys import SubjectKey
 
 _G, _V, _R = schema.global_pointer.c, schema.versions.c, schema.releases.c
 _LIVE_GLOBAL = select(_G.digest).order_by(_G.id.desc()).limit(1)
@@ -57,15 +59,18 @@ class Registry(Part):
         publication = Publication(release, template, versions, micros(now), reason, actor, staged)
         check_publication(publication)
         content = content_digest(publication)
-        large = put_large(self._database, versions)
-        outcome = self._database.write(template.tenant, lambda connection: publish(connection, publication, content))
+        keys = self._database.keys
+        large = put_large(self._database, template.tenant, versions)
+        outcome = self._database.write(
+            template.tenant, lambda connection: publish(connection, publication, content, keys, large)
+        )
         keep_large(self._database, large)
         return outcome
 
     def version(self, tenant: str, version_id: str) -> StoredVersion | None:
         with self._database.reading(tenant) as connection:
             row = connection.execute(_STORED.where(_V.tenant == tenant, _V.id == version_id)).one_or_none()
-        return None if row is None else _stored_of(row, {})
+        return next(iter(self._stored(tenant, [] if row is None else [row])), None)
 
     def versions(
         self,
@@ -86,8 +91,12 @@ class Registry(Part):
             query = query.where(_V.release == release)
         with self._database.reading(tenant) as connection:
             rows = connection.execute(query).all()
+        return self._stored(tenant, rows)
+
+    def _stored(self, tenant: str, rows: Sequence[AnyRow]) -> list[StoredVersion]:
+        """A version whose key was destroyed does not exist any more."""
         templates: dict[str, ReleaseTemplate] = {}
-        return [_stored_of(row, templates) for row in rows]
+        return [_stored_of(row, key, templates) for row, key in with_keys(self._database.keys, tenant, rows)]
 
     def releases(self, tenant: str, *, limit: int = 100) -> Sequence[ReleaseSummary]:
         query = _SUMMARY.where(_R.tenant == tenant)
@@ -129,7 +138,7 @@ def _revoke(connection: Connection, tenant: str, release: str, values: dict[str,
         append(connection, tenant, event, values["revoked_at"])
 
 
-def _stored_of(row: AnyRow, templates: dict[str, ReleaseTemplate]) -> StoredVersion:
+def _stored_of(row: AnyRow, key: SubjectKey | None, templates: dict[str, ReleaseTemplate]) -> StoredVersion:
     """`templates` holds those read before: a page of versions mostly comes from one release."""
     if row.release not in templates:
         templates[row.release] = template_of(row.template, row.release)
@@ -140,13 +149,21 @@ def _stored_of(row: AnyRow, templates: dict[str, ReleaseTemplate]) -> StoredVers
         domain=row.domain,
         generation=row.generation,
         parent=row.parent,
-        weights=row.weights,
+        weights=row.weights if key is None else _weights(row, key),
         weights_sha256=row.weights_sha256.hex(),
         evaluation={} if row.evaluation is None else json.loads(row.evaluation),
         key_id=row.key_id,
         signature=row.signature,
     )
     return StoredVersion(templates[row.release], version, row.revoked_at is not None, _withheld(row))
+
+
+def _weights(row: AnyRow, key: SubjectKey) -> bytes:
+    """Empty if they do not open: no check of their digest passes that, and a list shows the other versions."""
+    try:
+        return open_weights(key, row.subject, row.id, row.generation, row.sealed)
+    except CorruptArtifactError:
+        return b""
 
 
 def _withheld(row: AnyRow) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
@@ -15,6 +15,7 @@ from idiolect.consent import ConsentChange, DomainChange, SubjectState, apply_ch
 from idiolect.errors import ConflictError
 from idiolect.resets.plan import ResetPlan
 from idiolect.resets.receipt import ResetRecord
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
@@ -31,8 +32,9 @@ class Resets(Part):
         self, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime, *, actor: str = "subject"
     ) -> ResetRecord:
         check_subject(subject)
+        keys = self._database.keys
         record = self._database.write(
-            tenant, lambda connection: _apply(connection, tenant, subject, reset_id, plan, now, actor)
+            tenant, lambda connection: _apply(connection, keys, tenant, subject, reset_id, plan, now, actor)
         )
         self._database.scrub()
         sweep(self._database)
@@ -44,7 +46,14 @@ class Resets(Part):
 
 
 def _apply(
-    connection: Connection, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime, actor: str
+    connection: Connection,
+    keys: Callable[[], SubjectKeys],
+    tenant: str,
+    subject: str,
+    reset_id: str,
+    plan: ResetPlan,
+    now: datetime,
+    actor: str,
 ) -> ResetRecord:
     hold(connection, tenant, Hold.ERASE)
     earlier = _load(connection, tenant, reset_id)
@@ -56,7 +65,7 @@ def _apply(
     after = state_after(before, plan, now)
     save_state(connection, tenant, before, after)
     note_complaint(connection, tenant, subject, leaves=True)
-    erased = erase(connection, tenant, subject, plan, now, reason=f"reset {reset_id}", actor=actor)
+    erased = erase(connection, keys, tenant, subject, plan, now, reason=f"reset {reset_id}", actor=actor)
     place = fence(connection, tenant, after, now, learn_afresh=plan.domain is not None)
     record = ResetRecord(
         id=reset_id,

@@ -67,7 +67,15 @@ def _bytes(name: str, *, nullable: bool = False) -> Column[bytes]:
     return Column(name, LargeBinary, nullable=nullable)
 
 
-tenants = Table("tenants", metadata, *_key("name"), _whole("created_at"))
+def _sealed() -> Column[bytes]:
+    """What only the key of a person opens; where it is set, the columns that it stands for are empty."""
+    return _bytes("sealed", nullable=True)
+
+
+tenants = Table("tenants", metadata, *_key("name"), _whole("created_at"), _whole("retention_days", nullable=True))
+
+# One row: the key store that opens what is sealed here. `sealed_at`: since when nothing of a person is in the clear.
+key_store = Table("key_store", metadata, *_key("id"), _whole("sealed_at", nullable=True))
 
 api_keys = Table(
     "api_keys",
@@ -181,8 +189,9 @@ texts = Table(
     "texts",
     metadata,
     Column("tenant", Text, primary_key=True),
-    Column("digest", LargeBinary, primary_key=True),
-    _bytes("body"),  # UTF-8, lone surrogates passed through
+    Column("digest", LargeBinary, primary_key=True),  # of a sealed text, the person's reference to it
+    _bytes("body"),  # UTF-8, lone surrogates passed through; empty if sealed
+    _sealed(),
 )
 
 items = Table(
@@ -248,15 +257,18 @@ comparisons = Table(
     _whole("dataset", nullable=True),  # None: feedback
     _text("subject"),
     _whole("generation"),
-    _whole("chosen"),
+    _whole("chosen"),  # of a sealed row the smaller id of the two; which was chosen is in `sealed`
     _whole("rejected"),
     _number("weight"),
     _text("source"),
+    _sealed(),  # weight, source and direction
     _flag("shared"),  # may train shared models; False for what trains only the person's own adapter
     _whole("occurred_at", nullable=True),
     _whole("received_at"),
+    _whole("shown_at", nullable=True),  # of feedback: when its texts were served
     Index("comparisons_by_subject", "tenant", "subject", "received_at"),
     Index("comparisons_by_dataset", "tenant", "dataset"),
+    Index("comparisons_by_showing", "tenant", "shown_at"),
     sqlite_autoincrement=True,
 )
 for _side in ("chosen", "rejected"):
@@ -292,8 +304,10 @@ inferences = Table(
     _bytes("query"),
     _bytes("documents"),  # digests, 32 bytes each, in the order of the request
     _text("shown"),  # JSON list
+    _sealed(),  # the true digests and `shown`; `query` and `documents` then are references
     _whole("created_at"),
     Index("inferences_by_subject", "tenant", "subject"),
+    Index("inferences_by_time", "tenant", "created_at"),
 )
 
 # Only to answer "does any inference still need this text?".
@@ -314,9 +328,11 @@ signals = Table(
     _text("inference"),
     _text("kind"),
     _text("value"),  # JSON, as the caller sent it
+    _sealed(),  # kind and value
     _whole("occurred_at"),
     _whole("received_at"),
     Index("signals_by_subject", "tenant", "subject"),
+    Index("signals_by_inference", "tenant", "inference"),
 )
 
 # --- ledger -----------------------------------------------------------------------------------------------------------
@@ -400,6 +416,7 @@ versions = Table(
     _whole("generation"),
     _text("parent", nullable=True),
     _bytes("weights"),
+    _sealed(),  # a person's weights; the digest is of the weights themselves
     _bytes("weights_sha256"),
     _text("evaluation", nullable=True),  # JSON
     _text("key_id"),

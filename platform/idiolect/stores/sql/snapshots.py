@@ -19,8 +19,10 @@ from sqlalchemy import Connection, LargeBinary, MetaData, Table, delete, func, i
 
 from idiolect.errors import ConfigurationError
 from idiolect.recovery import LoggedChange, Recovered
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import CHUNK
+from idiolect.stores.sql.key_binding import bind
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.recovering import recover
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
@@ -53,23 +55,34 @@ class Snapshots(Part):
                 lambda name: _rows(connection, tables[name]),
             )
 
-    def load(self, snapshot: Snapshot, changes: Iterable[LoggedChange]) -> Recovered:
+    def load(self, snapshot: Snapshot, changes: Iterable[LoggedChange], *, without_keys: bool = False) -> Recovered:
         """Into this database, which must be empty, with the `changes` that came after it made again: in one
-        transaction, so that nobody ever sees the one without the other."""
+        transaction, so that nobody ever sees the one without the other.
+
+        Raises ConfigurationError if other keys opened the snapshot than these, unless it is to come `without_keys`."""
         by_tenant: dict[str, list[LoggedChange]] = defaultdict(list)
         for change in changes:
             by_tenant[change.entry.tenant].append(change)
         where = self._database.where
-        recovered = self._database.write(ALL_TENANTS, lambda connection: _load(connection, snapshot, by_tenant, where))
+        keys = self._database.keys
+        recovered = self._database.write(
+            ALL_TENANTS, lambda connection: _load(connection, keys, snapshot, by_tenant, where, without_keys)
+        )
         self._database.learn_sizes()
         return recovered
 
 
 def _load(
-    connection: Connection, snapshot: Snapshot, changes: Mapping[str, Sequence[LoggedChange]], where: str
+    connection: Connection,
+    keys: Callable[[], SubjectKeys],
+    snapshot: Snapshot,
+    changes: Mapping[str, Sequence[LoggedChange]],
+    where: str,
+    without_keys: bool,
 ) -> Recovered:
     # Written by whoever opens the database; the snapshot has its own.
     connection.execute(delete(schema.agreements))
+    connection.execute(delete(schema.key_store))
     for table in schema.metadata.sorted_tables:
         if connection.execute(select(table).limit(1)).first() is not None:
             raise ConfigurationError(
@@ -80,7 +93,8 @@ def _load(
         _insert(connection, table, snapshot.columns[name], snapshot.rows(name))
         _set_counter(connection, table, snapshot.counters.get(name, 0))
     command.upgrade(alembic_config(connection), "head")
-    return recover(connection, changes)
+    bind(connection, keys(), instead=without_keys)
+    return recover(connection, keys, changes)
 
 
 def _tables_as_of(connection: Connection, revision: str) -> Mapping[str, Table]:

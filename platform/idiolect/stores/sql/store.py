@@ -14,6 +14,7 @@ from idiolect.stores.sql.feedback import Feedback
 from idiolect.stores.sql.garbage import GarbageCollecting
 from idiolect.stores.sql.idempotency import Idempotency
 from idiolect.stores.sql.imports import Imports
+from idiolect.stores.sql.key_binding import KeyBinding
 from idiolect.stores.sql.large_weights import LargeWeights
 from idiolect.stores.sql.ledger import Ledger
 from idiolect.stores.sql.lineage import Lineages
@@ -25,7 +26,9 @@ from idiolect.stores.sql.recovering import Recovering
 from idiolect.stores.sql.registry import Registry
 from idiolect.stores.sql.resets import Resets
 from idiolect.stores.sql.resolving import Resolving
+from idiolect.stores.sql.retention import Retention
 from idiolect.stores.sql.rollouts import Rollouts
+from idiolect.stores.sql.sealing_existing import SealingExisting
 from idiolect.stores.sql.snapshots import Snapshots
 from idiolect.stores.sql.subjects import Subjects
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT, is_bound
@@ -37,6 +40,10 @@ from idiolect.stores.sql.withheld import Withholding
 
 class _Administration(Audit, Pointers, Withholding, Lineages, GarbageCollecting, Rollouts, Recovering, Snapshots):
     """What admins ask."""
+
+
+class _Protection(KeyBinding, SealingExisting, Retention):
+    """What opens the rows of people, seals those that never were, and deletes them in time."""
 
 
 class SqlStore(
@@ -57,6 +64,7 @@ class SqlStore(
     Upstreams,
     Quotas,
     _Administration,
+    _Protection,
 ):
     """Everything, behind one connection pool. Safe to use from many threads and processes."""
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
 from sqlalchemy import Connection, select
 
 from idiolect.audit import AuditEvent
-from idiolect.consent import ConsentChange, SubjectState, apply_change
+from idiolect.consent import ConsentChange, SubjectState, apply_change, refused_domains
 from idiolect.errors import PreconditionError
-from idiolect.resets.plan import plan_reset
+from idiolect.resets.plan import ResetPlan, plan_reset
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
@@ -49,8 +50,9 @@ class Subjects(Part):
         actor: str = "subject",
     ) -> SubjectState:
         check_subject(subject)
+        keys = self._database.keys
         state = self._database.write(
-            tenant, lambda connection: _change(connection, tenant, subject, change, now, if_revision, actor)
+            tenant, lambda connection: _change(connection, keys, tenant, subject, change, now, if_revision, actor)
         )
         if change.refuses:
             self._database.scrub()
@@ -67,6 +69,7 @@ class Subjects(Part):
 
 def _change(
     connection: Connection,
+    keys: Callable[[], SubjectKeys],
     tenant: str,
     subject: str,
     change: ConsentChange,
@@ -74,7 +77,6 @@ def _change(
     if_revision: int | None,
     actor: str,
 ) -> SubjectState:
-    refuses = change.opted_in is False
     hold(connection, tenant, Hold.ERASE if change.refuses else Hold.NOTHING_ERASED)
     before = load_state(connection, tenant, subject, lock=True)
     if if_revision is not None and if_revision != before.revision:
@@ -85,19 +87,30 @@ def _change(
     if after.opted_in and not before.opted_in:
         take_place(connection, tenant)
     save_state(connection, tenant, before, after)
+    refuses = change.opted_in is False
     if refuses or (after.paused and not before.paused):
         note_complaint(connection, tenant, subject, leaves=refuses)
-    if refuses:
-        # Also without an earlier yes: the tombstone is what keeps a "no" from being overridden by an import.
-        erase(connection, tenant, subject, plan_reset("adapter"), now, reason="opted out", actor=actor)
-        fence(connection, tenant, after, now)
-    elif after.generation > before.generation:
-        erase(connection, tenant, subject, plan_reset("adapter"), now, reason="left a domain", actor=actor)
-        fence(connection, tenant, after, now, learn_afresh=True)
+    plans = _withdrawals(before, after, refuses)
+    for plan in plans:
+        reason = "left a domain" if plan.domain else "opted out"
+        erase(connection, keys, tenant, subject, plan, now, reason=reason, actor=actor)
+    if plans:
+        fence(connection, tenant, after, now, learn_afresh=not refuses)
     elif after.opted_in and (not before.opted_in or after.domains != before.domains):
         requeue(connection, tenant, [subject])
-    append(connection, tenant, _event(after, change, actor), micros(now), {"state": state_to_json(after)})
+    extra = {"state": state_to_json(after)} | ({"plans": [asdict(plan) for plan in plans]} if plans else {})
+    append(connection, tenant, _event(after, change, actor), micros(now), extra)
     return after
+
+
+def _withdrawals(before: SubjectState, after: SubjectState, refuses: bool) -> list[ResetPlan]:
+    """What is withdrawn is erased as by a reset of it. A "no" without an earlier "yes" is one too: its tombstone keeps
+    an import from overriding it."""
+    if refuses:
+        return [plan_reset("all")]
+    if after.generation == before.generation:
+        return []
+    return [plan_reset("all", domain) for domain in sorted(refused_domains(after) - refused_domains(before))]
 
 
 def _event(after: SubjectState, change: ConsentChange, actor: str) -> AuditEvent:

@@ -1,16 +1,24 @@
-"""Texts stored once under their digest, items (pairs of texts) under theirs; both go when nothing refers to them."""
+"""Texts stored once under their digest, items (pairs of texts) under theirs; both go when nothing refers to them.
+
+A text of a named person is stored once for that person and domain: sealed, under a reference that only their key makes.
+Whatever refers to it does so by that reference.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, delete, exists, select
 
 from idiolect.ids import text_digest
 from idiolect.signals.comparison import Item
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import CHUNK, chunks, insert
+from idiolect.stores.sql.sealing import sealed_texts, with_keys
+from idiolect.subject_keys import SubjectKey
 
 
 def item_key(domain: str, prompt: str, text: str) -> bytes:
@@ -20,22 +28,28 @@ def item_key(domain: str, prompt: str, text: str) -> bytes:
 
 def store_texts(connection: Connection, tenant: str, bodies: Iterable[str]) -> None:
     by_digest = {bytes.fromhex(text_digest(body)): body for body in bodies}
-    rows = [
-        {"tenant": tenant, "digest": digest, "body": by_digest[digest].encode("utf-8", "surrogatepass")}
-        for digest in sorted(by_digest)
+    rows: list[dict[str, Any]] = [
+        {"tenant": tenant, "digest": digest, "body": encoded(by_digest[digest])} for digest in sorted(by_digest)
     ]
+    _insert_texts(connection, rows)
+
+
+def store_sealed_texts(connection: Connection, tenant: str, key: SubjectKey, bodies: Iterable[str]) -> None:
+    sealed = sealed_texts(key, {bytes.fromhex(text_digest(body)): encoded(body) for body in bodies})
+    rows: list[dict[str, Any]] = [
+        {"tenant": tenant, "digest": name, "body": b"", "sealed": sealed[name]} for name in sorted(sealed)
+    ]
+    _insert_texts(connection, rows)
+
+
+def _insert_texts(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
     statement = insert(connection, schema.texts).on_conflict_do_nothing()
     for chunk in chunks(rows):
         connection.execute(statement, chunk)
 
 
-def known_texts(connection: Connection, tenant: str, digests: Collection[bytes]) -> set[bytes]:
-    column = schema.texts.c.digest
-    found: set[bytes] = set()
-    for chunk in chunks(sorted(digests)):
-        query = select(column).where(schema.texts.c.tenant == tenant, column.in_(chunk))
-        found.update(connection.scalars(query))
-    return found
+def encoded(body: str) -> bytes:
+    return body.encode("utf-8", "surrogatepass")
 
 
 def store_items(connection: Connection, tenant: str, rows: Sequence[tuple[str, str, str, str, str]]) -> list[int]:
@@ -72,8 +86,10 @@ def _item_ids(connection: Connection, tenant: str, keys: Sequence[bytes]) -> dic
     return ids
 
 
-def load_items(connection: Connection, tenant: str, ids: Sequence[int]) -> tuple[Item, ...]:
-    """The items in the order of `ids`."""
+def load_items(
+    connection: Connection, keys: Callable[[], SubjectKeys], tenant: str, ids: Sequence[int]
+) -> tuple[Item, ...]:
+    """The items in the order of `ids`. The keys of them all are there: see `sealing`."""
     table = schema.items.c
     rows: dict[int, tuple[str, bytes, bytes, str, str]] = {}
     for chunk in chunks(ids):
@@ -81,7 +97,7 @@ def load_items(connection: Connection, tenant: str, ids: Sequence[int]) -> tuple
         for id_, *row in connection.execute(select(*columns).where(table.tenant == tenant, table.id.in_(chunk))):
             rows[id_] = tuple(row)
     bodies = load_texts(
-        connection, tenant, {digest for _, prompt, text, *_ in rows.values() for digest in (prompt, text)}
+        connection, keys, tenant, {digest for _, prompt, text, *_ in rows.values() for digest in (prompt, text)}
     )
     return tuple(
         Item(domain, bodies[prompt], bodies[text], language, task)
@@ -89,12 +105,17 @@ def load_items(connection: Connection, tenant: str, ids: Sequence[int]) -> tuple
     )
 
 
-def load_texts(connection: Connection, tenant: str, digests: Collection[bytes]) -> dict[bytes, str]:
+def load_texts(
+    connection: Connection, keys: Callable[[], SubjectKeys], tenant: str, digests: Collection[bytes]
+) -> dict[bytes, str]:
+    """Without those whose key is gone."""
     table = schema.texts.c
     bodies: dict[bytes, str] = {}
     for chunk in chunks(sorted(digests)):
-        query = select(table.digest, table.body).where(table.tenant == tenant, table.digest.in_(chunk))
-        bodies.update((digest, body.decode("utf-8", "surrogatepass")) for digest, body in connection.execute(query))
+        query = select(table.digest, table.body, table.sealed).where(table.tenant == tenant, table.digest.in_(chunk))
+        for row, key in with_keys(keys, tenant, connection.execute(query).all()):
+            body = row.body if key is None else key.open("text", row.digest, row.sealed)
+            bodies[row.digest] = body.decode("utf-8", "surrogatepass")
     return bodies
 
 

@@ -8,7 +8,7 @@ of storing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,13 @@ from sqlalchemy import Connection, Select, Table, and_, exists, func, select
 
 from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.signals.data import Comparisons, EvaluationData, PersonalSnapshot, SharedData
+from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.columns import Columns
 from idiolect.stores.sql.engine import AnyRow, chunks
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import agreed_there
+from idiolect.stores.sql.sealing import opened_comparison, with_keys
 from idiolect.stores.sql.texts import load_items
 
 _R, _C, _E, _I = schema.ratings.c, schema.comparisons.c, schema.evaluation_pairs.c, schema.items.c
@@ -43,8 +45,9 @@ class TrainingReads(Part):
         with self._database.reading(tenant) as connection:
             sources = _sources(connection, tenant, public_only)
             rated = columns.ratings(_rows(connection, (_ratings(tenant, s, domain) for s in sources if s.dataset)))
-            compared = columns.comparisons(_rows(connection, (_shared(tenant, s, domain) for s in sources)))
-            items = load_items(connection, tenant, columns.items)
+            rows = _rows(connection, (_shared(tenant, s, domain) for s in sources))
+            compared = columns.comparisons(_opened(self._database.keys, tenant, rows))
+            items = load_items(connection, self._database.keys, tenant, columns.items)
         return SharedData(items, columns.people, rated, compared)
 
     def domains(self, tenant: str) -> Sequence[str]:
@@ -82,9 +85,10 @@ class TrainingReads(Part):
         wanted = [None] if subjects is None else list(chunks(sorted(set(subjects))))
         columns = Columns()
         with self._database.reading(tenant) as connection:
-            pairs = columns.comparisons(_rows(connection, (_personal(tenant, w, max_comparisons) for w in wanted)))
+            rows = _rows(connection, (_personal(tenant, w, max_comparisons) for w in wanted))
+            pairs = columns.comparisons(_opened(self._database.keys, tenant, rows))
             standing = {row.subject: row for w in wanted for row in connection.execute(_standing(tenant, w))}
-            items = load_items(connection, tenant, columns.items)
+            items = load_items(connection, self._database.keys, tenant, columns.items)
         return PersonalSnapshot(
             items=items,
             people=columns.people,
@@ -106,13 +110,25 @@ class TrainingReads(Part):
                 .order_by(_E.id)
             ).all()
             parts = _parts(columns, rows)
-            items = load_items(connection, tenant, columns.items)
+            items = load_items(connection, self._database.keys, tenant, columns.items)
         return EvaluationData(items, columns.people, parts)
 
 
 def _rows(connection: Connection, queries: Iterable[Select[Any]]) -> Iterator[AnyRow]:
     for query in queries:
         yield from connection.execute(query)
+
+
+def _opened(
+    keys: Callable[[], SubjectKeys], tenant: str, rows: Iterable[AnyRow]
+) -> Iterator[tuple[str, int, int, float]]:
+    """(subject, chosen, rejected, weight)."""
+    for row, key in with_keys(keys, tenant, rows):
+        if key is None:
+            yield row.subject, row.chosen, row.rejected, row.weight
+        else:
+            chosen, rejected, weight, _ = opened_comparison(key, row)
+            yield row.subject, chosen, rejected, weight
 
 
 def _sources(connection: Connection, tenant: str, public_only: bool) -> list[_Source]:
@@ -128,7 +144,7 @@ def _ratings(tenant: str, source: _Source, domain: str | None) -> Select[Any]:
 
 
 def _shared(tenant: str, source: _Source, domain: str | None) -> Select[Any]:
-    query = select(_C.subject, _C.chosen, _C.rejected, _C.weight).where(
+    query = select(_C.subject, _C.chosen, _C.rejected, _C.weight, _C.sealed).where(
         _C.tenant == tenant, _C.dataset == source.dataset, _C.shared
     )
     reset = exists().where(_T.tenant == tenant, _T.subject == _C.subject, _C.id <= _T.upto)
@@ -152,7 +168,7 @@ def _personal(tenant: str, subjects: Sequence[str] | None, limit: int) -> Select
     newest_first = (_C.occurred_at.is_(None), _C.occurred_at.desc(), _C.id)
     rank = func.row_number().over(partition_by=_C.subject, order_by=newest_first)
     ranked = (
-        select(_C.subject, _C.chosen, _C.rejected, _C.weight, _C.id, rank.label("rank"))
+        select(_C.subject, _C.chosen, _C.rejected, _C.weight, _C.sealed, _C.id, rank.label("rank"))
         .join(schema.subjects, and_(_S.tenant == _C.tenant, _S.subject == _C.subject))
         .where(_C.tenant == tenant, _S.opted_in, ~_S.paused, _C.generation == _S.generation)
         .where(agreed_there(schema.comparisons))
@@ -161,7 +177,7 @@ def _personal(tenant: str, subjects: Sequence[str] | None, limit: int) -> Select
         ranked = ranked.where(_C.subject.in_(subjects))
     found = ranked.subquery()
     return (
-        select(found.c.subject, found.c.chosen, found.c.rejected, found.c.weight)
+        select(found.c.subject, found.c.chosen, found.c.rejected, found.c.weight, found.c.sealed)
         .where(found.c.rank <= limit)
         .order_by(found.c.subject, found.c.id)
     )

@@ -1,0 +1,46 @@
+"""What a store asks of the keys of people, and what is asked of a store about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from datetime import datetime
+from typing import Protocol
+
+from idiolect.subject_keys import SubjectKey
+
+Wanted = tuple[str, str]  # (subject, scope)
+
+
+class SubjectKeys(Protocol):
+    """Nothing of it is cached, so that a key that was destroyed is gone in every process at once."""
+
+    identity: str  # tells one key store from another
+    where: str
+
+    def ensure(self, tenant: str, wanted: Iterable[Wanted]) -> dict[Wanted, SubjectKey]:
+        """The key of each, made now where there is none. On the disk before anything is sealed with it."""
+        ...
+
+    def by_id(self, tenant: str, ids: Collection[bytes]) -> dict[bytes, SubjectKey]:
+        """Of those that were not destroyed."""
+        ...
+
+    def destroy(self, tenant: str, subject: str, dies: Callable[[str], bool]) -> int:
+        """Those of the person's keys whose scope `dies`. For good once it returns; harmless to repeat."""
+        ...
+
+    def scrub(self) -> None:
+        """Overwrite what was destroyed, as far as the database can."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SealingStore(Protocol):
+    def is_all_sealed(self) -> bool:
+        """Whether nothing that was stored of a person before there were keys is left in the clear."""
+        ...
+
+    def seal_existing(self, now: datetime, *, goes_on: Callable[[], bool]) -> int:
+        """How many rows were sealed now. In bounded batches: what is cut off goes on with the next call."""
+        ...

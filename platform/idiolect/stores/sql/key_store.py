@@ -1,0 +1,205 @@
+"""Where the keys of people lie: a database of its own, which no backup of the main one carries.
+
+Small: one row for each person and scope. Nothing of it is cached but the tenants' keys, so a key that was destroyed is
+gone in every process at once. See deploy/decisions/0018-keys-of-people.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    bindparam,
+    delete,
+    func,
+    inspect,
+    select,
+    text,
+)
+
+from idiolect.ids import new_id
+from idiolect.stores.sql.engine import Database, chunks, insert, queue_up
+from idiolect.stores.sql.opening import connect
+from idiolect.stores.sql.tenant_wall import NO_TENANT
+from idiolect.subject_keys import (
+    SubjectKey,
+    TenantKey,
+    new_tenant_key,
+    unwrap_tenant_key,
+    wrap_tenant_key,
+)
+
+metadata = MetaData()
+
+# One row: tells one key store from another.
+_identities = Table("idiolect_key_store", metadata, Column("id", Text, primary_key=True))
+
+_tenant_keys = Table(
+    "tenant_keys",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("wrapped", LargeBinary, nullable=False),
+)
+
+subject_keys = Table(
+    "subject_keys",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    UniqueConstraint("tenant", "subject", "scope"),
+)
+# Postgres overwrites a deleted row only when it vacuums: here within minutes of the first, not after a fifth of all.
+_VACUUM_SOON = "ALTER TABLE subject_keys SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1)"
+
+_K, _T = subject_keys.c, _tenant_keys.c
+_KEY = (_K.id, _K.subject, _K.scope, _K.wrapped)
+_OF_PERSON = select(*_KEY).where(_K.tenant == bindparam("tenant"), _K.subject == bindparam("subject"))
+_FEW = 8  # people that are looked up one by one
+
+Wanted = tuple[str, str]  # (subject, scope)
+
+
+class KeyStore:
+    """Safe to use from many threads and processes; on Postgres from many machines."""
+
+    def __init__(self, database: Database, wrapping_key: Callable[[str], bytes]) -> None:
+        """`wrapping_key`: of a tenant, made from the installation's master key."""
+        self._database = database
+        self._wrapping_key = wrapping_key
+        self._tenants: dict[str, TenantKey] = {}
+        self.where = database.where
+        self.identity = _identity_of(database)
+
+    def ensure(self, tenant: str, wanted: Iterable[Wanted]) -> dict[Wanted, SubjectKey]:
+        """The key of each, made now where there is none. On the disk before anything is sealed with it."""
+        asked = set(wanted)
+        found = self.find(tenant, asked)
+        missing = sorted(asked - found.keys())
+        if missing:
+            wrapping = self._tenant_key(tenant)
+            for chunk in chunks(missing, 1_000):
+                made = [wrapping.new_subject_key(*one) for one in chunk]
+                rows = [_row_of(key, wrapping.wrap(key)) for key in made]
+                self._database.write(NO_TENANT, partial(_insert_new, table=subject_keys, rows=rows))
+            found |= self.find(tenant, missing)  # another process may have been first
+        return found
+
+    def find(self, tenant: str, wanted: Collection[Wanted]) -> dict[Wanted, SubjectKey]:
+        """Of those that there are."""
+        people = sorted({subject for subject, _ in wanted})
+        keys = self._unwrapped(tenant, self._of_people(tenant, people))
+        return {(key.subject, key.scope): key for key in keys if (key.subject, key.scope) in wanted}
+
+    def by_id(self, tenant: str, ids: Collection[bytes]) -> dict[bytes, SubjectKey]:
+        """Of those that were not destroyed."""
+        rows: list[Any] = []
+        with self._database.reading(NO_TENANT) as connection:
+            for chunk in chunks(sorted(ids)):
+                rows += connection.execute(select(*_KEY).where(_K.tenant == tenant, _K.id.in_(chunk))).all()
+        return {key.id: key for key in self._unwrapped(tenant, rows)}
+
+    def destroy(self, tenant: str, subject: str, dies: Callable[[str], bool]) -> int:
+        """Those of the person's keys whose scope `dies`. For good once it returns; harmless to repeat."""
+
+        def work(connection: Connection) -> int:
+            mine = (_K.tenant == tenant, _K.subject == subject)
+            ids = [id_ for id_, scope in connection.execute(select(_K.id, _K.scope).where(*mine)) if dies(scope)]
+            if ids:
+                connection.execute(delete(subject_keys).where(_K.id.in_(ids)))
+            return len(ids)
+
+        return self._database.write(NO_TENANT, work)
+
+    def count(self) -> int:
+        with self._database.reading(NO_TENANT) as connection:
+            return connection.scalar(select(func.count()).select_from(subject_keys)) or 0
+
+    def scrub(self) -> None:
+        self._database.scrub()
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _of_people(self, tenant: str, people: Sequence[str]) -> list[Any]:
+        rows: list[Any] = []
+        if len(people) <= _FEW:
+            with self._database.point_reading(NO_TENANT) as connection:
+                for subject in people:
+                    rows += connection.execute(_OF_PERSON, {"tenant": tenant, "subject": subject}).all()
+            return rows
+        with self._database.reading(NO_TENANT) as connection:
+            for chunk in chunks(people):
+                rows += connection.execute(select(*_KEY).where(_K.tenant == tenant, _K.subject.in_(chunk))).all()
+        return rows
+
+    def _unwrapped(self, tenant: str, rows: Sequence[Any]) -> list[SubjectKey]:
+        if not rows:
+            return []
+        wrapping = self._tenant_key(tenant)
+        return [wrapping.unwrap(row.subject, row.scope, row.id, row.wrapped) for row in rows]
+
+    def _tenant_key(self, tenant: str) -> TenantKey:
+        """Made on first use. Kept, since it never changes."""
+        known = self._tenants.get(tenant)
+        if known is None:
+            wrapping = self._wrapping_key(tenant)
+            fresh = wrap_tenant_key(new_tenant_key(tenant), wrapping)
+            stored = self._database.write(NO_TENANT, lambda connection: _tenant_row(connection, tenant, fresh))
+            known = self._tenants[tenant] = unwrap_tenant_key(tenant, stored, wrapping)
+        return known
+
+
+def open_key_store(url: str, wrapping_key: Callable[[str], bytes], *, lock_timeout_s: float = 10.0) -> KeyStore:
+    """Raises ConfigurationError for a URL, file or server that can't be used."""
+    database = connect(url, lock_timeout_s)
+    try:
+        return KeyStore(database, wrapping_key)
+    except BaseException:
+        database.close()
+        raise
+
+
+def _identity_of(database: Database) -> str:
+    with database.reading(NO_TENANT) as connection:
+        known = inspect(connection).has_table(_identities.name)
+        found = connection.scalar(select(_identities.c.id)) if known else None
+    return found or database.write(NO_TENANT, _prepare)
+
+
+def _prepare(connection: Connection) -> str:
+    """The tables and the identity, whoever comes first."""
+    queue_up(connection, "keys")
+    metadata.create_all(connection)
+    if connection.dialect.name != "sqlite":
+        connection.execute(text(_VACUUM_SOON))
+    found: str | None = connection.scalar(select(_identities.c.id))
+    if found is None:
+        found = new_id()
+        connection.execute(_identities.insert().values(id=found))
+    return found
+
+
+def _tenant_row(connection: Connection, tenant: str, fresh: bytes) -> bytes:
+    _insert_new(connection, _tenant_keys, [{"tenant": tenant, "wrapped": fresh}])
+    stored: bytes = connection.scalar(select(_T.wrapped).where(_T.tenant == tenant)) or b""
+    return stored
+
+
+def _row_of(key: SubjectKey, wrapped: bytes) -> dict[str, Any]:
+    return {"id": key.id, "tenant": key.tenant, "subject": key.subject, "scope": key.scope, "wrapped": wrapped}
+
+
+def _insert_new(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    connection.execute(insert(connection, table).on_conflict_do_nothing(), rows)

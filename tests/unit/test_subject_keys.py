@@ -1,0 +1,124 @@
+"""Keys of people: what they seal opens only where it was sealed, and only with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from idiolect.errors import ConfigurationError, CorruptArtifactError
+from idiolect.resets.plan import ResetPlan, plan_erasure, plan_reset
+from idiolect.subject_keys import (
+    ADAPTERS,
+    SubjectKey,
+    key_id_of,
+    new_tenant_key,
+    signals_in,
+    unwrap_tenant_key,
+    wrap_tenant_key,
+)
+
+TENANT_KEY = new_tenant_key("acme")
+KEY = TENANT_KEY.new_subject_key("ann", ADAPTERS)
+SEALED = KEY.seal("version", b"v1", b"weights")
+WRAPPING = bytes(range(32))
+
+Change = Callable[[SubjectKey], SubjectKey]
+
+
+def test_what_was_sealed_opens_with_its_key() -> None:
+    assert KEY.open("version", b"v1", SEALED) == b"weights"
+    assert key_id_of(SEALED) == KEY.id
+    assert b"weights" not in SEALED
+
+
+def test_the_same_value_never_looks_the_same() -> None:
+    assert KEY.seal("version", b"v1", b"weights") != SEALED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda key: replace(key, tenant="other"),
+        lambda key: replace(key, subject="bob"),
+        lambda key: replace(key, scope=signals_in("chat")),
+        lambda key: replace(key, secret=bytes(64)),
+        lambda key: replace(key, id=bytes(16)),
+    ],
+    ids=["tenant", "subject", "scope", "secret", "id"],
+)
+def test_a_value_is_bound_to_all_that_its_key_says(change: Change) -> None:
+    with pytest.raises(CorruptArtifactError):
+        change(KEY).open("version", b"v1", SEALED)
+
+
+def test_a_value_is_bound_to_its_row_and_kind() -> None:
+    for kind, row in (("version", b"v2"), ("signal", b"v1")):
+        with pytest.raises(CorruptArtifactError):
+            KEY.open(kind, row, SEALED)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", range(0, len(SEALED), 5))
+def test_a_changed_byte_is_noticed(place: int) -> None:
+    changed = bytearray(SEALED)
+    changed[place] ^= 1
+    with pytest.raises(CorruptArtifactError):
+        KEY.open("version", b"v1", bytes(changed))
+
+
+@pytest.mark.parametrize("sealed", [b"", b"\x01", SEALED[:-1], SEALED[:20], SEALED + b"x"])
+def test_what_is_no_sealed_value_is_refused(sealed: bytes) -> None:
+    with pytest.raises(CorruptArtifactError):
+        KEY.open("version", b"v1", sealed)
+
+
+def test_references_differ_between_people_and_stay_the_same_for_one() -> None:
+    other = TENANT_KEY.new_subject_key("bob", ADAPTERS)
+    assert KEY.reference(b"digest") == KEY.reference(b"digest") != other.reference(b"digest")
+    assert KEY.reference(b"digest") != KEY.reference(b"other")
+    assert len(KEY.reference(b"digest")) == 32
+
+
+def test_a_wrapped_key_opens_only_for_its_person() -> None:
+    wrapped = TENANT_KEY.wrap(KEY)
+    assert KEY.secret not in wrapped
+    assert TENANT_KEY.unwrap("ann", ADAPTERS, KEY.id, wrapped) == KEY
+    for subject, scope, id_ in (("bob", ADAPTERS, KEY.id), ("ann", "x", KEY.id), ("ann", ADAPTERS, bytes(16))):
+        with pytest.raises(ConfigurationError):
+            TENANT_KEY.unwrap(subject, scope, id_, wrapped)
+    with pytest.raises(ConfigurationError):
+        new_tenant_key("acme").unwrap("ann", ADAPTERS, KEY.id, wrapped)
+
+
+def test_a_wrapped_tenant_key_opens_only_for_its_tenant() -> None:
+    wrapped = wrap_tenant_key(TENANT_KEY, WRAPPING)
+    assert unwrap_tenant_key("acme", wrapped, WRAPPING) == TENANT_KEY
+    for tenant, wrapping in (("other", WRAPPING), ("acme", bytes(32))):
+        with pytest.raises(ConfigurationError):
+            unwrap_tenant_key(tenant, wrapped, wrapping)
+
+
+def test_no_secret_shows_in_what_is_printed() -> None:
+    assert KEY.secret.hex() not in repr(KEY)
+    assert repr(KEY.secret) not in repr(KEY)
+    assert repr(TENANT_KEY.secret) not in repr(TENANT_KEY)
+
+
+CHAT, MAIL, NOWHERE = signals_in("chat"), signals_in("mail"), signals_in(None)
+
+
+@pytest.mark.parametrize(
+    ("plan", "ended"),
+    [
+        (plan_reset("adapter"), {ADAPTERS}),
+        (plan_reset("feedback"), {ADAPTERS, CHAT, MAIL, NOWHERE}),
+        (plan_reset("all"), {ADAPTERS, CHAT, MAIL, NOWHERE}),
+        (plan_erasure(), {ADAPTERS, CHAT, MAIL, NOWHERE}),
+        (plan_reset("feedback", "chat"), {ADAPTERS, CHAT}),
+        (plan_reset("all", "mail"), {ADAPTERS, MAIL}),
+    ],
+    ids=["adapter", "feedback", "all", "erasure", "feedback of a domain", "all of a domain"],
+)
+def test_a_reset_ends_the_keys_of_what_it_forgets(plan: ResetPlan, ended: set[str]) -> None:
+    assert {scope for scope in (ADAPTERS, CHAT, MAIL, NOWHERE) if plan.ends_scope(scope)} == ended
