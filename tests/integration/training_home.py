@@ -108,7 +108,9 @@ class Home:
 
     def scorer(self) -> Scorer:
         store = self.store
-        return Scorer(store, self.features(), AdapterBank(self.model, store.version, self.installation.signer))
+        return Scorer(
+            store, self.features(), AdapterBank(self.model, store.version, self.installation.signer, max_adapters=1_000)
+        )
 
     def scored(self, scorer: Scorer, person: str | None, **fields: Any) -> ScoreResult:
         pairs = tuple((digested(item.prompt), digested(item.text)) for item in self.world.items[:8])

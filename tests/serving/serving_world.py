@@ -116,7 +116,12 @@ class World:
             project_stacked=None if self.engine is None else self.engine.project,
         )
         self.bank = AdapterBank(
-            self.model, self.whole, self.signer, engine=self.engine, lora_bytes=self.settings.lora_cache_bytes
+            self.model,
+            self.whole,
+            self.signer,
+            max_adapters=1_000,  # tests build hundreds of worlds
+            engine=self.engine,
+            lora_bytes=self.settings.lora_cache_bytes,
         )
         self.scorer = Scorer(self.store, self.features, self.bank)
         self.live = LiveScorer(self.scorer)

@@ -118,7 +118,9 @@ class ServerProcess:
         store: Any = FaultyStore(around.store, self, around.crew, chance, around.weather, around.committed)
         self.model = SlowModel(around.crew, chance)
         features = FeatureCache(self.model, max_bytes=CACHED_TEXTS)
-        bank = AdapterBank(self.model, store.version, around.signer, max_loads=64, monotonic=clock.uptime)
+        bank = AdapterBank(
+            self.model, store.version, around.signer, max_adapters=1_000, max_loads=64, monotonic=clock.uptime
+        )
         scorer = Scorer(store, features, bank, Quarantine(store, clock), uptime=clock.uptime)
         live = LiveScorer(scorer)
         self.purges = _Follower(self, PurgeFollower(store, live.forget, clock, monotonic=clock.uptime))
