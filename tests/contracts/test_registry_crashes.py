@@ -55,7 +55,9 @@ def imported(store: SqlStore) -> object:
 
 
 def trial(store: SqlStore) -> object:
-    return store.create_rollout(TENANT, Candidate("setting", strength=0.5), Plan(steps=(0.5,)), at(3), **WHY, start=True)
+    return store.create_rollout(
+        TENANT, Candidate("setting", strength=0.5), Plan(steps=(0.5,)), at(3), **WHY, start=True
+    )
 
 
 CHANGES: dict[str, Callable[[SqlStore], object]] = {

@@ -152,7 +152,7 @@ def test_nothing_from_before_a_reset_is_ever_made_live(ready: SqlStore) -> None:
         from idiolect.stores.sql import schema
         from idiolect.stores.sql.publishing import _version_row
 
-        connection.execute(schema.versions.insert(), _version_row(TENANT, kept.version))
+        connection.execute(schema.versions.insert(), _version_row(TENANT, kept.version, None))
     with pytest.raises(ConflictError, match="older than a reset"):
         promote(ready, "v1")
     assert ready.promote_release(TENANT, "r-v1", at(2), reason="back", actor="admin") == 0

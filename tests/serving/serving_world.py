@@ -169,6 +169,15 @@ class World:
         change = {"opted_in": True, **change}
         self.store.change_subject(tenant, self.pseudonym(tenant, user), ConsentChange(**change), self.clock.now())
 
+    def damage(self, column: str, value: str) -> None:
+        """Of the versions whose `column` is `value`: the last bit of what a disk holds of a person's sealed weights."""
+        with self.store._database.engine.begin() as connection:
+            found = connection.exec_driver_sql(f"SELECT id, sealed FROM versions WHERE {column} = ?", (value,)).all()
+            assert found
+            for version, sealed in found:
+                spoilt = sealed[:-1] + bytes([sealed[-1] ^ 1])
+                connection.exec_driver_sql("UPDATE versions SET sealed = ? WHERE id = ?", (spoilt, version))
+
     def publish_user(
         self, user: str, weights: Sequence[float] | None = None, tenant: str = "acme", **changes: Any
     ) -> Version:

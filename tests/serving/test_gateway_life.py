@@ -83,10 +83,7 @@ def test_a_corrupt_stored_weight_falls_back_and_says_so(world: World) -> None:
     world.opt_in("bob")
     version = world.publish_user("ann")
     world.publish_user("bob")
-    with world.store._database.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE versions SET weights = zeroblob(length(weights)) WHERE id = ?", (version.id,)
-        )
+    world.damage("id", version.id)
     response = api.rerank("ann")
     assert response["personalization"]["reason"] == "adapter_invalid"
     assert response["results"] == api.rerank("stranger")["results"]

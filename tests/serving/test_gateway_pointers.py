@@ -194,14 +194,9 @@ def test_lineage_names_a_persons_versions_and_where_one_comes_from(world: World)
 # What a bad version does to serving
 
 
-def damage(world: World, version: str) -> None:
-    with world.store._database.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE versions SET weights = zeroblob(length(weights)) WHERE id = ?", (version,))
-
-
 def test_a_version_that_does_not_verify_is_quarantined_and_the_one_before_is_served(world: World) -> None:
     first, second = two_versions(world)
-    damage(world, second)
+    world.damage("id", second)
     said = admin(world).rerank("ann")["personalization"]
     assert (said["applied"], said["adapter"]) == (True, first)
     assert world.scorer.quarantine.count == 1

@@ -14,7 +14,6 @@ from serving_world import Api, K, World, assert_problem, scores, signed_version,
 from idiolect.errors import UnavailableError
 from idiolect.ids import new_id
 from idiolect.rollouts.outcomes import Served
-from idiolect.stores.sql import schema
 from idiolect.tenancy import Scope
 from idiolect_services import rollouts
 from idiolect_services.live import LiveScorer
@@ -174,9 +173,7 @@ def test_requests_without_personalization_and_of_strangers_are_not_counted(trial
 
 def test_a_candidate_that_does_not_verify_falls_back_and_rolls_back(trial: Trial) -> None:
     started = trial.begin(guardrails={"fallback": 0.2})
-    damaged = schema.versions.update().where(schema.versions.c.release == trial.new).values(weights=b"damaged")
-    with trial.world.store._database.engine.begin() as connection:
-        connection.execute(damaged)
+    trial.world.damage("release", trial.new)
     assert {trial.release_of(person) for person in PEOPLE} == {trial.old}
     trial.loop.run_once()
     found = trial.show(started["id"])

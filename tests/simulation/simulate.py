@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parents[1] / "serving"))
 
 from planted_bugs import PLANTED

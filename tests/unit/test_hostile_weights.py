@@ -238,7 +238,7 @@ def hostile_templates() -> Iterator[ReleaseTemplate]:
     yield replace(TEMPLATE, targets=())
     yield replace(TEMPLATE, targets=["head"])  # type: ignore[arg-type]
     yield replace(TEMPLATE, targets=".*")  # type: ignore[arg-type]
-    yield replace(TEMPLATE, scope="global")  # type: ignore[arg-type]
+    yield replace(TEMPLATE, scope="everybody")  # type: ignore[arg-type]
     yield replace(TEMPLATE, data_window="x" * 10_000)
     yield replace(TEMPLATE, producer="a\x00b")
 

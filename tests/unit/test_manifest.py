@@ -16,7 +16,8 @@ from idiolect.canonical import canonical_json
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
 from idiolect.privacy.budget import PrivacyStatement, plan_run, statement_for
-from idiolect.registry.manifest import Carried, ReleaseTemplate, TensorSpec, Version, manifest_bytes
+from idiolect.registry.lora_layout import LoadProof, LoraLayout, LoraTarget
+from idiolect.registry.manifest import Carried, Imported, ReleaseTemplate, TensorSpec, Version, manifest_bytes
 from idiolect.registry.signing import Signer, key_id
 from idiolect.registry.weights import dump_weights, verify_version
 
@@ -87,6 +88,19 @@ def edited_tensors() -> Iterator[tuple[TensorSpec, ...]]:
     yield (replace(spec, dtype="F64"),)
 
 
+def layouts() -> Iterator[LoraLayout]:
+    bare, proof = (LoadProof("a" * 64, 1e-3, (0, 1), digest * 64) for digest in "bc")
+    plain = LoraLayout((LoraTarget("q", 8, 16.0),), False, (), bare, proof)
+    yield plain
+    yield replace(plain, targets=(LoraTarget("v", 8, 16.0),))
+    yield replace(plain, targets=(LoraTarget("q", 4, 16.0),))
+    yield replace(plain, targets=(LoraTarget("q", 8, 16.000001),))
+    yield replace(plain, use_rslora=True)
+    yield replace(plain, saved=("head",))
+    yield replace(plain, bare=replace(bare, digest="d" * 64))
+    yield replace(plain, proof=replace(proof, offsets=(0, 2)))
+
+
 def edited_templates() -> Iterator[tuple[str, ReleaseTemplate]]:
     for field in dataclasses.fields(ReleaseTemplate):
         value = getattr(TEMPLATE, field.name)
@@ -96,6 +110,10 @@ def edited_templates() -> Iterator[tuple[str, ReleaseTemplate]]:
             changed = [(), ("head", "q"), ("heads",)]
         elif field.name == "carried":
             changed = [Carried("r0", "a" * 64, noise) for noise in ((), (0.1,))]
+        elif field.name == "lora":
+            changed = list(layouts())
+        elif field.name == "imported":
+            changed = [Imported("acme", "a" * 64), Imported("other", "a" * 64), Imported("acme", "b" * 64)]
         elif field.name == "privacy":
             changed = [
                 replace(value, **{part.name: new})

@@ -27,11 +27,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def shared(folder: Path) -> dict[str, str]:
+    return {name: f"sqlite:///{folder / name}.db" for name in ("database_url", "keys_url")}
+
+
 def test_two_homes_with_the_same_mounted_keys_are_one_installation(mounted: Path, tmp_path: Path) -> None:
     before, found = contents(mounted), set()
     for name in ("one", "two"):
-        url = f"sqlite:///{tmp_path / 'shared.db'}"
-        with open_installation(load_settings(home=tmp_path / name, database_url=url)) as installation:
+        with open_installation(load_settings(home=tmp_path / name, **shared(tmp_path))) as installation:
             found.add((installation.signer.key_id, installation.pseudonym("acme", "ann")))
         assert not (tmp_path / name / "secrets").exists()
     assert len(found) == 1
@@ -41,7 +44,7 @@ def test_two_homes_with_the_same_mounted_keys_are_one_installation(mounted: Path
 def test_a_replica_with_keys_of_its_own_is_refused_and_told_how_to_get_the_right_ones(
     mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"database_url": f"sqlite:///{tmp_path / 'shared.db'}"}
+    settings = shared(tmp_path)
     with open_installation(load_settings(home=tmp_path / "one", **settings)):
         pass
     monkeypatch.delenv("IDIOLECT_SECRETS_DIR")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from idiolect.errors import CorruptArtifactError
 from idiolect.registry.manifest import TensorSpec
-from idiolect.registry.weights import INLINE_MAX_BYTES, dump_weights, load_weights
+from idiolect.registry.weights import INLINE_MAX_BYTES, bytes_of, dump_weights, load_weights
 
 SPEC = TensorSpec("head.lora_B.weight", (1, 4))
 SPECS = [SPEC]
@@ -124,8 +124,9 @@ def test_a_norm_over_the_declared_bound_is_refused() -> None:
 
 
 def test_the_size_limit_is_checked_before_anything_is_parsed() -> None:
-    with pytest.raises(CorruptArtifactError, match=f"{INLINE_MAX_BYTES + 1} bytes"):
-        load_weights(b"\x00" * (INLINE_MAX_BYTES + 1), SPECS)
+    limit = bytes_of(SPECS)
+    with pytest.raises(CorruptArtifactError, match=f"{limit + 1} bytes"):
+        load_weights(b"\x00" * (limit + 1), SPECS)
     rank = (INLINE_MAX_BYTES - 80) // 4
     wide = TensorSpec("B", (1, rank))
     data = dump_weights({"B": np.zeros((1, rank), np.float32)})

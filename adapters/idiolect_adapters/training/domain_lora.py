@@ -185,6 +185,7 @@ def train_domain_lora(
     COUNT_RELEASES read everybody and the others a sample. The divisor is `sample_rate` times the *released* count: the
     same in every step, and public. `noise_multiplier` 0 is training without privacy, for benchmarks only.
     """
+    check_noise_multiplier(noise_multiplier), check_sample_rate(sample_rate)  # before anything is read
     with attached(backbone, head, recipe) as scorer:
         tokens = backbone.tokenize(data.texts).ids
         surface_I_S = torch.from_numpy(surface_features([text for _, text in data.texts]))

@@ -48,8 +48,13 @@ class LargeWeights(Part):
             return stored
         version, tenant = stored.version, stored.template.tenant
         with self._database.reading(tenant) as connection:
-            blob = connection.scalar(select(_V.blob).where(_V.tenant == tenant, _V.id == version.id))
-        name = version.weights_sha256 if blob is None else blob.hex()
+            row = connection.execute(select(_V.blob).where(_V.tenant == tenant, _V.id == version.id)).one_or_none()
+        if row is not None and row.blob is None:
+            raise CorruptArtifactError(
+                f"the weights of version {version.id} do not open: they were changed, or moved here from elsewhere.",
+                mend="Restore a backup.",
+            )
+        name = version.weights_sha256 if row is None else row.blob.hex()
         try:
             data = blobs_of(self._database).get(name)
         except NotFoundError:
