@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 from unittest import mock
 
@@ -34,8 +35,8 @@ from idiolect.registry.signing import Signer
 from idiolect.settings import Settings
 from idiolect.signals.events import DerivedComparison, Inference
 from idiolect.stores.ports import FeedbackSignal
-from idiolect.stores.sql import open_store
 from idiolect.tenancy import KEY_PREFIX, Scope, hash_secret
+from people_keys import open_with_keys
 
 TENANTS = ("acme", "other")
 PEOPLE = (("acme", "ann"), ("acme", "bob"), ("other", "ann"))  # only the tenant tells the two of that name apart
@@ -63,15 +64,22 @@ class Scene:
     def __post_init__(self) -> None:
         self.settings = Settings(home=self.folder, retrain_after=1, **BUDGET)
         self.file = self.folder / "run.db"
-        self.store: Any = open_store(f"sqlite:///{self.file}", lock_timeout_s=5.0)
+        self.store: Any = open_with_keys(f"sqlite:///{self.file}", lock_timeout_s=5.0)
         self._fill()
         self.tables = sqlite3.connect(self.file, check_same_thread=False)
-        with closing(sqlite3.connect(self.file)) as made, closing(sqlite3.connect(self.folder / "begin.db")) as begin:
-            made.backup(begin)
+        self._copy("run.db", "begin.db")
 
     def restore(self) -> None:
-        with closing(sqlite3.connect(self.folder / "begin.db")) as begin, closing(sqlite3.connect(self.file)) as run:
-            begin.backup(run)
+        self._copy("begin.db", "run.db")
+
+    def _copy(self, source: str, target: str) -> None:
+        """The database, and the keys of people beside it."""
+        for end in ("", ".keys"):
+            with (
+                closing(sqlite3.connect(self.folder / f"{source}{end}")) as found,
+                closing(sqlite3.connect(self.folder / f"{target}{end}")) as made,
+            ):
+                found.backup(made)
 
     def _fill(self) -> None:
         now = START
@@ -145,15 +153,16 @@ def run(scene: Scene, seed: int) -> Outcome:
 
 @contextmanager
 def _drawn_ids(chance: random.Random, first: int = 1 << 20) -> Iterator[None]:
-    """UUIDv7 of this run's own: in order, after those of the scene, and the same every time."""
-    numbers = count(first)
+    """UUIDv7 and people's keys of this run's own: after those of the scene, and the same every time."""
+    numbers, keys = count(first), random.Random(first + chance.getrandbits(32))
 
     class Drawn:
         @staticmethod
         def uuid7() -> uuid.UUID:
             return uuid.UUID(int=(next(numbers) << 80) | (7 << 76) | (2 << 62) | chance.getrandbits(48))
 
-    with mock.patch("idiolect.ids.uuid6", Drawn):
+    drawn_keys = SimpleNamespace(urandom=keys.randbytes)
+    with mock.patch("idiolect.ids.uuid6", Drawn), mock.patch("idiolect.subject_keys.os", drawn_keys):
         yield
 
 
@@ -286,12 +295,11 @@ class Story:
     def _damage(self) -> None:
         """A bit of a stored adapter flips, on the disk."""
         with closing(sqlite3.connect(self._scene.file)) as database:
-            found = database.execute("SELECT id, weights FROM versions ORDER BY seq").fetchall()
-            version, weights = self._chance.choice(found)
-            if weights is None:
-                return
-            flipped = weights[:-2] + bytes([weights[-2] ^ 0x40]) + weights[-1:]
-            database.execute("UPDATE versions SET weights = ? WHERE id = ?", (flipped, version))
+            found = database.execute("SELECT id, weights, sealed FROM versions ORDER BY seq").fetchall()
+            version, weights, sealed = self._chance.choice(found)
+            column, stored = ("weights", weights) if sealed is None else ("sealed", sealed)
+            flipped = stored[:-2] + bytes([stored[-2] ^ 0x40]) + stored[-1:]
+            database.execute(f"UPDATE versions SET {column} = ? WHERE id = ?", (flipped, version))
             database.commit()
         self.oracle.damaged.add(version)
 
