@@ -18,11 +18,12 @@ SAMPLES_PER_SLOT = 10  # after so many the counts are halved, so that old fame f
 class FrequencySketch:
     """A count-min sketch of two rows. It never counts too little before it is halved.
 
-    32 to 64 bytes per slot, taken page by page as they are first counted in.
+    32 to 64 bytes per slot, taken page by page as they are first counted in; 2 KiB at least, since two of a few keys
+    would often share both counts in less.
     """
 
     def __init__(self, capacity: int) -> None:
-        self._mask = (1 << max(4, (16 * max(1, capacity) - 1).bit_length())) - 1
+        self._mask = (1 << max(10, (16 * max(1, capacity) - 1).bit_length())) - 1
         self._rows_2 = np.zeros((2, self._mask + 1), dtype=np.uint8)
         self._rows = (self._rows_2[0].data, self._rows_2[1].data)  # single counts are read faster so
         self._limit = SAMPLES_PER_SLOT * max(1, capacity)
