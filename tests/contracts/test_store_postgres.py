@@ -6,12 +6,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import sqlalchemy
 from postgres_server import PostgresServer
 from store_samples import TENANT, at, opt_in
 
 from idiolect.errors import ConfigurationError, UnavailableError
 from idiolect.resets.plan import plan_reset
-from idiolect.stores.sql import open_store
+from idiolect.stores.sql import open_store, schema
+from idiolect.stores.sql.engine import among
 from people_keys import open_with_keys
 
 
@@ -51,3 +53,24 @@ def test_a_writer_that_waits_too_long_says_so(postgres: PostgresServer, postgres
             opt_in(store, "ann")
     opt_in(store, "ann")
     store.close()
+
+
+def test_a_chunk_of_people_is_read_from_its_part_of_the_index_before_there_are_statistics(
+    postgres: PostgresServer, postgres_url: str
+) -> None:
+    open_with_keys(postgres_url).close()
+    people = [f"{number:032x}" for number in range(5_000)]
+    queue = schema.training_queue.c
+    engine = sqlalchemy.create_engine(postgres.admin_url("contracts").replace("postgresql:", "postgresql+psycopg:", 1))
+    with engine.connect() as connection:
+        rows = [{"tenant": TENANT, "subject": subject, "new_comparisons": 1} for subject in people]
+        connection.execute(schema.training_queue.insert(), rows)
+        wanted = sqlalchemy.delete(schema.training_queue).where(
+            queue.tenant == TENANT, among(queue.subject, people[:900])
+        )
+        sql = wanted.compile(engine, compile_kwargs={"literal_binds": True, "render_postcompile": True})
+        plan = connection.exec_driver_sql(f"EXPLAIN {sql}".replace("%", "%%")).scalars().all()
+    engine.dispose()
+    [read] = [line for line in plan if "Index Cond" in line]
+    assert "subject >= " in read
+    assert "subject <= " in read

@@ -15,12 +15,12 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from sqlalchemy import Connection, Engine, Row, Table, event, text
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, and_, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import Insert
 
@@ -260,3 +260,12 @@ def insert(connection: Connection, table: Table) -> Insert:
 def chunks(rows: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
+
+
+def among(subject: ColumnElement[str], subjects: Collection[str]) -> ColumnElement[bool]:
+    """Whether `subject` is one of `subjects`, their ends given as a range to read an index on (tenant, subject) in.
+
+    Without a range Postgres, while it has no statistics, reads all people of a tenant for every chunk of them, so that
+    importing a million takes their square. Pseudonyms are lower-case hex, which every collation orders alike.
+    """
+    return and_(subject.between(min(subjects, default=""), max(subjects, default="")), subject.in_(subjects))

@@ -14,7 +14,7 @@ from idiolect.signals.events import Inference
 from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.ports import FeedbackSignal, RecordOutcome, ShownInference
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import Hold, chunks, hold
+from idiolect.stores.sql.engine import Hold, among, chunks, hold
 from idiolect.stores.sql.inference_rows import find_inference, inference_of, opened
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import check_subject, enqueue, load_state, requeue
@@ -224,7 +224,7 @@ def _mark_trained(connection: Connection, tenant: str, subjects: Sequence[str], 
     hold(connection, tenant, Hold.ONE_RUN)
     people = schema.subjects.c
     for chunk in chunks(subjects):
-        mine = and_(people.tenant == tenant, people.subject.in_(chunk))
+        mine = and_(people.tenant == tenant, among(people.subject, chunk))
         connection.execute(select(people.subject).where(mine).order_by(people.subject).with_for_update()).all()
         later = people.trained_until.is_(None) | (people.trained_until < upto)
         connection.execute(update(schema.subjects).where(mine, later).values(trained_until=upto))

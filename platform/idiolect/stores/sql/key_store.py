@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from idiolect.ids import new_id
-from idiolect.stores.sql.engine import Database, chunks, insert, queue_up
+from idiolect.stores.sql.engine import Database, among, chunks, insert, queue_up
 from idiolect.stores.sql.opening import connect
 from idiolect.stores.sql.tenant_wall import NO_TENANT
 from idiolect.subject_keys import (
@@ -141,7 +141,7 @@ class KeyStore:
             return rows
         with self._database.reading(NO_TENANT) as connection:
             for chunk in chunks(people):
-                rows += connection.execute(select(*_KEY).where(_K.tenant == tenant, _K.subject.in_(chunk))).all()
+                rows += connection.execute(select(*_KEY).where(_K.tenant == tenant, among(_K.subject, chunk))).all()
         return rows
 
     def _unwrapped(self, tenant: str, rows: Sequence[Any]) -> list[SubjectKey]:

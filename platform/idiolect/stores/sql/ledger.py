@@ -16,7 +16,7 @@ from idiolect.privacy.events import GaussianEvent, Unit
 from idiolect.privacy.ledger import Account, Charge, LedgerRun, Reservation, RunState, fits
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
-from idiolect.stores.sql.engine import AnyRow, Hold, chunks, hold, insert
+from idiolect.stores.sql.engine import AnyRow, Hold, among, chunks, hold, insert
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.quotas import take_today
 from idiolect.stores.sql.times import micros, moment
@@ -143,7 +143,7 @@ def _spent(
 def _charged_ever(tenant: str, unit: str, subjects: Sequence[str]) -> Select[Any]:
     table = schema.ledger_accounts.c
     return select(table.subject, table.spent_rho, table.runs).where(
-        table.tenant == tenant, table.unit == unit, table.subject.in_(subjects)
+        table.tenant == tenant, table.unit == unit, among(table.subject, subjects)
     )
 
 
@@ -151,7 +151,7 @@ def _charged_since(tenant: str, unit: str, subjects: Sequence[str], since: int) 
     return (
         select(_CHARGES.subject, func.sum(_RHO).label("spent_rho"), func.count().label("runs"))
         .join(schema.ledger_runs, _OF_RUN)
-        .where(_CHARGES.tenant == tenant, _CHARGES.subject.in_(subjects))
+        .where(_CHARGES.tenant == tenant, among(_CHARGES.subject, subjects))
         .where(_RUNS.unit == unit, _RUNS.reserved_at >= since)
         .group_by(_CHARGES.subject)
     )

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from idiolect.consent import DomainChoice, SubjectState, refused_domains
 from idiolect.errors import InvalidInputError
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import AnyRow, chunks, insert, queue_up
+from idiolect.stores.sql.engine import AnyRow, among, chunks, insert, queue_up
 from idiolect.stores.sql.tenant_wall import beyond_the_wall
 from idiolect.stores.sql.times import micros, moment
 
@@ -162,7 +162,9 @@ def tombstoned(connection: Connection, tenant: str, subjects: Collection[str]) -
     table = schema.tombstones.c
     found: set[str] = set()
     for chunk in chunks(sorted(subjects)):
-        found.update(connection.scalars(select(table.subject).where(table.tenant == tenant, table.subject.in_(chunk))))
+        found.update(
+            connection.scalars(select(table.subject).where(table.tenant == tenant, among(table.subject, chunk)))
+        )
     return found
 
 
@@ -170,13 +172,13 @@ def requeue(connection: Connection, tenant: str, subjects: Collection[str]) -> N
     """Count again what each of `subjects` gave since their last training. Only opted-in people are ever queued."""
     queue, rows = schema.training_queue, schema.comparisons.c
     for chunk in chunks(sorted(subjects)):
-        connection.execute(delete(queue).where(queue.c.tenant == tenant, queue.c.subject.in_(chunk)))
+        connection.execute(delete(queue).where(queue.c.tenant == tenant, among(queue.c.subject, chunk)))
         counted = (
             select(literal(tenant), rows.subject, func.count())
             .join(schema.subjects, and_(_S.tenant == rows.tenant, _S.subject == rows.subject))
             .where(
                 rows.tenant == tenant,
-                rows.subject.in_(chunk),
+                among(rows.subject, chunk),
                 rows.generation == _S.generation,
                 or_(_S.trained_until.is_(None), rows.received_at > _S.trained_until),
                 _S.opted_in,

@@ -23,7 +23,7 @@ from idiolect.stores.ports import PublishOutcome
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.bulk import insert_rows
-from idiolect.stores.sql.engine import Hold, chunks, hold
+from idiolect.stores.sql.engine import Hold, among, chunks, hold
 from idiolect.stores.sql.large_weights import Large, blob_digest, doom_unused
 from idiolect.stores.sql.sealing import keys_of_adapters, sealed_version
 
@@ -199,7 +199,7 @@ def _fences(connection: Connection, tenant: str, subjects: Sequence[str]) -> Map
         select(people.subject, people.opted_in, people.generation, stones.generation)
         .select_from(schema.subjects)
         .outerjoin(schema.tombstones, and_(stones.tenant == people.tenant, stones.subject == people.subject))
-        .where(people.tenant == tenant, people.subject.in_(subjects))
+        .where(people.tenant == tenant, among(people.subject, subjects))
     )
     return {
         subject: Fence(opted_in, generation, -1 if tombstone is None else tombstone)
@@ -291,7 +291,7 @@ def _live(connection: Connection, tenant: str, batch: Sequence[Version]) -> dict
     """
     table = schema.pointers.c
     query = select(table.subject, table.domain, table.version).where(
-        table.tenant == tenant, table.subject.in_({version.subject for version in batch}), table.name == "live"
+        table.tenant == tenant, among(table.subject, {version.subject for version in batch}), table.name == "live"
     )
     query = query.order_by(table.subject, table.domain).with_for_update()
     return {(subject, domain): version for subject, domain, version in connection.execute(query)}

@@ -25,7 +25,7 @@ from idiolect.rollouts.outcomes import (
 from idiolect.rollouts.plan import ACTIVE, Rollout
 from idiolect.signals.events import Inference
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import AnyRow, Hold, chunks, hold, insert
+from idiolect.stores.sql.engine import AnyRow, Hold, among, chunks, hold, insert
 from idiolect.stores.sql.people import tombstoned
 from idiolect.stores.sql.rollout_rows import rollout_of
 
@@ -71,7 +71,7 @@ def _left_out(connection: Connection, tenant: str, subjects: set[str]) -> set[st
     people = schema.subjects.c
     served: set[str] = set()
     for chunk in chunks(sorted(subjects - gone)):
-        mine = (people.tenant == tenant, people.subject.in_(chunk), people.opted_in, ~people.paused)
+        mine = (people.tenant == tenant, among(people.subject, chunk), people.opted_in, ~people.paused)
         served.update(connection.scalars(select(people.subject).where(*mine)))
     return subjects - served
 
@@ -82,7 +82,7 @@ def _members(
     """By (subject, rollout): those of the current step. Whoever is known only from an earlier step starts afresh."""
     found: dict[tuple[str, str], Member] = {}
     for chunk in chunks(subjects, 1000):
-        query = select(schema.rollout_members).where(_M.tenant == tenant, _M.subject.in_(chunk))
+        query = select(schema.rollout_members).where(_M.tenant == tenant, among(_M.subject, chunk))
         for row in connection.execute(query.order_by(_M.subject, _M.rollout).with_for_update()):
             if row.rollout in active and row.step == active[row.rollout].step:
                 found[row.subject, row.rollout] = _member_of(row)

@@ -20,7 +20,7 @@ from idiolect.signals.data import Comparisons, EvaluationData, PersonalSnapshot,
 from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.columns import Columns
-from idiolect.stores.sql.engine import AnyRow, chunks
+from idiolect.stores.sql.engine import AnyRow, among, chunks
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import agreed_there
 from idiolect.stores.sql.sealing import opened_comparison, with_keys
@@ -174,7 +174,7 @@ def _personal(tenant: str, subjects: Sequence[str] | None, limit: int) -> Select
         .where(agreed_there(schema.comparisons))
     )
     if subjects is not None:
-        ranked = ranked.where(_C.subject.in_(subjects))
+        ranked = ranked.where(among(_C.subject, subjects))
     found = ranked.subquery()
     return (
         select(found.c.subject, found.c.chosen, found.c.rejected, found.c.weight, found.c.sealed)
@@ -191,7 +191,7 @@ def _standing(tenant: str, subjects: Sequence[str] | None) -> Select[Any]:
         .outerjoin(schema.pointers, live)
         .where(_S.tenant == tenant, _S.opted_in, ~_S.paused)
     )
-    return query if subjects is None else query.where(_S.subject.in_(subjects))
+    return query if subjects is None else query.where(among(_S.subject, subjects))
 
 
 def _parts(columns: Columns, rows: Sequence[AnyRow]) -> dict[str, Comparisons]:
