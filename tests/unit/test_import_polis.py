@@ -74,6 +74,29 @@ def test_the_last_vote_counts_and_a_later_pass_withdraws_one(polis) -> None:
     assert dataset.report["votes_replaced_by_a_later_one"] == 2
 
 
+def test_the_later_of_two_votes_counts_in_whatever_order_they_come(polis) -> None:
+    at = 1_500_000_000_000
+    votes = [vote("a", 1, -1, t=at + 5), vote("a", 1, 1, t=at), vote("a", 2, 0, t=at + 5), vote("a", 2, 1, t=at)]
+    votes += [vote("a", 3, -1, t=at + 5), vote("a", 3, 1, t=None)]
+    dataset = load_polis(polis(STATEMENTS, votes))
+    assert values(dataset) == {("a", "parks"): -1.0, ("a", "fish"): 1.0}
+
+
+def test_every_vote_that_was_read_is_accounted_for(polis) -> None:
+    at = 1_500_000_000_000
+    statements = [statement(n) for n in range(1, 13)] + [statement(20, "Wohnen", lang="de"), statement(21, " ")]
+    votes = [
+        vote(f"p{p}", n, (1, -1, 0)[(p + n) % 3], t=at - n * p) for p in range(40) for n in (*range(1, 13), 20, 21)
+    ]
+    votes += [vote("p1", n, (1, 0)[n % 2], t=at - 5 * n) for n in range(1, 13) for _ in range(2)]
+    dataset = load_polis(polis(statements, [*votes, vote("p1", 99, 1)]))
+    report = dataset.report
+    assert report["votes_held_out"] > 0
+    gone = ("in_other_languages", "pass", "replaced_by_a_later_one", "held_out")
+    left_out = ("left_out_unknown_statement", "left_out_statement_left_out")
+    assert report["votes_read"] == report["ratings"] + sum(report[f"votes_{name}"] for name in (*gone, *left_out))
+
+
 def test_only_the_languages_asked_for_are_read(polis) -> None:
     folder = polis(
         [*STATEMENTS, statement(7, "Wohnen", lang="de")],

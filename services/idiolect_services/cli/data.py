@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from idiolect.errors import InvalidInputError
 from idiolect.settings import Settings
@@ -58,7 +59,9 @@ def run_import(
         dataset = read_dataset(kind, path, shown.stage(f"reading {kind}"), languages)
         with open_installation(settings) as installation:
             outcome = import_dataset(installation, tenant, dataset, options, shown.stage("storing"))
-    state = "was there already" if outcome.unchanged else "imported"
-    console.print(
-        f"{dataset.name} {state}: " + ", ".join(f"{count:,} {name}" for name, count in outcome.counts.items())
-    )
+    console.print(f"{dataset.name} {'was there already' if outcome.unchanged else 'imported'}.")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right")
+    for name, count in outcome.counts.items():
+        table.add_row(f"{count:,}", name.replace("_", " "))
+    console.print(table)

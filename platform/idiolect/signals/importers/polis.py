@@ -3,9 +3,10 @@
 `comments.jsonl.gz` has conv, lang, topic, comment, text, moderated; `votes.jsonl.gz` has conv, user, comment, vote
 (1 agree, -1 disagree, 0 pass), t. A conversation is a domain, its topic the prompt, a statement an item.
 
-The last vote of a person on a statement counts, and a later pass withdraws an earlier vote. Statements of one
-conversation with the same text are one item. With `benchmark_split.json` and `benchmark_new_users.jsonl.gz` in the
-folder, the split is exactly theirs; without them, one of the same kind is made from hashes of the ids.
+The last vote of a person on a statement counts, by its time where both have one and else by its place in the file; a
+later pass withdraws an earlier vote. Statements of one conversation with the same text are one item. With
+`benchmark_split.json` and `benchmark_new_users.jsonl.gz` in the folder, the split is exactly theirs; without them, one
+of the same kind is made from hashes of the ids.
 """
 
 from __future__ import annotations
@@ -64,11 +65,14 @@ def load_polis(
     holdout = (
         read_benchmark(files, statements.index, votes.keys(), SOURCE) if benchmark else _fresh_split(statements, votes)
     )
+    ratings = _shared_ratings(votes, holdout)
+    files.counts["votes_held_out"] = sum(map(len, votes.values())) - len(ratings)
+    files.counts["statements_held_out"] = len(holdout.new_items)
     return build_dataset(
         "polis",
         files,
         statements.items,
-        ratings=_shared_ratings(votes, holdout),
+        ratings=ratings,
         holdout=holdout,
         options=[f"languages {' '.join(sorted(languages)) if languages is not None else 'all'}"],
     )
@@ -123,14 +127,19 @@ def _read_votes(files: DataFiles, statements: _Statements) -> Votes:
         elif item == _OTHER_LANGUAGE:
             source.count("in_other_languages")
         else:
-            if item in votes[person]:
-                source.count("replaced_by_a_later_one")
-            if vote:
-                votes[person][item] = (float(vote), time)
-            else:
+            if not vote:
                 source.count("pass")
-                votes[person].pop(item, None)
-    return votes
+            known, given = votes[person].get(item), (float(vote), time)
+            if known is not None:
+                known, given = (given, known) if _is_before(time, known[1]) else (known, given)
+                if known[0]:
+                    source.count("replaced_by_a_later_one")
+            votes[person][item] = given
+    return {person: {item: vote for item, vote in given.items() if vote[0]} for person, given in votes.items()}
+
+
+def _is_before(time: int | None, other: int | None) -> bool:
+    return time is not None and other is not None and time < other
 
 
 def _vote(row: Row) -> int:
