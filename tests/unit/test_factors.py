@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from idiolect_adapters.training import factors
 from idiolect_adapters.training.alignment import align, crowds, procrustes
 from idiolect_adapters.training.factors import Factors, ItemPrior, _Engine, fit_factors, refine_factors
 from idiolect_adapters.training.votes import Votes
@@ -52,7 +53,9 @@ def slow_items(votes: Votes, state: Factors, prior: ItemPrior) -> tuple[np.ndarr
     return means, covariances
 
 
-def test_a_round_is_what_the_formulas_say_vote_by_vote() -> None:
+@pytest.mark.parametrize("block", [7, 10_000])
+def test_a_round_is_what_the_formulas_say_vote_by_vote(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factors, "BLOCK", block)
     votes, _, _ = simulate(30, 12, 6, 2)
     state = fit_factors(votes, 2, seed=0, rounds=3)
     prior = ItemPrior(np.full((12, 3), 0.1), np.full((12, 3), 0.7))

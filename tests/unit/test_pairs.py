@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass
 
@@ -126,3 +127,19 @@ def test_no_ratings_and_no_comparisons_give_no_pairs() -> None:
     empty = Comparisons(*(np.zeros(0, np.int32) for _ in range(3)), np.zeros(0, np.float32))
     nothing = Ratings(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
     assert len(person_pairs(nothing, empty, np.zeros(0, np.int64), limit=5, rng=np.random.default_rng(0))) == 0
+
+
+def test_a_flood_of_ratings_by_one_person_gives_no_more_pairs_and_takes_little_memory() -> None:
+    """All that 20,000 ratings imply would be 200 million pairs."""
+    count = 20_000
+    items = tuple(Item("d", "p", f"text {i}") for i in range(count))
+    item_R = np.arange(count, dtype=np.int32)
+    ratings = Ratings(np.zeros(count, np.int32), item_R, (item_R % 7).astype(np.float32))
+    nothing = Comparisons(*(np.zeros(0, np.int32) for _ in range(3)), np.zeros(0, np.float32))
+    tracemalloc.start()
+    found = person_pairs(ratings, nothing, groups(items), limit=60, rng=np.random.default_rng(0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 60
+    assert (ratings.value_R[found.chosen_C] > ratings.value_R[found.rejected_C]).all()
+    assert peak < 64 << 20

@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from idiolect_adapters.training.votes import Votes
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 ROUNDS = 30
 REFINING_ROUNDS = 8
 SETTLING_ROUNDS = 4  # before the prior variances are learned
+BLOCK = 8192  # votes at a time: what a block needs in between stays in a core's cache
 START_TASTE, START_POPULARITY, START_BIAS = 1.0, 2.0, 1.0  # prior variances
 
 
@@ -91,42 +93,97 @@ def refine_factors(votes: Votes, start: Factors, prior: ItemPrior, rounds: int =
 
 
 class _Engine:
-    """Sums over votes, as two sparse matrices. Shapes: V votes, O = K + 1."""
+    """Sums over votes, a block of them at a time: what a vote needs in between is O^2 numbers. O = K + 1."""
 
     def __init__(self, votes: Votes) -> None:
         self._votes = votes
-        ones, columns = np.ones(len(votes)), np.arange(len(votes))
-        self._to_people = scipy.sparse.csr_matrix((ones, (votes.person_V, columns)), (votes.people, len(votes)))
-        self._to_items = scipy.sparse.csr_matrix((ones, (votes.item_V, columns)), (votes.items, len(votes)))
+        starts = range(0, len(votes), BLOCK)
+        self._blocks = [_Block.of(votes, slice(start, start + BLOCK)) for start in starts]
         self._voters = np.unique(votes.person_V)
 
     def round(self, state: Factors, prior: ItemPrior) -> Factors:
-        votes = self._votes
-        item_V_O, item_cov_V = state.item_mean_I_O[votes.item_V], state.item_cov_I_O_O[votes.item_V]
-        person_V_O, person_cov_V = state.person_mean_P_O[votes.person_V], state.person_cov_P_O_O[votes.person_V]
-        bound_V = _bound(item_V_O, item_cov_V, person_V_O, person_cov_V) * votes.weight_V
-        half_V = (votes.liked_V - 0.5) * votes.weight_V
-        rank = state.rank
+        votes, rank = self._votes, state.rank
+        people, items = _Sums(votes.people, rank + 1), _Sums(votes.items, rank + 1)
+        bounds = []
         # People: the item's taste and a one stand against the person's taste and bias; popularity is an offset.
+        for block in self._blocks:
+            item_V_O, item_cov_V = state.item_mean_I_O[block.item_V], state.item_cov_I_O_O[block.item_V]
+            person_V_O, person_cov_V = state.person_mean_P_O[block.person_V], state.person_cov_P_O_O[block.person_V]
+            bounds.append(_bound(item_V_O, item_cov_V, person_V_O, person_cov_V) * block.weight_V)
+            people.add(block.to_people, item_V_O, item_cov_V, bounds[-1], block.half_V)
         precision_O = np.append(np.ones(rank), 1.0 / state.bias_variance)
-        people = _solve(
-            self._to_people, _with_one(item_V_O), item_cov_V, item_V_O[:, -1], bound_V, half_V, precision_O, 0.0
-        )
-        person_mean, person_cov = people
+        person_mean, person_cov = people.solved(precision_O, 0.0)
         bias_variance = float((person_mean[:, -1] ** 2 + person_cov[:, -1, -1])[self._voters].mean())
-        person_V_O, person_cov_V = person_mean[votes.person_V], person_cov[votes.person_V]
+        for block, bound_V in zip(self._blocks, bounds, strict=True):
+            person_V_O, person_cov_V = person_mean[block.person_V], person_cov[block.person_V]
+            items.add(block.to_items, person_V_O, person_cov_V, bound_V, block.half_V)
         precision_I_O = 1.0 / prior.variance_I_O
-        item_mean, item_cov = _solve(
-            self._to_items,
-            _with_one(person_V_O),
-            person_cov_V,
-            person_V_O[:, -1],
-            bound_V,
-            half_V,
-            precision_I_O,
-            precision_I_O * prior.mean_I_O,
-        )
+        item_mean, item_cov = items.solved(precision_I_O, precision_I_O * prior.mean_I_O)
         return Factors(item_mean, item_cov, person_mean, person_cov, max(bias_variance, 1e-3))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scatter:
+    """Adds what belongs to V votes up for the U rows that they are of."""
+
+    row_U: IntArray
+    sum_U_V: scipy.sparse.csr_matrix
+
+    @staticmethod
+    def of(row_V: IntArray) -> _Scatter:
+        row_U, place_V = np.unique(row_V, return_inverse=True)
+        return _Scatter(row_U, scipy.sparse.csr_matrix((np.ones(len(row_V)), (place_V, np.arange(len(row_V))))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    person_V: IntArray
+    item_V: IntArray
+    weight_V: FloatArray
+    half_V: FloatArray
+    to_people: _Scatter
+    to_items: _Scatter
+
+    @staticmethod
+    def of(votes: Votes, some: slice) -> _Block:
+        person_V, item_V, weight_V = votes.person_V[some], votes.item_V[some], votes.weight_V[some]
+        half_V = (votes.liked_V[some] - 0.5) * weight_V
+        return _Block(person_V, item_V, weight_V, half_V, _Scatter.of(person_V), _Scatter.of(item_V))
+
+
+class _Sums:
+    """What the votes of each row say of it: the precision and the linear term of a Gaussian."""
+
+    def __init__(self, rows: int, outputs: int) -> None:
+        self._precision = np.zeros((rows, outputs * outputs))
+        self._linear = np.zeros((rows, outputs))
+
+    def add(
+        self,
+        scatter: _Scatter,
+        other_V_O: FloatArray,
+        other_cov_V: FloatArray,
+        bound_V: FloatArray,
+        half_V: FloatArray,
+    ) -> None:
+        """`other`: the posterior of what each vote stands against. Its last column is an offset; the design's last is a
+        constant one, so only the first K rows and columns of the covariance belong to it, and the last column is the
+        covariance with the offset."""
+        design_V_O, outputs = _with_one(other_V_O), other_V_O.shape[1]
+        outer_V = design_V_O[:, :, None] * design_V_O[:, None, :]
+        outer_V[:, :-1, :-1] += other_cov_V[:, :-1, :-1]
+        self._precision[scatter.row_U] += scatter.sum_U_V @ (bound_V[:, None] * outer_V.reshape(-1, outputs**2))
+        crossed_V_O = design_V_O * other_V_O[:, -1:]
+        crossed_V_O[:, :-1] += other_cov_V[:, :-1, -1]
+        self._linear[scatter.row_U] += scatter.sum_U_V @ (half_V[:, None] * design_V_O - bound_V[:, None] * crossed_V_O)
+
+    def solved(self, prior_precision: FloatArray, prior_linear: FloatArray | float) -> tuple[FloatArray, FloatArray]:
+        """(mean, covariance) of each row."""
+        rows, outputs = self._linear.shape
+        precision = self._precision.reshape(rows, outputs, outputs)
+        precision[:, range(outputs), range(outputs)] += prior_precision
+        covariance = np.asarray(np.linalg.inv(precision), dtype=np.float64)
+        return np.einsum("rij,rj->ri", covariance, self._linear + prior_linear), covariance
 
 
 def _with_one(mean_V_O: FloatArray) -> FloatArray:
@@ -147,30 +204,3 @@ def _bound(
     root_V = np.sqrt(np.maximum(mean_V**2 + variance_V, 1e-12))
     curvature_V: FloatArray = np.tanh(root_V / 2) / (2 * root_V)
     return curvature_V
-
-
-def _solve(
-    to_rows: scipy.sparse.csr_matrix,
-    design_V_O: FloatArray,
-    design_cov_V: FloatArray,
-    offset_V: FloatArray,
-    bound_V: FloatArray,
-    half_V: FloatArray,
-    prior_precision: FloatArray,
-    prior_linear: FloatArray | float,
-) -> tuple[FloatArray, FloatArray]:
-    """Gaussian posterior (mean, covariance) of each row, whose votes have uncertain `design` and `offset`.
-
-    The design's last column is a constant one, so only the first K rows and columns of its covariance belong to it;
-    its last column is the covariance with the offset.
-    """
-    rows, outputs = to_rows.shape[0], design_V_O.shape[1]
-    outer_V = design_V_O[:, :, None] * design_V_O[:, None, :]
-    outer_V[:, :-1, :-1] += design_cov_V[:, :-1, :-1]
-    precision = (to_rows @ (bound_V[:, None] * outer_V.reshape(-1, outputs**2))).reshape(rows, outputs, outputs)
-    precision[:, range(outputs), range(outputs)] += prior_precision
-    crossed_V_O = design_V_O * offset_V[:, None]
-    crossed_V_O[:, :-1] += design_cov_V[:, :-1, -1]
-    linear = to_rows @ (half_V[:, None] * design_V_O - bound_V[:, None] * crossed_V_O) + prior_linear
-    covariance = np.linalg.inv(precision)
-    return np.einsum("rij,rj->ri", covariance, linear), covariance

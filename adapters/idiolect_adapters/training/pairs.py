@@ -15,6 +15,8 @@ from idiolect.signals.data import Comparisons, Ratings
 
 IntArray = NDArray[np.int64]
 
+MAX_PAIRED = 1_000  # ratings of one person, at random: what they imply grows with the square
+
 
 def groups(items: Sequence[Item]) -> IntArray:
     """A group per (domain, prompt): what is comparable."""
@@ -30,6 +32,8 @@ def person_pairs(
     order_R = np.argsort(ratings.person_R, kind="stable")
     borders = np.flatnonzero(np.diff(ratings.person_R[order_R])) + 1
     for rows in np.split(order_R, borders) if len(order_R) else []:
+        if len(rows) > MAX_PAIRED:
+            rows = rng.choice(rows, MAX_PAIRED, replace=False)
         items, values = ratings.item_R[rows], ratings.value_R[rows]
         better = (values[:, None] > values[None, :]) & (group_I[items][:, None] == group_I[items][None, :])
         first, second = np.nonzero(better)

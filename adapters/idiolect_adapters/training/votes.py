@@ -19,7 +19,7 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 MAX_SAY = 300.0  # the total weight of one person's votes: nobody's flood moves an item far
-MAX_VOTES = 2_000_000  # more are thinned by whole people: 2 GB of statistics at rank 6
+MAX_VOTES = 2_000_000  # more are thinned by whole people: half a GB of statistics at rank 6, and minutes of rounds
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from idiolect.signals.data import Comparisons, FloatArray, IntArray, Ratings
 
 K = TypeVar("K", str, int)
+
+BLOCK = 8_192
 
 
 class Columns:
@@ -30,22 +33,39 @@ class Columns:
 
     def ratings(self, rows: Iterable[Sequence[Any]]) -> Ratings:
         """`rows`: (subject, item, value)."""
-        subjects, items, values = _transposed(rows, 3)
-        return Ratings(_numbered(subjects, self._people), _numbered(items, self._items), _floats(values))
+        blocks = [
+            (_numbered(subjects, self._people), _numbered(items, self._items), _floats(values))
+            for subjects, items, values in _blocks(rows, 3)
+        ]
+        people, items, values = zip(*blocks, strict=True)
+        return Ratings(np.concatenate(people), np.concatenate(items), np.concatenate(values))
 
     def comparisons(self, rows: Iterable[Sequence[Any]]) -> Comparisons:
         """`rows`: (subject, chosen, rejected, weight)."""
-        subjects, chosen, rejected, weights = _transposed(rows, 4)
+        blocks = [
+            (
+                _numbered(subjects, self._people),
+                _numbered(chosen, self._items),
+                _numbered(rejected, self._items),
+                _floats(weights),
+            )
+            for subjects, chosen, rejected, weights in _blocks(rows, 4)
+        ]
+        people, chosen, rejected, weights = zip(*blocks, strict=True)
         return Comparisons(
-            _numbered(subjects, self._people),
-            _numbered(chosen, self._items),
-            _numbered(rejected, self._items),
-            _floats(weights),
+            np.concatenate(people), np.concatenate(chosen), np.concatenate(rejected), np.concatenate(weights)
         )
 
 
-def _transposed(rows: Iterable[Sequence[Any]], width: int) -> Sequence[Sequence[Any]]:
-    return list(zip(*rows, strict=True)) or [()] * width
+def _blocks(rows: Iterable[Sequence[Any]], width: int) -> Iterator[Sequence[Sequence[Any]]]:
+    """Transposed, BLOCK rows at a time, at least once: a row takes ten times the room that its numbers take."""
+    left = iter(rows)
+    block = list(islice(left, BLOCK))
+    while True:
+        yield list(zip(*block, strict=True)) or [()] * width
+        block = list(islice(left, BLOCK))
+        if not block:
+            return
 
 
 def _numbered(values: Sequence[K], index: dict[K, int]) -> IntArray:
