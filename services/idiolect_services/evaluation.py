@@ -8,25 +8,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.errors import InvalidInputError, NotFoundError
+from idiolect.privacy.budget import plan_run
+from idiolect.privacy.policy import delta_of
 from idiolect.signals.data import EvaluationData
 from idiolect_adapters.evaluation.judging import Judged, Pairs, judge
 from idiolect_adapters.evaluation.oddities import oddities
 from idiolect_adapters.evaluation.report import Evaluation
 from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.features import FeatureCache, digested
-from idiolect_services.stacks import DomainStack, live_weights
+from idiolect_adapters.runtime.loras import Lora
+from idiolect_adapters.training.clip_noise import SecureNoise
+from idiolect_adapters.training.user import pad_comparisons, train_users
+from idiolect_services.stacks import DomainStack, live_adapter
+from idiolect_services.trainer import MAX_COMPARISONS
 from idiolect_services.wiring import Installation
 
 FloatArray = NDArray[np.float64]
-Scores = Callable[[NDArray[np.int32], NDArray[np.int32]], FloatArray]  # (person, item) -> score
+IntArray = NDArray[np.int32]
+Scores = Callable[[IntArray, IntArray], FloatArray]  # (person, item) -> score
 PROJECT_AT_ONCE = 64
+SERVED = ("global", "+ domain", "+ user")
+SHARED = SERVED[:2]  # what a gain is measured over
 
 
 def evaluate_dataset(
-    installation: Installation, tenant: str, dataset: str, progress: Callable[[int, int], None]
+    installation: Installation,
+    tenant: str,
+    dataset: str,
+    progress: Callable[[int, int], None],
+    pairs: Sequence[int] = (),
 ) -> Evaluation:
-    """Raises NotFoundError for an unknown data set, InvalidInputError for one that was not declared public: a metric on
-    private data would be a release that nobody charged."""
+    """Every stack that is live; and for each n of `pairs` what user adapters from everybody's first n comparisons in
+    the data set would do at the epsilon of the settings, trained for this alone and thrown away.
+
+    Raises NotFoundError for an unknown data set, InvalidInputError for one that was not declared public: a metric on
+    private data would be a release that nobody charged.
+    """
+    if not all(1 <= count <= MAX_COMPARISONS for count in pairs):
+        raise InvalidInputError(
+            f"adapters are trained on 1 to {MAX_COMPARISONS} comparisons.", mend="Correct the numbers of pairs."
+        )
     info = next((info for info in installation.store.datasets(tenant) if info.name == dataset), None)
     if info is None:
         raise NotFoundError(f"tenant {tenant!r} has no data set {dataset!r}.", mend="Import it first: idiolect import.")
@@ -38,9 +59,12 @@ def evaluate_dataset(
     model = installation.load_live_model()
     data = installation.store.evaluation_data(tenant, dataset)
     features_I_P = _features(installation, model, tenant, data, progress)
-    stacks = _scores(installation, model, tenant, data, features_I_P)
+    live = _Live(installation, model, tenant, data, features_I_P)
+    stacks = [*live.stacks(), *(live.trial(count) for count in pairs)]
     judged = [one for part in data.parts for one in _judged(data, part, stacks, model.temperature)]
     about = {"data set": dataset, "tenant": tenant, "global model": model.digest[:12]}
+    if pairs:
+        about["epsilon of adapters from so many pairs"] = f"{installation.settings.user_epsilon:g}"
     return Evaluation(f"Evaluation of {dataset}", about, _counts(data), tuple(judged))
 
 
@@ -53,7 +77,8 @@ def _judged(
     for stack, score_P_I in stacks:
         margin_C = score_P_I(pairs.person_C, pairs.chosen_C) - score_P_I(pairs.person_C, pairs.rejected_C)
         yield judge(Pairs(part, data.items, pairs), stack, margin_C, temperature, below=below)
-        below = (stack, margin_C)
+        if stack in SHARED:
+            below = (stack, margin_C)
 
 
 def _counts(data: EvaluationData) -> dict[str, int]:
@@ -81,21 +106,80 @@ def _features(
     return np.concatenate(parts)
 
 
-def _scores(
-    installation: Installation, model: PreferenceModel, tenant: str, data: EvaluationData, features_I_P: FloatArray
-) -> list[tuple[str, Scores]]:
-    global_I = features_I_P[:, 0]
-    under_I_P = DomainStack(installation, model, tenant).applied(data.items, features_I_P)
-    domain_I, taste_I_K = under_I_P[:, 0], under_I_P[:, 1 : 1 + model.user_rank]
-    weights_P_K = np.stack([_weights(installation, model, tenant, person) for person in data.people] or [np.zeros(0)])
-    return [
-        ("global", lambda _person, item: global_I[item]),
-        ("+ domain", lambda _person, item: domain_I[item]),
-        ("+ user", lambda person, item: domain_I[item] + (taste_I_K[item] * weights_P_K[person]).sum(axis=1)),
-    ]
+class _Live:
+    """The live adapters of a tenant, on the items and people of a data set."""
 
+    def __init__(
+        self,
+        installation: Installation,
+        model: PreferenceModel,
+        tenant: str,
+        data: EvaluationData,
+        features_I_P: FloatArray,
+    ) -> None:
+        self._installation, self._model, self._tenant, self._data = installation, model, tenant, data
+        self._domains = DomainStack(installation, model, tenant)
+        under_I_P = self._domains.applied(data.items, features_I_P)
+        self._global_I, self._domain_I = features_I_P[:, 0], under_I_P[:, 0]
+        self._taste_I_K = under_I_P[:, 1 : 1 + model.user_rank]
 
-def _weights(installation: Installation, model: PreferenceModel, tenant: str, person: str) -> FloatArray:
-    resolved = installation.store.resolve(tenant, person, None).user
-    weights_K = live_weights(installation, tenant, resolved) if resolved else None
-    return np.zeros(model.user_rank) if weights_K is None else weights_K
+    def stacks(self) -> list[tuple[str, Scores]]:
+        """From the global model up to what each person is served at full strength."""
+        weights_P_K = np.zeros((len(self._data.people), self._model.user_rank))
+        own: dict[int, FloatArray] = {}
+        for number, person in enumerate(self._data.people):
+            adapter = self._adapter(person)
+            if isinstance(adapter, Lora):
+                own[number] = self._scored_under(number, adapter)
+            elif adapter is not None:
+                weights_P_K[number] = adapter
+        head = self._with(weights_P_K)
+
+        def served(person_C: IntArray, item_C: IntArray) -> FloatArray:
+            score_C = head(person_C, item_C)
+            for number, score_I in own.items():
+                score_C[person_C == number] = score_I[item_C[person_C == number]]
+            return score_C
+
+        global_, domain, user = SERVED
+        return [
+            (global_, lambda _person, item: self._global_I[item]),
+            (domain, lambda _person, item: self._domain_I[item]),
+            (user, served),
+        ]
+
+    def trial(self, count: int) -> tuple[str, Scores]:
+        """User adapters from the first `count` comparisons of everybody, trained as `idiolect train users` would."""
+        settings, said = self._installation.settings, self._data.adaptation
+        epsilon = settings.user_epsilon
+        recipe = self._model.recipes.user.at(epsilon)
+        event = plan_run(
+            epsilon,
+            delta_of(settings, MAX_COMPARISONS),
+            recipe.steps,
+            units=MAX_COMPARISONS,
+            allow_weak=settings.allow_weak_privacy,
+        )
+        margin_C = self._domain_I[said.chosen_C] - self._domain_I[said.rejected_C]
+        people = np.arange(len(self._data.people))
+        padded = pad_comparisons(said, people, self._taste_I_K, margin_C, limit=count)
+        adapters_P_K = train_users(padded, recipe, event.noise_multiplier, SecureNoise())
+        adapters_P_K[~np.isin(people, said.person_C)] = 0.0  # nobody trains an adapter of no comparison
+        return f"+ user, {count} pairs", self._with(adapters_P_K)
+
+    def _with(self, weights_P_K: FloatArray) -> Scores:
+        return lambda person, item: self._domain_I[item] + (self._taste_I_K[item] * weights_P_K[person]).sum(axis=1)
+
+    def _adapter(self, person: str) -> FloatArray | Lora | None:
+        resolved = self._installation.store.resolve(self._tenant, person, None).user
+        if resolved is None:
+            return None
+        return live_adapter(self._installation, self._tenant, resolved, self._domains.engine)
+
+    def _scored_under(self, number: int, own: Lora) -> FloatArray:
+        """[I], of the items that this person is asked about."""
+        asked = [pairs.where(pairs.person_C == number) for pairs in self._data.parts.values()]
+        rows = np.unique(np.concatenate([np.concatenate([pairs.chosen_C, pairs.rejected_C]) for pairs in asked]))
+        score_I = np.full(len(self._data.items), np.nan)
+        score_I[rows] = self._domains.scored_under(own, [self._data.items[row] for row in rows])
+        return score_I

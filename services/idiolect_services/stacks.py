@@ -15,7 +15,7 @@ from idiolect.registry.resolution import ResolvedVersion
 from idiolect.registry.weights import verify_version
 from idiolect.signals.comparison import Item
 from idiolect_adapters.preference import PreferenceModel
-from idiolect_adapters.runtime.loras import Lora, LoraEngine, LoraStack
+from idiolect_adapters.runtime.loras import Lora, LoraEngine, LoraStack, clash
 from idiolect_services.quarantine import Quarantine
 from idiolect_services.wiring import Installation
 
@@ -33,7 +33,8 @@ class DomainStack:
         self._installation = installation
         self._model = model
         self._tenant = tenant
-        self._engine = engine or LoraEngine(model)
+        self.engine = engine or LoraEngine(model)
+        self._adapters: dict[str, FloatArray | Lora | None] = {}
 
     def applied(self, items: Sequence[Item], features_I_P: FloatArray) -> FloatArray:
         """[I, P]: the features of each item under its domain's live adapter, its part in the score; as they are where
@@ -44,24 +45,44 @@ class DomainStack:
             adapter = self._adapter(str(domain))
             rows_I = np.flatnonzero(domains == domain).tolist()
             if isinstance(adapter, Lora):
-                found_I_P[rows_I] = self._under(adapter, [items[row] for row in rows_I])
+                found_I_P[rows_I] = self._under([adapter], [items[row] for row in rows_I])
             elif adapter is not None:
                 found_I_P[rows_I, 0] += features_I_P[rows_I, 1 + self._model.user_rank :] @ adapter
         return found_I_P
 
-    def _under(self, lora: Lora, items: Sequence[Item]) -> FloatArray:
-        stack = LoraStack(((lora, 1.0),))
+    def scored_under(self, own: Lora, items: Sequence[Item]) -> FloatArray:
+        """[I]: scores under a person's own LoRA on top of each item's domain; those of the domain alone where the two
+        can't be one stack."""
+        domains = np.array([item.domain for item in items], dtype=object)
+        found_I = np.zeros(len(items))
+        for domain in sorted(set(domains)):
+            adapter, rows = self._adapter(str(domain)), np.flatnonzero(domains == domain).tolist()
+            below = [adapter] if isinstance(adapter, Lora) else []
+            loras = below if below and clash(below[0], own) else [*below, own]
+            rows_I_P = self._under(loras, [items[row] for row in rows])
+            found_I[rows] = rows_I_P[:, 0]
+            if isinstance(adapter, np.ndarray):
+                found_I[rows] += rows_I_P[:, 1 + self._model.user_rank :] @ adapter
+        return found_I
+
+    def _under(self, loras: Sequence[Lora], items: Sequence[Item]) -> FloatArray:
+        stack = LoraStack(tuple((lora, 1.0) for lora in loras))
         parts = [items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE)]
         return np.concatenate(
-            [self._engine.project([(item.prompt, item.text) for item in some], [stack] * len(some)) for some in parts]
+            [self.engine.project([(item.prompt, item.text) for item in some], [stack] * len(some)) for some in parts]
         )
 
     def _adapter(self, domain: str) -> FloatArray | Lora | None:
+        if domain not in self._adapters:
+            self._adapters[domain] = self._loaded(domain)
+        return self._adapters[domain]
+
+    def _loaded(self, domain: str) -> FloatArray | Lora | None:
         for _ in range(FALLBACKS):
             resolved = self._installation.store.resolve(self._tenant, None, domain).domain
             if resolved is None:
                 return None
-            adapter = live_adapter(self._installation, self._tenant, resolved, self._engine)
+            adapter = live_adapter(self._installation, self._tenant, resolved, self.engine)
             if adapter is not None:
                 return adapter
         return None

@@ -27,7 +27,7 @@ from idiolect.resets.plan import plan_reset
 from idiolect.signals.comparison import Comparison, Rating
 from idiolect.signals.data import SharedData
 from idiolect.stores.ports import ImportOptions, Store
-from idiolect.stores.sql import SqlStore
+from idiolect.stores.sql import SqlStore, columns
 
 
 def readable(data: SharedData) -> tuple[list[tuple[str, str, float]], list[tuple[str, str, str, float]]]:
@@ -233,3 +233,37 @@ def test_evaluation_parts_come_back_apart(store: Store) -> None:
 def test_an_unknown_data_set_is_not_found(store: Store) -> None:
     with pytest.raises(NotFoundError, match="votes"):
         store.evaluation_data(TENANT, "votes")
+
+
+def test_rows_that_are_read_in_blocks_are_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratings = tuple(Rating(f"p{n % 3}", n % 4, float(n)) for n in range(7))
+    data = dataset(ratings=ratings, comparisons=(*pairs("ann", 4), *pairs("p1", 3)))
+    store.import_dataset(TENANT, data, PUBLIC, at(0))
+    whole = store.shared_data(TENANT)
+    for block in (1, 2, 7):
+        monkeypatch.setattr(columns, "BLOCK", block)
+        found = store.shared_data(TENANT)
+        assert (found.people, found.items) == (whole.people, whole.items)
+        assert readable(found) == readable(whole)
+        assert found.ratings.value_R.dtype == whole.ratings.value_R.dtype
+
+
+def test_an_evaluation_has_what_its_people_told_in_the_same_data_set_and_agreed_to(store: Store) -> None:
+    told = (*pairs("ann", 3), *pairs("bob", 2), *pairs("cat", 1))
+    data = dataset(adaptation=told, evaluation={"test": (*pairs("ann", 1), *pairs("bob", 1))})
+    store.import_dataset(TENANT, data, OPTED_IN, at(0))
+    store.import_dataset(TENANT, dataset("other", "2", adaptation=pairs("ann", 5)), OPTED_IN, at(0))
+
+    def adaptation() -> dict[str, list[float]]:
+        found = store.evaluation_data(TENANT, "votes")
+        rows = found.adaptation
+        return {
+            found.people[person]: rows.weight_C[rows.person_C == person].tolist()
+            for person in set(rows.person_C.tolist())
+        }
+
+    assert adaptation() == {"ann": [1.0, 2.0, 3.0], "bob": [1.0, 2.0]}
+    store.change_subject(TENANT, "bob", ConsentChange(paused=True), at(1))
+    assert adaptation() == {"ann": [1.0, 2.0, 3.0]}
+    store.apply_reset(TENANT, "ann", "x1", plan_reset("all"), at(2))
+    assert adaptation() == {}

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training_home import TENANT, Home
+from training_home import TENANT, Home, RecordedNoise
 from typer.testing import CliRunner
 
 from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.signals.comparison import Comparison, Item, PreferenceDataset
 from idiolect.stores.ports import ImportOptions
+from idiolect_services import evaluation
 from idiolect_services.cli import app
 from idiolect_services.datasets import import_dataset
 from idiolect_services.evaluation import evaluate_dataset
@@ -19,7 +20,7 @@ from idiolect_services.evaluation import evaluate_dataset
 ITEMS = tuple(Item("d", "p", "word " * (n + 1)) for n in range(6))
 
 
-def held_out(home: Home, name: str, *, public: bool = True) -> None:
+def held_out(home: Home, name: str, *, public: bool = True, opt_in: bool = False) -> None:
     """Three people who answered the same pairs; one of them the other way round, one with every pair twice."""
     pairs = [(a, b) for a in range(6) for b in range(a)]
     rows = [Comparison("ann", a, b) for a, b in pairs] + [Comparison("bob", b, a) for a, b in pairs]
@@ -30,10 +31,10 @@ def held_out(home: Home, name: str, *, public: bool = True) -> None:
         ITEMS,
         comparisons=(Comparison("old", 0, 1),),
         new_people=frozenset({"ann", "bob", "cat"}),
-        adaptation=(Comparison("ann", 0, 1),),
+        adaptation=tuple(Comparison("ann", a, 1) for a in (0, 2, 3)),
         evaluation={"test_new": tuple(rows)},
     )
-    import_dataset(home.installation, TENANT, dataset, ImportOptions(public=public, opt_in=False), lambda *_: None)
+    import_dataset(home.installation, TENANT, dataset, ImportOptions(public=public, opt_in=opt_in), lambda *_: None)
 
 
 def test_every_part_is_judged_under_every_live_stack_and_odd_pairs_are_counted(home: Home) -> None:
@@ -62,6 +63,26 @@ def test_the_command_prints_the_stacks_and_saves_the_report_that_it_names(home: 
     page = (folder / "report.md").read_text()
     assert page.startswith("# Evaluation of odd")
     assert "contradicted by the same person | 1 |" in page
+
+
+def test_adapters_of_the_first_pairs_are_tried_as_training_makes_them_and_neither_published_nor_charged(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "SecureNoise", RecordedNoise)
+    held_out(home, "odd", opt_in=True)
+    home.trainer(noise=RecordedNoise()).train_users(TENANT)
+    before = (home.store.runs(TENANT), home.store.releases(TENANT))
+    judged = evaluate_dataset(home.installation, TENANT, "odd", lambda *_: None, pairs=(1, 50)).judged
+    assert [one.stack for one in judged[2:]] == ["+ user", "+ user, 1 pairs", "+ user, 50 pairs"]
+    assert {one.gain_over for one in judged[2:]} == {"+ domain"}
+    domain, live, one, fifty = (np.array(each.curve) for each in judged[1:])
+    np.testing.assert_allclose(fifty, live, atol=1e-6)
+    assert not np.allclose(live, domain, atol=1e-4)
+    assert not np.allclose(one, fifty, atol=1e-4)
+    assert (home.store.runs(TENANT), home.store.releases(TENANT)) == before
+    for count in (0, 51):
+        with pytest.raises(InvalidInputError, match="1 to 50"):
+            evaluate_dataset(home.installation, TENANT, "odd", lambda *_: None, pairs=(count,))
 
 
 def test_private_and_unknown_data_sets_are_not_evaluated(home: Home) -> None:

@@ -21,6 +21,8 @@ from idiolect.ids import new_id
 from idiolect.privacy.budget import statement_for
 from idiolect.privacy.events import GaussianEvent
 from idiolect.registry.pointers import Adapter
+from idiolect.signals.comparison import Comparison, PreferenceDataset, Rating
+from idiolect.stores.ports import ImportOptions
 from idiolect_adapters.lora.reward_model import RewardModel, beside_of
 from idiolect_adapters.lora.trained import trained_adapter
 from idiolect_adapters.preference import PreferenceModel, load_model
@@ -28,9 +30,11 @@ from idiolect_adapters.runtime.bank import AdapterBank
 from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_adapters.runtime.loras import LoraEngine
 from idiolect_services.cli import app
+from idiolect_services.datasets import import_dataset
+from idiolect_services.evaluation import evaluate_dataset
 from idiolect_services.registering import Origin, Registrar
 from idiolect_services.scorer import Scorer
-from idiolect_services.stacks import DomainStack
+from idiolect_services.stacks import DomainStack, live_adapter
 
 
 def run(home: Home, *words: str) -> Result:
@@ -167,6 +171,34 @@ def test_people_are_trained_on_top_of_their_domains_lora(home: Home, tmp_path: P
     result = served(home, person, "chat")
     assert result.personalization.applied
     assert result.personalization.domain is not None
+
+
+def test_an_evaluation_knows_a_person_by_their_own_lora(home: Home, tmp_path: Path) -> None:
+    folder = trained_elsewhere(home, tmp_path / "in")
+    user = f"person {NEW[0]}"
+    run(home, "registry", "add-peft", str(folder), "--user", user, "--reason", "a test")
+    person = home.person(NEW[0])
+    stacks = DomainStack(home.installation, home.model, TENANT)
+    lora = live_adapter(home.installation, TENANT, home.store.resolve(TENANT, person, None).user, stacks.engine)
+    items = [replace(item, domain="chat") for item in home.world.items[:8]]
+    for below in (None, "head", "lora"):
+        if below == "head":
+            home.trainer().train_domain(TENANT, "chat")
+        if below == "lora":
+            other = trained_elsewhere(home, tmp_path / "other", seed=1)
+            run(home, "registry", "add-peft", str(other), "--domain", "chat", "--reason", "a test")
+        result = served(home, person, "chat")
+        assert result.personalization.applied
+        found = DomainStack(home.installation, home.model, TENANT, stacks.engine).scored_under(lora, items)
+        np.testing.assert_allclose(found, result.score_N, rtol=1e-6, atol=1e-6)
+    asked = Comparison(user, 0, 1)
+    dataset = PreferenceDataset(
+        "asked", "f" * 64, home.world.items, (Rating("someone", 0, 1.0),), evaluation={"test": (asked,)}
+    )
+    import_dataset(home.installation, TENANT, dataset, ImportOptions(public=True, opt_in=False), lambda *_: None)
+    judged = evaluate_dataset(home.installation, TENANT, "asked", lambda *_: None).judged
+    assert judged[2].stack == "+ user"
+    assert judged[2].curve != judged[1].curve
 
 
 def test_what_the_private_training_makes_is_published_with_its_privacy_and_served(home: Home) -> None:

@@ -87,7 +87,7 @@ def _overview(judged: Sequence[Judged]) -> list[str]:
             f"{one.accuracy.people:,}",
             figure(one.worst),
             figure(one.calibration_error),
-            "" if one.gain is None else f"{_signed(one.gain.value)} ({interval(one.gain)})",
+            "" if one.gain is None else f"{signed(one.gain.value)} ({interval(one.gain)})",
             one.gain_over or "",
         )
         for one in judged
@@ -104,7 +104,7 @@ def _biases(judged: Sequence[Judged]) -> list[str]:
             bias.name,
             figure(bias.model),
             figure(bias.people),
-            _signed(bias.excess),
+            signed(bias.excess),
             f"{bias.pairs:,}",
         )
         for one in judged
@@ -141,7 +141,7 @@ def interval(accuracy: Accuracy) -> str:
     return f"{figure(accuracy.low)} .. {figure(accuracy.high)}"
 
 
-def _signed(number: float) -> str:
+def signed(number: float) -> str:
     return "-" if not math.isfinite(number) else f"{number:+.3f}"
 
 

@@ -68,8 +68,10 @@ class PersonalSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationData:
-    """Held-out comparisons per part; training never reads them."""
+    """Held-out comparisons per part, which training never reads. `adaptation`: what those of the same people who opted
+    in told in the data set besides, in its order."""
 
     items: tuple[Item, ...]
     people: tuple[str, ...]
     parts: dict[str, Comparisons]
+    adaptation: Comparisons

@@ -110,8 +110,10 @@ class TrainingReads(Part):
                 .order_by(_E.id)
             ).all()
             parts = _parts(columns, rows)
+            adapted = _opened(self._database.keys, tenant, connection.execute(_adaptation(tenant, id_)))
+            adaptation = columns.comparisons(adapted)
             items = load_items(connection, self._database.keys, tenant, columns.items)
-        return EvaluationData(items, columns.people, parts)
+        return EvaluationData(items, columns.people, parts, adaptation)
 
 
 def _rows(connection: Connection, queries: Iterable[Select[Any]]) -> Iterator[AnyRow]:
@@ -180,6 +182,18 @@ def _personal(tenant: str, subjects: Sequence[str] | None, limit: int) -> Select
         select(found.c.subject, found.c.chosen, found.c.rejected, found.c.weight, found.c.sealed)
         .where(found.c.rank <= limit)
         .order_by(found.c.subject, found.c.id)
+    )
+
+
+def _adaptation(tenant: str, dataset: int) -> Select[Any]:
+    """What people who are evaluated told in the same data set, in its order."""
+    evaluated = select(_E.subject).where(_E.tenant == tenant, _E.dataset == dataset)
+    return (
+        select(_C.subject, _C.chosen, _C.rejected, _C.weight, _C.sealed)
+        .join(schema.subjects, and_(_S.tenant == _C.tenant, _S.subject == _C.subject))
+        .where(_C.tenant == tenant, _C.dataset == dataset, _C.subject.in_(evaluated))
+        .where(_S.opted_in, ~_S.paused, _C.generation == _S.generation, agreed_there(schema.comparisons))
+        .order_by(_C.id)
     )
 
 
