@@ -6,7 +6,8 @@ reset while it was computed is fenced off at publish.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version as package_version
 
@@ -16,23 +17,27 @@ from numpy.typing import NDArray
 from idiolect.errors import BudgetExceededError, ConflictError, NotFoundError
 from idiolect.ids import new_id, sha256_hex
 from idiolect.privacy.accountant import filter_epsilon
-from idiolect.privacy.budget import Budget, plan_run, statement_for
+from idiolect.privacy.budget import Budget, PrivacyStatement, plan_run, statement_for
 from idiolect.privacy.events import Event, Unit
 from idiolect.privacy.ledger import Reservation
 from idiolect.privacy.policy import budget_of, delta_of
 from idiolect.registry.manifest import AdapterScope, ReleaseTemplate, TensorSpec, Version, manifest_bytes
+from idiolect.registry.pointers import Adapter
 from idiolect.registry.weights import dump_weights, verify_version
 from idiolect.signals.comparison import Item
 from idiolect.signals.data import Comparisons, PersonalSnapshot, SharedData
+from idiolect_adapters.lora.trained import trained_adapter
 from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.features import FeatureCache, digested
 from idiolect_adapters.runtime.loras import LoraEngine
 from idiolect_adapters.training.clip_noise import NoiseSource
 from idiolect_adapters.training.descent import Recipe
-from idiolect_adapters.training.domain import COUNT_RELEASES, SubjectComparisons, releases, train_domain
+from idiolect_adapters.training.domain import COUNT_RELEASES, releases, train_domain
+from idiolect_adapters.training.domain_lora import LoraOptions, SubjectTexts, check_trainable, train_domain_lora
 from idiolect_adapters.training.pairs import groups, person_pairs
 from idiolect_adapters.training.user import PEOPLE_AT_ONCE, pad_comparisons, train_users
 from idiolect_services.production_noise import checked_noise
+from idiolect_services.registering import Origin, Registrar
 from idiolect_services.stacks import DomainStack
 from idiolect_services.wiring import Installation
 
@@ -44,6 +49,10 @@ MAX_COMPARISONS = 50  # of a person in one training; the curvature of the recipe
 PAIRS_PER_SUBJECT = 60  # of one subject in a domain training; they are averaged, so more would only cost time
 PROJECT_AT_ONCE = 64
 ACTOR = "trainer"
+BUDGETS: Mapping[Unit, str] = {
+    "comparison": "IDIOLECT_USER_BUDGET_EPSILON",
+    "subject": "IDIOLECT_DOMAIN_BUDGET_EPSILON",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +91,23 @@ class Trainer:
         self._engine = engine or LoraEngine(model)
 
     def train_domain(
-        self, tenant: str, domain: str, progress: Progress = _nothing, *, staged: bool = False
+        self,
+        tenant: str,
+        domain: str,
+        progress: Progress = _nothing,
+        *,
+        staged: bool = False,
+        inner: LoraOptions | None = None,
     ) -> TrainingReport:
-        """Raises NotFoundError if nobody has said anything there, BudgetExceededError if nobody may be read.
+        """Train the head, and with `inner` a LoRA on the encoder's last layers after it.
+
+        Raises NotFoundError if nobody has said anything there, BudgetExceededError if nobody may be read, and
+        ConfigurationError if this model has no such layers.
 
         A `staged` release is live for nobody: it waits for a rollout or a promotion.
         """
+        if inner is not None:
+            check_trainable(self._model, inner)
         people = self._store.contributors(tenant, domain)
         if not people:
             raise NotFoundError(
@@ -98,7 +118,7 @@ class Trainer:
         event = plan_run(
             self._settings.domain_epsilon,
             budget.delta,
-            releases(recipe),
+            releases(recipe) if inner is None else inner.releases(recipe),
             units=len(people),
             allow_weak=self._settings.allow_weak_privacy,
             sample_rate=self._settings.domain_sample_rate,
@@ -106,11 +126,20 @@ class Trainer:
         )
         reservation = self._reserve(tenant, "subject", f"domain {domain}", event, people, budget)
         data = self._store.shared_data(tenant, domain=domain)
-        adapter_M = self._domain_adapter(tenant, data, reservation, recipe, event, progress)
-        template = self._template(tenant, "domain", recipe, event, budget, reservation.run, f"all feedback in {domain}")
+        said = self._said(tenant, data, reservation, progress)
+        window, reason = f"all feedback in {domain}", f"training of domain {domain}"
+        if inner is not None:
+            privacy = self._statement(recipe, event, budget)
+            origin = Origin(privacy, window, reservation.run)
+            template, version = self._inner_domain(tenant, domain, said, inner, event, origin, progress)
+            return self._publish(template, [version], reservation, reason, staged)
+        adapter_M = train_domain(
+            said.comparisons(), recipe, event.noise_multiplier, self._noise, sample_rate=event.sample_rate
+        )
+        template = self._template(tenant, "domain", recipe, event, budget, reservation.run, window)
         parent = self._store.resolve(tenant, None, domain).domain
         version = self._version("", domain, 0, parent.id if parent else None, adapter_M)
-        return self._publish(template, [version], reservation, f"training of domain {domain}", staged)
+        return self._publish(template, [version], reservation, reason, staged)
 
     def train_users(
         self,
@@ -175,35 +204,50 @@ class Trainer:
         raise BudgetExceededError(
             f"training {purpose} would raise epsilon from {before:.2f} to {after:.2f}, over the budget of "
             f"{budget.epsilon:g} (delta {budget.delta:g}, unit {unit}).",
-            mend="The adapters that are live stay. Raise the budget setting only with consent of those it protects.",
+            mend=f"The adapters that are live stay. With consent of those it protects, set {BUDGETS[unit]} to at least "
+            f"{math.ceil(100 * after) / 100:.2f}.",
         )
 
-    def _domain_adapter(
-        self,
-        tenant: str,
-        data: SharedData,
-        reservation: Reservation,
-        recipe: Recipe,
-        event: Event,
-        progress: Progress,
-    ) -> FloatArray:
-        """[M]. People who were refused, or came since the reservation, are left out."""
+    def _said(self, tenant: str, data: SharedData, reservation: Reservation, progress: Progress) -> SubjectTexts:
+        """What a domain's people said. Who was refused, or came since the reservation, is left out."""
         pairs = person_pairs(
             data.ratings, data.comparisons, groups(data.items), limit=PAIRS_PER_SUBJECT, rng=np.random.default_rng()
         )
         granted_P = np.array([person in reservation.granted for person in data.people], dtype=np.bool_)
         pairs = pairs.where(granted_P[pairs.person_C])
         features_I_P = self._project(tenant, data.items, progress)
-        directions_I_M = features_I_P[:, 1 + self._model.user_rank :]
         subject_P = np.cumsum(granted_P) - 1
-        comparisons = SubjectComparisons(
+        return SubjectTexts(
             subjects=int(granted_P.sum()),
+            texts=[(item.prompt, item.text) for item in data.items],
+            score_I=features_I_P[:, 0],
+            directions_I_M=features_I_P[:, 1 + self._model.user_rank :],
             subject_C=subject_P[pairs.person_C],
-            differences_C_K=directions_I_M[pairs.chosen_C] - directions_I_M[pairs.rejected_C],
-            margins_C=_margins(features_I_P[:, 0], pairs),
+            chosen_C=pairs.chosen_C.astype(np.int64),
+            rejected_C=pairs.rejected_C.astype(np.int64),
             weights_C=pairs.weight_C.astype(np.float64),
         )
-        return train_domain(comparisons, recipe, event.noise_multiplier, self._noise, sample_rate=event.sample_rate)
+
+    def _inner_domain(
+        self,
+        tenant: str,
+        domain: str,
+        said: SubjectTexts,
+        inner: LoraOptions,
+        event: Event,
+        origin: Origin,
+        progress: Progress,
+    ) -> tuple[ReleaseTemplate, Version]:
+        """An ordinary LoRA, with the proof of what it does. Not signed for a release yet."""
+        rate, multiplier = event.sample_rate, event.noise_multiplier
+        tensors = train_domain_lora(
+            self._model, said, inner, multiplier, self._noise, sample_rate=rate, progress=progress
+        )
+        installation = self._installation
+        registrar = Registrar(self._store, self._engine, installation.signer, installation.clock)
+        adapter = trained_adapter(self._model.head, tensors)
+        template = registrar.template(tenant, "domain", adapter, origin)
+        return template, registrar.version(template, adapter, Adapter("domain", domain), 0, new_id())
 
     def _user_adapters(
         self, tenant: str, snapshot: PersonalSnapshot, recipe: Recipe, event: Event, progress: Progress
@@ -259,19 +303,16 @@ class Trainer:
             alpha=float(rank),  # alpha / rank = 1
             targets=("head",),
             tensors=(TensorSpec(HEAD_B, (1, rank)),),
-            privacy=statement_for(
-                budget.unit,
-                event,
-                recipe.clip_norm,
-                budget.delta,
-                budget=budget,
-                local_epsilon=self._settings.local_epsilon,
-            ),
+            privacy=self._statement(recipe, event, budget),
             data_window=window,
             producer=f"idiolect {package_version('idiolect')}",
             run=run,
             created_at=self._installation.clock.now(),
         )
+
+    def _statement(self, recipe: Recipe, event: Event, budget: Budget) -> PrivacyStatement:
+        local = self._settings.local_epsilon
+        return statement_for(budget.unit, event, recipe.clip_norm, budget.delta, budget=budget, local_epsilon=local)
 
     @staticmethod
     def _version(

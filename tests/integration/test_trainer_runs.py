@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from training_home import DOMAIN_RANK, NEW, RANK, TENANT, TRAINING, Home, RecordedNoise, WatchedStore, opened
+from typer.testing import CliRunner
 
 from idiolect.consent import ConsentChange
 from idiolect.errors import BudgetExceededError, ConflictError, NotFoundError, UnavailableError
@@ -20,9 +22,13 @@ from idiolect.ids import new_id
 from idiolect.privacy.accountant import epsilon_of_run
 from idiolect.registry.weights import verify_version
 from idiolect.resets.plan import plan_reset
+from idiolect.signals.comparison import Item, PreferenceDataset, Rating
+from idiolect.stores.ports import ImportOptions
 from idiolect_adapters.runtime.features import digested
 from idiolect_adapters.training.domain import SubjectComparisons, releases
 from idiolect_services import trainer as trainer_module
+from idiolect_services.cli import app
+from idiolect_services.datasets import import_dataset
 from idiolect_services.scorer import ScoreRequest
 from idiolect_services.trainer import HEAD_B, Trainer, TrainingReport
 
@@ -220,6 +226,32 @@ def test_a_domain_leaves_out_who_is_over_budget(home: Home, monkeypatch: pytest.
     (run, *_) = home.store.runs(TENANT)
     assert run.accounts == 1
     assert seen == [1]
+
+
+def test_the_budget_that_a_refusal_names_would_do(home: Home) -> None:
+    with pytest.raises(BudgetExceededError, match="over the budget of 8") as caught:
+        home.trainer(user_epsilon=8.0).train_users(TENANT)
+    setting, named = re.findall(r"set (\S+) to at least ([\d.]+)\.$", caught.value.mend)[0]
+    assert setting == "IDIOLECT_USER_BUDGET_EPSILON"
+    assert float(named) < 9.0
+    assert home.trainer(user_epsilon=8.0, user_budget_epsilon=float(named)).train_users(TENANT).published == len(NEW)
+
+
+def test_a_domain_that_can_not_be_trained_does_not_keep_the_others_from_it(home: Home) -> None:
+    items = (Item("empty", "p", "text"), Item("zoo", "p", "text"))
+    dataset = PreferenceDataset("more", "e" * 64, items, (Rating("someone", 1, 1.0),))
+    import_dataset(home.installation, TENANT, dataset, ImportOptions(public=True, opt_in=False), lambda *_: None)
+    command = ["train", "domain", "--epsilon", "8", "--home", str(home.installation.root), "--tenant", TENANT]
+    for _ in range(2):
+        result = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
+        assert "domain empty left out" in result.output
+    assert "domain chat left out" in result.output  # and zoo: the budget is spent
+    assert isinstance(result.exception, BudgetExceededError)
+    assert [home.store.resolve(TENANT, None, name).domain is None for name in ("empty", "chat", "zoo")] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_nobody_to_train_is_said_and_charges_nobody(home: Home) -> None:

@@ -25,8 +25,7 @@ from idiolect_adapters.lora.trained import trained_adapter
 from idiolect_adapters.preference import beside_features, project_features
 from idiolect_adapters.runtime.batched.reference import run_row
 from idiolect_adapters.runtime.loras import Lora, LoraEngine, LoraStack, clash
-from idiolect_adapters.surface import surface_features
-from idiolect_adapters.training.domain_lora import LoraRecipe, attached
+from idiolect_adapters.training.inner_layers import attached
 from lora_samples import preference_model, random_adapter
 from tiny_models import KINDS, WORDS, save_tiny
 
@@ -221,13 +220,15 @@ def test_an_adapter_that_changes_nothing_has_no_proof() -> None:
 def test_what_the_private_training_trained_scores_as_it_did_in_training(tmp_path: Path) -> None:
     model = preference_model(save_tiny(tmp_path / "bert", "bert", num_hidden_layers=3), kernel=False)
     pairs = [("how", "alpha beta"), ("", "warm reply please thanks"), ("why", "")]
-    with attached(model.backbone, model.head, LoraRecipe(1.0, 0.1, 1, rank=3, layers=2)) as scorer, torch.no_grad():
-        for number, trained in enumerate(scorer.trained().values()):
-            generator = torch.Generator().manual_seed(number)
-            trained.weight.copy_(0.3 * torch.randn(trained.weight.shape, generator=generator))
-        surface = torch.from_numpy(surface_features([text for _, text in pairs]))
-        expected = scorer(model.backbone.tokenize(pairs).ids, surface).numpy()
-        tensors = scorer.tensors()
+    rng, hidden, bare = np.random.default_rng(0), model.backbone.hidden_size, model.project(pairs)
+    head_M = rng.normal(size=model.domain_rank).astype(np.float32)
+    readout_H = model.head.reward_F[:hidden] + head_M @ model.head.domain_basis_M_F[:, :hidden]
+    with attached(model.backbone, model.backbone.tokenize(pairs), layers=2, rank=3) as inner:
+        before_I, _ = inner.gradients(readout_H)
+        inner.move(rng.normal(size=inner.size))
+        moved_I = inner.gradients(readout_H)[0] - before_I
+        tensors = inner.tensors() | {"head.lora_B.weight": head_M[None, :]}
+    expected = bare[:, 0] + bare[:, 1 + model.user_rank :] @ head_M + moved_I
     engine = LoraEngine(model)
     lora = engine.add(trained_adapter(model.head, tensors), "trained", shared=True)
     assert lora.first_layer == 1

@@ -15,8 +15,8 @@ from idiolect_adapters.audit.canary import FloatArray, Mechanism
 from idiolect_adapters.audit.domain_canaries import DOMAIN_CANARIES, DomainTraining, shipped_domain
 from idiolect_adapters.training.clip_noise import NoiseSource
 from idiolect_adapters.training.descent import Recipe
-from idiolect_adapters.training.domain import SubjectComparisons, mean_gradients
-from idiolect_adapters.training.domain_lora import LoraRecipe, noisy_subject_steps
+from idiolect_adapters.training.domain import SubjectComparisons, mean_gradients, noisy_count
+from idiolect_adapters.training.domain_lora import Steps, noisy_subject_steps
 
 # It gives away the difference of two steps, which no learning rate makes of what a LoRA ends with.
 NOT_FOR_LORA = "switching"
@@ -32,8 +32,9 @@ def steps_of_lora(data: SubjectComparisons, recipe: Recipe, multiplier: float, n
     def descend(step_K: FloatArray) -> None:
         weights_K[...] -= step_K
 
-    lora = LoraRecipe(clip_norm=recipe.clip_norm, learning_rate=1.0, steps=recipe.steps)
-    noisy_subject_steps(gradients, descend, data.subjects, lora, multiplier, noise)
+    steps = Steps(recipe.clip_norm, 1.0, recipe.steps)
+    count = noisy_count(data.subjects, multiplier, noise)
+    noisy_subject_steps(gradients, descend, data.subjects, steps, count, multiplier, noise)
     return weights_K
 
 

@@ -1,31 +1,29 @@
-"""Domain adapters that reach into the backbone: LoRA on the last layers and a head, private for one whole subject.
+"""Domain adapters that reach into the backbone: a head and a LoRA on the last layers, private for one whole subject.
 
-Only the B matrices and the head are trained. A is drawn once from a public seed and frozen (FFA-LoRA, Sun et al. 2024):
-with A and B both noisy their product carries noise times noise, which grows without bound. B starts at zero, so an
-untrained adapter changes nothing.
+First the head, as in `domain.py`; then the inner layers, while the head stays what it was released as. Trained together
+they would multiply, noise with noise. What is trained of the inner layers lies between two frozen factors for the same
+reason (inner_layers.py).
 
-All comparisons of a subject form one contribution over *all* trained numbers together: the gradients of every B and of
-the head are averaged over the subject's own comparisons and clipped as one row. Per-text gradients come from Opacus'
-hooks, whose rows are added up per subject before anything is clipped. The backbone itself is left as it was.
+All comparisons of a subject form one contribution over all trained numbers: their gradients are averaged over the
+subject's own comparisons and clipped as one row. Of a global model with a text kernel only the encoder's own features
+move, which neither its reward nor its user directions read: the user part of every score stays what it was, to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
+import scipy.sparse
 from numpy.typing import NDArray
-from torch.nn.functional import softplus
+from scipy.special import expit
 
 from idiolect.errors import ConfigurationError, InvalidInputError
 from idiolect.privacy.events import check_sample_rate, is_positive
-from idiolect_adapters.backbone import Backbone
-from idiolect_adapters.preference import Head
-from idiolect_adapters.surface import surface_features
+from idiolect_adapters.lora.proof import PROBES
+from idiolect_adapters.lora.trained import HEAD_B
+from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.training.clip_noise import (
     NoiseSource,
     add_gaussian_noise,
@@ -33,283 +31,202 @@ from idiolect_adapters.training.clip_noise import (
     check_noise_multiplier,
     clip_rows,
 )
-from idiolect_adapters.training.domain import COUNT_RELEASES, noisy_count
+from idiolect_adapters.training.descent import Recipe
+from idiolect_adapters.training.domain import COUNT_RELEASES, SubjectComparisons, noisy_count, subject_descent
+from idiolect_adapters.training.inner_layers import InnerLayers, adapted_layers, attached
 from idiolect_adapters.training.sampling import poisson_sample
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Progress = Callable[[int, int], None]
 
-QUERY_AND_VALUE = ("query", "value", "q_proj", "v_proj", "Wqkv")  # ModernBERT's are one matrix, with the keys
-HEAD = "head"
-MAX_STEPS = 200
+MAX_STEPS, MAX_LAYERS, MAX_RANK = 200, 1_000, 256
+# Chosen on public people (deploy/decisions/0024-inner-layers-of-domains.md). A subject's gradient is clipped at CLIPPED
+# times that of the score of a text as sensitive as the probes. If everybody agreed, a step would move the score of such
+# a text by REACH, but the cores (in shares of the layers' own weights) by no more than FARTHEST.
+CLIPPED, REACH, FARTHEST = 0.25, 1.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class LoraRecipe:
-    """Public constants. `clip_norm` bounds one subject's gradient of everything that is trained."""
+class LoraOptions:
+    """Public: chosen before anything is read."""
+
+    layers: int
+    rank: int = 8
+    steps: int = 12
+
+    def __post_init__(self) -> None:
+        for name, most in (("layers", MAX_LAYERS), ("rank", MAX_RANK), ("steps", MAX_STEPS)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise InvalidInputError(
+                    f"{name} {value!r} is not usable.", mend=f"Use a whole number from 1 to {most:,}."
+                )
+
+    def releases(self, head: Recipe) -> int:
+        """What the ledger is charged for: the count of subjects, which reads everybody, and every step."""
+        return COUNT_RELEASES + head.steps + self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Of the inner layers. `clip_norm` bounds one subject's gradient of everything that is trained."""
 
     clip_norm: float
     learning_rate: float
     steps: int
-    rank: int = 4
-    layers: int = 1
-    seed: int = 0  # of A: public, and no noise comes from it
-    comparisons_at_once: int = 32  # bounds memory
 
     def __post_init__(self) -> None:
         check_clip_norm(self.clip_norm)
         if not is_positive(self.learning_rate):
             raise InvalidInputError(f"learning rate {self.learning_rate!r} is not usable.", mend="Use one above 0.")
-        for name in ("steps", "rank", "layers", "comparisons_at_once"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidInputError(f"{name} {value!r} is not usable.", mend="Use a whole number from 1.")
-        if self.steps > MAX_STEPS:
-            raise InvalidInputError(f"{self.steps} steps are not allowed.", mend=f"Use at most {MAX_STEPS}.")
-
-    @property
-    def releases(self) -> int:
-        """What the ledger is charged for: the count of subjects, which reads everybody, and every step."""
-        return self.steps + COUNT_RELEASES
 
 
 @dataclass(frozen=True, slots=True)
 class SubjectTexts:
-    """C comparisons of S subjects (`subject_C` in 0..S-1) among I (prompt, text) pairs."""
+    """C comparisons of S subjects (`subject_C` in 0..S-1) among I (prompt, text) pairs, and what the bare model says
+    of those: scores and domain directions."""
 
     subjects: int
     texts: Sequence[tuple[str, str]]
+    score_I: FloatArray
+    directions_I_M: FloatArray
     subject_C: IntArray
     chosen_C: IntArray
     rejected_C: IntArray
     weights_C: FloatArray
 
-    def shares(self) -> FloatArray:
-        """Each comparison's part of its subject's mean."""
-        size_S = np.maximum(np.bincount(self.subject_C, weights=self.weights_C, minlength=self.subjects), 1e-9)
-        share_C: FloatArray = self.weights_C / size_S[self.subject_C]
-        return share_C
-
-
-class _LoraLinear(torch.nn.Module):
-    """`base(x) + B A x`; only B is trained."""
-
-    def __init__(self, base: torch.nn.Linear, rank: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.base = base
-        shape = (rank, base.in_features)
-        self.a_R_I = torch.nn.Buffer(torch.randn(shape, generator=generator) / base.in_features**0.5)
-        self.b = torch.nn.Linear(rank, base.out_features, bias=False)
-        torch.nn.init.zeros_(self.b.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low = x @ self.a_R_I.T
-        if torch.is_grad_enabled() and not low.requires_grad:
-            low.requires_grad_()  # Opacus' hooks want an input that has a gradient, used or not
-        out: torch.Tensor = self.base(x) + self.b(low)
-        return out
-
-
-class LoraScorer(torch.nn.Module):
-    """The score of texts under backbone, LoRA and head; its only parameters that train are the B matrices and the head.
-
-    Build it with `attached`, which takes the LoRA off the backbone again.
-    """
-
-    def __init__(self, backbone: Backbone, head: Head, lora: dict[str, _LoraLinear]) -> None:
-        super().__init__()
-        self.encoder = backbone.encoder
-        self.head = torch.nn.Linear(len(head.domain_basis_M_F), 1, bias=False)
-        torch.nn.init.zeros_(self.head.weight)
-        self.mean_F = torch.nn.Buffer(torch.from_numpy(head.mean_F))
-        self.reward_F = torch.nn.Buffer(torch.from_numpy(head.reward_F))
-        self.basis_M_F = torch.nn.Buffer(torch.from_numpy(head.domain_basis_M_F))
-        self._backbone, self._lora = backbone, lora
-
-    def forward(self, ids: Sequence[Sequence[int]], surface_N_S: torch.Tensor) -> torch.Tensor:
-        features_N_F = torch.cat([self._backbone.pooled(ids), surface_N_S], dim=1) - self.mean_F
-        score_N: torch.Tensor = features_N_F @ self.reward_F + self.head(features_N_F @ self.basis_M_F.T)[:, 0]
-        return score_N
-
-    def trained(self) -> dict[str, torch.nn.Linear]:
-        """By name, in the order of the rows of a contribution."""
-        return {HEAD: self.head} | {name: module.b for name, module in self._lora.items()}
-
-    def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """What a release would declare: every A and B, named as PEFT names them."""
-        found = {"head.lora_B.weight": _numpy(self.head.weight)}
-        for name, module in self._lora.items():
-            found[f"{name}.lora_A.weight"] = _numpy(module.a_R_I)
-            found[f"{name}.lora_B.weight"] = _numpy(module.b.weight)
-        return found
-
-
-@contextmanager
-def attached(backbone: Backbone, head: Head, recipe: LoraRecipe) -> Iterator[LoraScorer]:
-    """LoRA on query and value of the last `recipe.layers` layers. Afterwards the backbone is as it was, bit for bit.
-
-    Not for two threads at once on one backbone. Raises ConfigurationError for a backbone whose layers are not known.
-    """
-    encoder = backbone.encoder
-    flags = {name: parameter.requires_grad for name, parameter in encoder.named_parameters()}
-    training = encoder.training
-    bases = _targets(encoder, recipe.layers)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    lora = {name: _LoraLinear(base, recipe.rank, generator) for name, base in bases.items()}
-    encoder.requires_grad_(False).eval()
-    try:
-        for name, module in lora.items():
-            _put(encoder, name, module)
-        yield LoraScorer(backbone, head, lora)
-    finally:
-        for name, base in bases.items():
-            _put(encoder, name, base)
-        for name, parameter in encoder.named_parameters():
-            parameter.requires_grad_(flags[name])
-        encoder.train(training)
+    def comparisons(self) -> SubjectComparisons:
+        """As the head reads them."""
+        chosen_C, rejected_C = self.chosen_C, self.rejected_C
+        return SubjectComparisons(
+            self.subjects,
+            self.subject_C,
+            self.directions_I_M[chosen_C] - self.directions_I_M[rejected_C],
+            self.score_I[chosen_C] - self.score_I[rejected_C],
+            self.weights_C,
+        )
 
 
 def train_domain_lora(
-    backbone: Backbone,
-    head: Head,
+    model: PreferenceModel,
     data: SubjectTexts,
-    recipe: LoraRecipe,
+    options: LoraOptions,
     noise_multiplier: float,
     noise: NoiseSource,
     *,
     sample_rate: float = 1.0,
+    progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """The tensors of one adapter. Per step: sample subjects, clip each one's update, sum, add noise, divide.
+    """The tensors of one adapter: `lora/trained.py` makes a LoRA of them.
 
-    The ledger must hold a reservation for `recipe.releases` releases at `noise_multiplier`, unit subject, of which
-    COUNT_RELEASES read everybody and the others a sample. The divisor is `sample_rate` times the *released* count: the
-    same in every step, and public. `noise_multiplier` 0 is training without privacy, for benchmarks only.
+    The ledger must hold a reservation for `options.releases(head recipe)` releases at `noise_multiplier`, unit subject,
+    of which COUNT_RELEASES read everybody and the others a sample. `noise_multiplier` 0 is training without privacy,
+    for benchmarks only. Raises ConfigurationError as `check_trainable`.
     """
     check_noise_multiplier(noise_multiplier), check_sample_rate(sample_rate)  # before anything is read
-    with attached(backbone, head, recipe) as scorer:
-        tokens = backbone.tokenize(data.texts).ids
-        surface_I_S = torch.from_numpy(surface_features([text for _, text in data.texts]))
+    check_trainable(model, options)
+    head = model.recipes.domain
+    count = sample_rate * noisy_count(data.subjects, noise_multiplier, noise)
+    head_M = subject_descent(data.comparisons(), head, count, noise_multiplier, noise, sample_rate)
+    head_M = head_M.astype(np.float32).astype(np.float64)  # as it is published
+    readout_H = head_M @ model.head.domain_basis_M_F[:, : model.backbone.hidden_size]
+    tokens = model.backbone.tokenize([*data.texts, *PROBES])
+    with attached(model.backbone, tokens, layers=options.layers, rank=options.rank) as inner:
+        fixed_I = data.score_I + data.directions_I_M @ head_M
+        text_gradients = _TextGradients(inner, readout_H, fixed_I, head.clip_norm)
 
         def gradients(batch_S: NDArray[np.bool_]) -> FloatArray:
-            return subject_gradients(scorer, data, tokens, surface_I_S, batch_S, recipe.comparisons_at_once)
+            return subject_gradients(data, *text_gradients.now(), batch_S)
 
-        def descend(step_D: FloatArray) -> None:
-            _descend(scorer, step_D)
+        steps = Steps(head.clip_norm, text_gradients.learning_rate, options.steps)
+        move = text_gradients.move
+        noisy_subject_steps(
+            gradients, move, data.subjects, steps, count, noise_multiplier, noise, sample_rate, progress
+        )
+        return {HEAD_B: head_M[None, :].astype(np.float32)} | inner.tensors()
 
-        noisy_subject_steps(gradients, descend, data.subjects, recipe, noise_multiplier, noise, sample_rate=sample_rate)
-        return scorer.tensors()
+
+def check_trainable(model: PreferenceModel, options: LoraOptions) -> None:
+    """Raises ConfigurationError if the encoder has no such layers, or if not only domain directions read its features:
+    everybody's personal part would change with them."""
+    adapted_layers(model.backbone, options.layers)
+    hidden = model.backbone.hidden_size
+    if model.head.reward_F[:hidden].any() or model.head.user_basis_K_F[:, :hidden].any():
+        raise ConfigurationError(
+            "this global model's user directions read the encoder's features, which inner layers would move.",
+            mend="Train the head only, or inner layers on a global model that was trained on declared public data.",
+        )
+
+
+class _TextGradients:
+    """The score of every text and its gradient, in units in which one clip norm fits the head and the inner layers.
+
+    The units come from the released head and from PROBES, so they are public. What the cores are moved by, and all
+    that they depend on, is what `move` was given.
+    """
+
+    def __init__(self, inner: InnerLayers, readout_H: FloatArray, fixed_I: FloatArray, clip_norm: float) -> None:
+        self._inner, self._readout_H, self._fixed_I = inner, readout_H, fixed_I
+        self._first = inner.gradients(readout_H)
+        texts = len(fixed_I)
+        typical = float(np.median(np.linalg.norm(self._first[1][texts:].astype(np.float64), axis=1)))
+        self._unit = clip_norm / (CLIPPED * max(typical, 1e-9))
+        # Of a text as sensitive as the probes; its gradient in these units is clip_norm / CLIPPED long.
+        self.learning_rate = min(REACH * CLIPPED / clip_norm**2, FARTHEST / (self._unit * clip_norm))
+        self._before_I = self._first[0][:texts]
+        self._at_start = True
+
+    def now(self) -> tuple[FloatArray, NDArray[np.float32]]:
+        read_I, gradient_I_D = self._first if self._at_start else self._inner.gradients(self._readout_H)
+        texts = len(self._fixed_I)
+        return self._fixed_I + read_I[:texts] - self._before_I, gradient_I_D[:texts] * np.float32(self._unit)
+
+    def move(self, step_D: FloatArray) -> None:
+        self._inner.move(-self._unit * step_D)
+        self._at_start = False
 
 
 def noisy_subject_steps(
     gradients: Callable[[NDArray[np.bool_]], FloatArray],
     descend: Callable[[FloatArray], None],
     subjects: int,
-    recipe: LoraRecipe,
+    recipe: Steps,
+    count: float,
     noise_multiplier: float,
     noise: NoiseSource,
-    *,
     sample_rate: float = 1.0,
+    progress: Progress | None = None,
 ) -> None:
     """The mechanism: all that `descend` [D] ever learns of people. `gradients(batch)` [subjects in it, D] holds one row
-    of each, however long."""
+    of each, however long. `count`, the expected size of a sample, must be public or released before.
+    """
     check_noise_multiplier(noise_multiplier), check_sample_rate(sample_rate)
-    divisor = sample_rate * noisy_count(subjects, noise_multiplier, noise)
-    for _ in range(recipe.steps):
+    for step in range(recipe.steps):
         batch_S = poisson_sample(subjects, sample_rate)
         sum_D = clip_rows(gradients(batch_S), recipe.clip_norm).sum(axis=0)
         if noise_multiplier > 0:
             sum_D = add_gaussian_noise(
                 sum_D, noise_multiplier=noise_multiplier, clip_norm=recipe.clip_norm, noise=noise
             )
-        descend(recipe.learning_rate * sum_D / divisor)
+        descend(recipe.learning_rate * sum_D / count)
+        if progress is not None:
+            progress(step + 1, recipe.steps)
 
 
 def subject_gradients(
-    scorer: LoraScorer,
-    data: SubjectTexts,
-    tokens: Sequence[Sequence[int]],
-    surface_I_S: torch.Tensor,
-    batch_S: NDArray[np.bool_],
-    at_once: int,
+    data: SubjectTexts, score_I: FloatArray, gradient_I_D: NDArray[np.float32], batch_S: NDArray[np.bool_]
 ) -> FloatArray:
     """[subjects in the batch, D]: the gradient of each one's mean loss, before any clipping.
 
-    A text that several subjects compared is read once for each, so that its gradient belongs to one of them.
+    A score's gradient is the same whoever reads the text; what differs by subject is how much of it they pull.
     """
-    row_S = np.cumsum(batch_S) - 1
-    size = sum(module.weight.numel() for module in scorer.trained().values())
-    rows_S_D = np.zeros((int(batch_S.sum()), size))
-    share_C = data.shares()
-    mine_C = np.flatnonzero(batch_S[data.subject_C])
-    with _per_text_gradients(scorer) as per_text:
-        for start in range(0, len(mine_C), at_once):
-            some_C = mine_C[start : start + at_once]
-            texts_N = np.concatenate([data.chosen_C[some_C], data.rejected_C[some_C]])
-            score_N = scorer([tokens[text] for text in texts_N], surface_I_S[texts_N])
-            chosen, rejected = score_N.split(len(some_C))
-            loss = (torch.from_numpy(share_C[some_C]).float() * softplus(rejected - chosen)).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-            owner_N = row_S[np.tile(data.subject_C[some_C], 2)]
-            np.add.at(rows_S_D, owner_N, per_text())
+    comparisons = data.comparisons()
+    margin_C = score_I[data.chosen_C] - score_I[data.rejected_C]
+    pull_C = comparisons.shares() * expit(-margin_C)
+    subject_2C = np.tile(data.subject_C, 2)
+    text_2C = np.concatenate([data.chosen_C, data.rejected_C])
+    shape = (data.subjects, len(score_I))
+    pull_S_I = scipy.sparse.csr_matrix((np.concatenate([-pull_C, pull_C]), (subject_2C, text_2C)), shape)
+    rows_S_D: FloatArray = pull_S_I[batch_S] @ gradient_I_D.astype(np.float64)
     return rows_S_D
-
-
-@contextmanager
-def _per_text_gradients(scorer: LoraScorer) -> Iterator[Any]:
-    """A function that takes the gradients [texts, D] of the backward pass just made; D in the order of `trained`."""
-    try:
-        from opacus import GradSampleModule
-    except ImportError as error:
-        raise ConfigurationError("training inner-layer LoRA needs Opacus.", mend="pip install opacus") from error
-    hooked = {name: GradSampleModule(module, loss_reduction="sum") for name, module in scorer.trained().items()}
-
-    def take() -> FloatArray:
-        parts = []
-        for module in scorer.trained().values():
-            weight: Any = module.weight  # Opacus puts `grad_sample` [texts, *shape] beside `grad`
-            parts.append(weight.grad_sample.flatten(1).double().numpy())
-            weight.grad_sample = weight.grad = None
-        gradients_N_D: FloatArray = np.concatenate(parts, axis=1)
-        return gradients_N_D
-
-    try:
-        yield take
-    finally:
-        for module in hooked.values():
-            module._close()
-
-
-def _descend(scorer: LoraScorer, step_D: FloatArray) -> None:
-    start = 0
-    with torch.no_grad():
-        for module in scorer.trained().values():
-            weight = module.weight
-            part = step_D[start : start + weight.numel()].reshape(tuple(weight.shape))
-            weight -= torch.from_numpy(part).to(weight.dtype)
-            start += weight.numel()
-
-
-def _targets(encoder: torch.nn.Module, layers: int) -> dict[str, torch.nn.Linear]:
-    """Query and value projections of the last layers, by name."""
-    found: dict[int, dict[str, torch.nn.Linear]] = {}
-    for name, module in encoder.named_modules():
-        *path, last = name.split(".")
-        numbers = [int(part) for part in path if part.isdigit()]
-        if last in QUERY_AND_VALUE and numbers and isinstance(module, torch.nn.Linear):
-            found.setdefault(numbers[0], {})[name] = module
-    if len(found) < layers:
-        raise ConfigurationError(
-            f"{type(encoder).__name__} has {len(found)} layers whose query and value are known, not {layers}.",
-            mend="Use fewer layers, or a BERT-, ModernBERT-, Llama- or Qwen-type backbone.",
-        )
-    return {name: module for layer in sorted(found)[-layers:] for name, module in found[layer].items()}
-
-
-def _put(encoder: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(encoder.get_submodule(parent), last, module)
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().cpu().numpy().copy()
-    return array

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from idiolect.errors import InvalidInputError
+from idiolect.errors import BudgetExceededError, InvalidInputError, NotFoundError
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, console, settings_for
 from idiolect_services.wiring import open_installation
 
@@ -77,11 +77,11 @@ def train_global(
         if private:
             sources = [Source(name, tuple(domain or ())) for name in dict.fromkeys(read or [tenant])]
             done = train_private_global_model(
-                installation, tenant, sources, shown, carry=carry, on_carried=_say_carried
+                installation, tenant, sources, shown, carry=carry, on_carried=_say_what_was_carried
             )
             model = done.model
         else:
-            model = train_global_model(installation, tenant, shown, carry=carry, on_carried=_say_carried)
+            model = train_global_model(installation, tenant, shown, carry=carry, on_carried=_say_what_was_carried)
     console.print(f"global model {model.digest[:12]} is live.")
     if private:
         _say_private(done)
@@ -117,6 +117,9 @@ def train_domain(
         float | None,
         typer.Option(help="Chance of each subject to be read in a step (default: IDIOLECT_DOMAIN_SAMPLE_RATE)."),
     ] = None,
+    layers: Annotated[
+        int, typer.Option(help="Train a LoRA on so many of the encoder's last layers as well, after the head.", min=0)
+    ] = 0,
     staged: Staged = False,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
@@ -125,15 +128,32 @@ def train_domain(
 
     Sampling needs less noise for the same epsilon of one training, and takes more of the budget.
 
+    Layers pay where the global model does not know the domain and its people judge the same texts again. Each new text
+    is then read by the encoder twice, and a new global model needs the domain trained again.
+
     Example: idiolect train domain support-replies --epsilon 2
     """
+    from idiolect_adapters.training.domain_lora import LoraOptions
     from idiolect_services.training_runs import open_trainer
 
     settings = settings_for(home, domain_epsilon=epsilon, delta=delta, domain_sample_rate=sample_rate)
     with open_installation(settings) as installation, bars() as shown:
         trainer = open_trainer(installation)
+        inner = LoraOptions(layers) if layers else None
+        trained, left_out = 0, None
         for name in domain or installation.store.domains(tenant):
-            _say(f"domain {name}", trainer.train_domain(tenant, name, shown.stage(name), staged=staged))
+            try:
+                report = trainer.train_domain(tenant, name, shown.stage(name), staged=staged, inner=inner)
+            except (BudgetExceededError, NotFoundError) as error:
+                if domain:
+                    raise
+                left_out = error
+                console.print(f"domain {name} left out: {error.message}", markup=False)
+                continue
+            trained += 1
+            _say(f"domain {name}", report)
+        if left_out is not None and not trained:
+            raise left_out
 
 
 @app.command("users")
@@ -171,6 +191,12 @@ def _say_private(done: PrivateTraining) -> None:
     console.print(f"epsilon {done.privacy.epsilon:.2f} per subject ({done.refused:,} over their budget).")
     for tenant, release in done.releases:
         console.print(f"of tenant {tenant}: release {release}", markup=False, soft_wrap=True)
+
+
+def _say_what_was_carried(report: CarryReport) -> None:
+    """Nothing of a first model, which finds no adapters."""
+    if report.carried or report.passed_over or report.fenced:
+        _say_carried(report)
 
 
 def _say_carried(report: CarryReport) -> None:
