@@ -150,6 +150,10 @@ class Settings(BaseSettings):
     retention_days: int = Field(
         365, ge=1, le=3_650, description="Days for which served texts are kept, where a tenant does not say otherwise."
     )
+    operator_tenant: str | None = Field(
+        None,
+        description="Tenant whose admins may roll out a global model to all tenants; only the command line if not set.",
+    )
     upstream_hosts: str = Field(
         "", description="Where tenants may have completions made: names, or origins like http://10.0.0.5:8000; none."
     )

@@ -1,7 +1,7 @@
-"""The scorer that serves now, and how another one takes over.
+"""The scorers that serve now, and how another one takes over.
 
-A request holds on to the scorer that it began with until it is answered. So one answer is of one model, and the old
-model is freed with the last request on it.
+A request holds on to the models that it began with until it is answered. So one answer is of one model, and a model is
+freed with the last request on it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from idiolect.rollouts.outcomes import Served
+from idiolect_adapters.runtime.bank import AdapterBank
+from idiolect_services.models import CandidateScorer, Models, without_global_trials
 from idiolect_services.scorer import Scorer
 
 
@@ -18,47 +21,98 @@ class LiveScorer:
     """Thread-safe."""
 
     def __init__(self, scorer: Scorer) -> None:
-        self._current = scorer
-        self._leases: Counter[Scorer] = Counter()
+        self._models = Models(scorer)
+        self._leases: Counter[AdapterBank] = Counter()  # a candidate that becomes live is another scorer on its bank
         self._draining: list[Scorer] = []
         self._changed = threading.Condition()
         self.switches = 0
-        self.outdated: str | None = None  # why the live global model is not the one that serves; no place for secrets
+        # Why the live global model, or the candidate of a rollout, is not served; no place for secrets.
+        self.outdated: str | None = None
+        self.candidate_missing: str | None = None
+
+    @property
+    def models(self) -> Models:
+        return self._models
 
     @property
     def current(self) -> Scorer:
-        return self._current
+        return self._models.live
+
+    @property
+    def candidate(self) -> CandidateScorer | None:
+        return self._models.candidate
 
     @property
     def draining(self) -> int:
         return len(self._draining)
 
     @contextmanager
-    def lease(self) -> Iterator[Scorer]:
+    def lease(self) -> Iterator[Models]:
         with self._changed:
-            scorer = self._current
-            self._leases[scorer] += 1
+            models = self._models
+            for scorer in models.scorers:
+                self._leases[scorer.bank] += 1
         try:
-            yield scorer
+            yield models
         finally:
             with self._changed:
-                self._leases[scorer] -= 1
-                if not self._leases[scorer]:
-                    del self._leases[scorer]
-                    self._free_drained()
+                for scorer in models.scorers:
+                    self._let_go(scorer)
+
+    def _let_go(self, scorer: Scorer) -> None:
+        """Under the lock."""
+        self._leases[scorer.bank] -= 1
+        if not self._leases[scorer.bank]:
+            del self._leases[scorer.bank]
+            self._free_drained()
 
     def switch(self, scorer: Scorer) -> None:
         """From now on requests begin on `scorer`. What the old one keeps is freed once nobody is on it."""
         with self._changed:
-            old, self._current = self._current, scorer
-            self.switches += 1
-            self.outdated = None
-            self._draining.append(old)
-            self._free_drained()
+            self._switch(Models(scorer, self._models.candidate))
+
+    def _switch(self, models: Models) -> None:
+        """Under the lock."""
+        self._draining.append(self._models.live)
+        self._models = models
+        self.switches += 1
+        self.outdated = None
+        self._free_drained()
+
+    def begin_candidate(self, scorer: CandidateScorer) -> None:
+        """From now on it answers for its people. There must be none."""
+        with self._changed:
+            assert self._models.candidate is None
+            self._models = Models(self._models.live, scorer)
+            self.candidate_missing = None
+
+    def end_candidate(self) -> None:
+        """Everybody is on the live model again. Without a candidate nothing changes."""
+        with self._changed:
+            self.candidate_missing = None
+            candidate = self._models.candidate
+            if candidate is not None:
+                self._models = Models(self._models.live)
+                self._draining.append(candidate)
+                self._free_drained()
+
+    def promote_candidate(self) -> Scorer:
+        """It is in memory already, so nobody waits. The new live scorer."""
+        with self._changed:
+            candidate = self._models.candidate
+            assert candidate is not None
+            self._switch(Models(candidate.as_live()))
+            return self._models.live
+
+    def countable(self, served: Served) -> Served | None:
+        """What of it counts here: while the candidate is being loaded, neither arm of its rollout does."""
+        if self._models.candidate is not None or self.candidate_missing is not None:
+            return served
+        return without_global_trials(served)
 
     def _free_drained(self) -> None:
         """Under the lock."""
-        free = [scorer for scorer in self._draining if not self._leases[scorer]]
+        free = [scorer for scorer in self._draining if not self._leases[scorer.bank]]
         for scorer in free:
             self._draining.remove(scorer)
             threading.Thread(target=scorer.bank.close, name="free-model", daemon=True).start()  # it waits for loads
@@ -70,11 +124,12 @@ class LiveScorer:
             return self._changed.wait_for(lambda: not self._draining, seconds)
 
     def forget(self, tenant: str, subject: str) -> None:
-        """Also where the last requests on an old model may have put something."""
+        """On both models, and where the last requests on an old one may have put something."""
         with self._changed:
-            scorers = [self._current, *self._draining]
+            scorers = [*self._models.scorers, *self._draining]
         for scorer in scorers:
             scorer.forget(tenant, subject)
 
     def close(self) -> None:
-        self._current.bank.close()
+        for scorer in self._models.scorers:
+            scorer.bank.close()

@@ -58,18 +58,38 @@ def evaluate_rollout(installation: Installation, tenant: str, rollout_id: str) -
     reading = installation.store.rollout_reading(tenant, rollout_id)
     rollout = reading.rollout
     evaluation = evaluate(rollout.plan, rollout.tested_step, reading.evidence)
+    if rollout.candidate.kind == "global" and rollout.state == "completed":
+        _finish(installation, rollout)
+        return Evaluated(rollout, evaluation, False)
     move = next_move(rollout, evaluation)
     if reading.withdrawn is not None and rollout.state in ACTIVE:
         move = Move("rolled_back", rollout.step, rollout.verdict, f"the candidate is gone: {reading.withdrawn}")
     if move is None:
         return Evaluated(rollout, evaluation, False)
+    of_everybody = move.promotes and rollout.candidate.kind == "global"
+    if of_everybody:
+        _prepare(installation)
     try:
         moved = installation.store.move_rollout(rollout, move, installation.clock.now(), actor=ACTOR)
     except PreconditionError:
         return Evaluated(rollout, evaluation, False)  # somebody else moved it: the next look is at what they left
     if (moved.state, moved.step) != (rollout.state, rollout.step):
         log.warning("rollout %s is %s at step %d: %s", moved.id, moved.state, moved.step + 1, moved.reason)
+    if of_everybody:
+        _finish(installation, moved)
     return Evaluated(moved, evaluation, True)
+
+
+def _prepare(installation: Installation) -> None:
+    from idiolect_services.global_rollouts import before_completion  # it imports torch, which most looks don't need
+
+    before_completion(installation)
+
+
+def _finish(installation: Installation, rollout: Rollout) -> None:
+    from idiolect_services.global_rollouts import after_completion
+
+    log.warning("rollout %s: %d pointers followed", rollout.id, after_completion(installation, rollout))
 
 
 def evaluate_all(installation: Installation) -> Sequence[Evaluated]:

@@ -85,9 +85,11 @@ class Personalization:
     domain: str | None  # version id
     adapter: str | None  # version id
     generation: int | None  # None if no person was named, or nothing about them could be read
+    missing: str | None = None  # the candidate of a rollout, which the person is on and this server can't serve
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        missing = {} if self.missing is None else {"candidate_missing": self.missing}
+        return missing | {
             "applied": self.applied,
             "reason": self.reason,
             "strength": self.strength,
@@ -182,8 +184,8 @@ class Scorer:
     ) -> None:
         """`on_served` counts requests of people who take part in a rollout; it must not block. `uptime`: that of the
         process, by which answers are fenced."""
-        self._uptime = uptime
-        self._on_served = on_served
+        self.uptime = uptime
+        self.on_served = on_served
         self.quarantine = quarantine or Quarantine(store)
         self.store = store
         self.features = features
@@ -198,7 +200,7 @@ class Scorer:
         features_NW = self.features.cached(request.tenant, request.pairs, request.subject)
         if features_NW is None:
             return None
-        looked_at = self._uptime()
+        looked_at = self.uptime()
         resolution = self._resolved(request)
         if resident and resolution is not None and not self._is_resident(request, resolution):
             return None
@@ -227,11 +229,11 @@ class Scorer:
 
     def _failed(self, request: ScoreRequest, error: Exception) -> None:
         if request.subject is not None and not isinstance(error, ConsentError):
-            self._on_served(Served(request.tenant, request.subject, (), 0.0, failed=True))
+            self.on_served(Served(request.tenant, request.subject, (), 0.0, failed=True))
 
     def _served(self, request: ScoreRequest, stack: Stack) -> None:
         seconds = time.perf_counter() - stack.since
-        self._on_served(Served(request.tenant, request.subject or "", stack.trials, seconds, fallback=stack.fell_back))
+        self.on_served(Served(request.tenant, request.subject or "", stack.trials, seconds, fallback=stack.fell_back))
 
     def compute_features(self, request: ScoreRequest) -> Features:
         """The slow part, which needs no decision: runs the model on what is not cached."""
@@ -248,7 +250,7 @@ class Scorer:
         """
         if features_NW is None:
             features_NW = self.compute_features(request)
-        looked_at = self._uptime()
+        looked_at = self.uptime()
         try:
             stack = self._stack(request, self._resolved(request))
             return self._finish(request, stack, self._rows(request, stack, features_NW, under), looked_at)
@@ -266,7 +268,7 @@ class Scorer:
         held = _required_holds(request, unconfirmed)
         if features_NW is None:
             features_NW = self.compute_features(request)
-        return self._finish(request, held, self._rows(request, held, features_NW, under), self._uptime())
+        return self._finish(request, held, self._rows(request, held, features_NW, under), self.uptime())
 
     def _cached_rows(self, request: ScoreRequest, stack: Stack, bare_NW: Features, under: Under) -> Rows | None:
         """None if a LoRA's features have to be computed first."""
@@ -290,9 +292,10 @@ class Scorer:
     def _resolved(self, request: ScoreRequest) -> Resolution | None:
         """None if the store can't be read: then nothing about anybody is confirmed."""
         try:
-            return self.store.resolve(request.tenant, request.subject, request.domain)
+            found = self.store.resolve(request.tenant, request.subject, request.domain)
         except STORE_TROUBLE:
             return None
+        return found if found.candidate is None else found.seen_by(self.model.digest)
 
     def _stack(self, request: ScoreRequest, resolution: Resolution | None) -> Stack:
         return _required_holds(request, self._strongest(request, resolution))
@@ -341,7 +344,9 @@ class Scorer:
         if user is not None and not isinstance(user, np.ndarray) and user_lora is None:
             user, reason = None, "adapter_invalid"  # it and the domain's replace the same layer
         applied = user is not None
-        fell_back = (wants_user and not applied) or (wants_domain and domain is None)
+        fell_back = (
+            (wants_user and not applied) or (wants_domain and domain is None) or resolution.candidate is not None
+        )
         said = Personalization(
             applied=applied,
             reason=reason,
@@ -350,6 +355,7 @@ class Scorer:
             domain=resolution.domain.id if resolution.domain is not None and domain is not None else None,
             adapter=resolution.user.id if resolution.user is not None and applied else None,
             generation=None if state is None else state.generation,
+            missing=None if resolution.candidate is None else resolution.candidate.digest,
         )
         consented = state is not None and state.known and state.agrees_in(request.domain)
         return Stack(
@@ -379,7 +385,7 @@ class Scorer:
     def _finish(self, request: ScoreRequest, stack: Stack, rows: Rows, looked_at: float) -> ScoreResult:
         """`looked_at`: before what `stack` was resolved from was read."""
         if stack.personal:
-            looked_at = self._uptime()  # it is read once more
+            looked_at = self.uptime()  # it is read once more
         result = sum_stack(stack, rows, self.model.user_rank, looked_at, explain=request.explain)
         confirmed = _required_holds(request, self._confirmed(request, stack)) if stack.personal else stack
         if confirmed is not stack:
@@ -491,7 +497,7 @@ def _counted(request: ScoreRequest, resolution: Resolution) -> tuple[Trial, ...]
     """Whoever asked for no personalization was shown nothing personal, in either arm."""
     if request.mode != "off":
         return resolution.trials
-    return tuple(trial for trial in resolution.trials if trial.slot == "domain")
+    return tuple(trial for trial in resolution.trials if trial.slot in ("domain", "global"))
 
 
 def _owner_of_domain(request: ScoreRequest) -> Owner:

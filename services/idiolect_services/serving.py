@@ -8,6 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import numpy as np
 import uvicorn
@@ -23,14 +24,17 @@ from idiolect.errors import (
     QuotaExceededError,
     UnavailableError,
 )
+from idiolect.rollouts.outcomes import Served
 from idiolect.settings import Settings
 from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.bank import AdapterBank
 from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_adapters.runtime.loras import LoraEngine
+from idiolect_services.candidate import CandidateKeeper
 from idiolect_services.gateway.app import create_app
 from idiolect_services.gateway.context import GatewayServices
 from idiolect_services.live import LiveScorer
+from idiolect_services.models import CandidateScorer
 from idiolect_services.peft_export import peft_of
 from idiolect_services.purging import PurgeFollower, redis_hints
 from idiolect_services.quarantine import Quarantine
@@ -42,6 +46,8 @@ from idiolect_services.trainer import Trainer
 from idiolect_services.wiring import Installation
 
 log = logging.getLogger("idiolect.serving")
+
+AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 
 # Feedback wakes the trainer at once; this often it looks by itself, for what a crash or another process left queued.
 POLL_SECONDS = 30.0
@@ -123,18 +129,27 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
     rollouts = RolloutLoop(installation)
     quarantine = Quarantine(store, installation.clock)
 
-    def scorer_on(model: PreferenceModel) -> Scorer:
+    def scorer_on(model: PreferenceModel, kind: type[AnyScorer]) -> AnyScorer:
         settings, engine = installation.settings, LoraEngine(model)
         features = FeatureCache(model, max_bytes=settings.feature_cache_bytes, project_stacked=engine.project)
         bank = AdapterBank(
             model, installation.whole_version, signer, engine=engine, lora_bytes=settings.lora_cache_bytes
         )
-        return Scorer(store, features, bank, quarantine, rollouts.note)
+        return kind(store, features, bank, quarantine, note)
 
-    live = LiveScorer(scorer_on(model))
+    def loaded(digest: str) -> PreferenceModel:
+        return _warmed(installation.load_model(digest))
+
+    def note(served: Served) -> None:
+        counted = live.countable(served)
+        if counted is not None:
+            rollouts.note(counted)
+
+    live = LiveScorer(scorer_on(model, Scorer))
     loop = RetrainingLoop(installation, _trainer(installation, live.current))
+    candidates = CandidateKeeper(live, store.global_trial, lambda digest: scorer_on(loaded(digest), CandidateScorer))
     takeovers = TakeoverLoop(
-        Takeover(live, store.live_global, lambda digest: scorer_on(_warmed(installation.load_model(digest)))),
+        Takeover(live, store.live_global, lambda digest: scorer_on(loaded(digest), Scorer), candidate=candidates),
         on_switch=lambda scorer: loop.use(_trainer(installation, scorer)),
     )
     purges = purge_follower(installation, live)

@@ -8,19 +8,20 @@ import time
 from collections.abc import Callable
 
 from idiolect.errors import IdiolectError
+from idiolect_services.candidate import RETRY_SECONDS, CandidateKeeper
 from idiolect_services.live import LiveScorer
 from idiolect_services.scorer import Scorer
 
 log = logging.getLogger("idiolect.takeover")
 
 LOOK_SECONDS = 1.0
-RETRY_SECONDS = 30.0  # a model that could not be loaded; its folder may be mended meanwhile
 
 Build = Callable[[str], Scorer]  # from a model's digest
 
 
 class Takeover:
-    """Loads the live global model when it is another one, and lets it take over. Called again and again, by one thread.
+    """Loads the live global model when it is another one, and lets it take over; and the candidate of a rollout of one.
+    Called again and again, by one thread.
 
     At most two models are in memory: the next is not loaded before the last but one is freed.
     """
@@ -31,9 +32,11 @@ class Takeover:
         live_global: Callable[[], str | None],
         build: Build,
         *,
+        candidate: CandidateKeeper | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`build` loads and verifies; what it raises keeps the old model, and is tried again after a while."""
+        self._candidate = candidate
         self._live = live
         self._live_global = live_global
         self._build = build
@@ -43,9 +46,18 @@ class Takeover:
 
     def look(self) -> Scorer | None:
         """The new scorer, if one took over. Raises what the store raises."""
+        keeper = self._candidate
+        trial = keeper.wanted() if keeper is not None else None
         digest = self._live_global()
+        if keeper is not None:
+            if digest is not None and keeper.is_loaded(digest):
+                log.warning("global model %s serves everybody now", digest[:12])
+                return self._live.promote_candidate()
+            keeper.let_go(trial, digest)
         if digest is None or digest == self._live.current.model.digest:
             self._live.outdated = None
+            if keeper is not None:
+                keeper.look(trial, digest)
             return None
         if self._failed is not None and self._failed[0] == digest and self._monotonic() < self._failed[1]:
             return None

@@ -36,6 +36,7 @@ from idiolect_adapters.training.domain import COUNT_RELEASES, releases, train_do
 from idiolect_adapters.training.domain_lora import LoraOptions, SubjectTexts, check_trainable, train_domain_lora
 from idiolect_adapters.training.pairs import groups, person_pairs
 from idiolect_adapters.training.user import PEOPLE_AT_ONCE, pad_comparisons, train_users
+from idiolect_services.carrying import Follower
 from idiolect_services.production_noise import checked_noise
 from idiolect_services.registering import Origin, Registrar
 from idiolect_services.stacks import DomainStack
@@ -347,6 +348,9 @@ class Trainer:
         release, now = new_id(), self._installation.clock.now()
         signed = [self._signed(template, replace(version, release=release)) for version in versions]
         outcome = self._store.publish(release, template, signed, now, reason=reason, actor=ACTOR, staged=staged)
+        if not staged:
+            kept = [version for version in signed if version.subject not in outcome.fenced]
+            Follower(self._installation).follow(template, kept, lambda: self._model.recipes.user)
         self._store.settle(template.tenant, reservation.run, self._installation.clock.now())
         return TrainingReport(
             release=release,

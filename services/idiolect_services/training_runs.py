@@ -7,9 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from idiolect.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from idiolect.errors import ConflictError, CorruptArtifactError, InvalidInputError, NotFoundError
 from idiolect.signals.comparison import Item
 from idiolect.signals.importers.sample import load_sample
+from idiolect.stores.rollout_ports import StagedModel
 from idiolect_adapters.backbone import Backbone, find_backbone
 from idiolect_adapters.carrying import PROBES
 from idiolect_adapters.preference import PreferenceModel, remove_staging
@@ -17,8 +18,9 @@ from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_adapters.training.build import build_global
 from idiolect_adapters.training.global_model import GlobalOptions
 from idiolect_adapters.training.public_space import MIN_TEXTS
-from idiolect_services.carrying import Carrier, CarryReport
+from idiolect_services.carrying import Carrier
 from idiolect_services.datasets import sample_folder
+from idiolect_services.passage import ACTOR, CarryReport
 from idiolect_services.private_global import PrivateGlobalTrainer, PrivateTraining, Source
 from idiolect_services.trainer import Trainer
 from idiolect_services.wiring import Installation
@@ -42,12 +44,15 @@ def train_global_model(
     stages: Stages,
     *,
     carry: bool = True,
+    staged: bool = False,
     on_carried: Callable[[CarryReport], None] = _told_nobody,
 ) -> PreferenceModel:
     """Train on the tenant's public data sets and make the result live, with everybody's adapters carried to it.
 
-    The old model keeps serving until then. A kill at any point leaves it so, and the same call again goes on.
+    The old model keeps serving until then. A kill at any point leaves it so, and the same call again goes on. A
+    `staged` one stays live for nobody: it waits for a rollout.
     """
+    _check_staged(installation, staged)
     data = installation.store.shared_data(tenant, public_only=True)
     if not data.ratings and not data.comparisons:
         raise InvalidInputError(
@@ -65,7 +70,7 @@ def train_global_model(
     }
     before = _before(installation) if carry else None
     model = build_global(installation.models, backbone, data, GLOBAL_OPTIONS, described, stages, before)
-    _make_live(installation, model, data.items, stages, carry, on_carried)
+    _put_out(installation, model, data.items, stages, carry, staged, on_carried)
     return model
 
 
@@ -76,6 +81,7 @@ def train_private_global_model(
     stages: Stages,
     *,
     carry: bool = True,
+    staged: bool = False,
     on_carried: Callable[[CarryReport], None] = _told_nobody,
 ) -> PrivateTraining:
     """Train on the people of `sources` who opted in, on top of the live model if that has the same encoder, and make
@@ -84,6 +90,7 @@ def train_private_global_model(
     Public texts are those of the tenant's data sets that were declared public, or of the sample that ships where
     those are too few. A kill anywhere leaves the charge and the old model.
     """
+    _check_staged(installation, staged)
     installation.models.mkdir(parents=True, exist_ok=True)
     remove_staging(installation.models)
     backbone = Backbone.load(find_backbone(installation.settings.backbone))
@@ -94,7 +101,7 @@ def train_private_global_model(
         before = None
     trainer = PrivateGlobalTrainer(installation, backbone, public, before)
     training = trainer.train(sources, GLOBAL_OPTIONS, stages)
-    _make_live(installation, training.model, public, stages, carry, on_carried)
+    _put_out(installation, training.model, public, stages, carry, staged, on_carried)
     trainer.settle(training)
     return training
 
@@ -104,16 +111,27 @@ def _public_texts(installation: Installation, tenant: str) -> Sequence[Item]:
     return declared if len(declared) >= MIN_TEXTS else load_sample(sample_folder()).items
 
 
-def _make_live(
+def _check_staged(installation: Installation, staged: bool) -> None:
+    if staged and installation.store.live_global() is None:
+        raise ConflictError(
+            "no global model is live, so there is nothing to try a staged one against.", mend="Leave --staged out."
+        )
+
+
+def _put_out(
     installation: Installation,
     model: PreferenceModel,
     anchors: Sequence[Item],
     stages: Stages,
     carry: bool,
+    staged: bool,
     on_carried: Callable[[CarryReport], None],
 ) -> None:
     """The old model keeps serving until its adapters have been written anew."""
     carrier = Carrier(installation, model, anchors)
+    if staged:
+        on_carried(_stage(installation, carrier, model, stages, "training of the global model", carry=carry))
+        return
     waiting, report = carrier.stage(stages.stage("carrying adapters")) if carry else ([], CarryReport())
     installation.share_model(model.digest)
     installation.store.set_global(
@@ -121,6 +139,30 @@ def _make_live(
     )
     carrier.make_live(waiting)
     on_carried(report)
+
+
+def _stage(
+    installation: Installation,
+    carrier: Carrier,
+    model: PreferenceModel,
+    stages: Stages,
+    reason: str,
+    *,
+    carry: bool = True,
+) -> CarryReport:
+    """Adapters first, the word that the model can be rolled out last. Again only what is missing is carried."""
+    store = installation.store
+    live = store.live_global()
+    if live is None or live == model.digest:
+        raise ConflictError(f"global model {model.digest[:12]} is live already.", mend="Train on other data.")
+    passage, report = None, CarryReport()
+    if carry:
+        passage = carrier.passage_from(live)
+        _, report = carrier.stage(stages.stage("carrying adapters"), missing=True)
+    installation.share_model(model.digest)
+    base, data = (None, None) if passage is None else (live, passage.to_bytes())
+    store.stage_model(StagedModel(model.digest, base, data, installation.clock.now(), reason, ACTOR))
+    return report
 
 
 def _before(installation: Installation) -> PreferenceModel | None:
@@ -131,10 +173,10 @@ def _before(installation: Installation) -> PreferenceModel | None:
         return None
 
 
-def carry_adapters(installation: Installation, tenant: str, stages: Stages) -> CarryReport:
-    """Carry what is still bound to older models to the live one. The tenant's public data give the anchors; the
-    adapters are those of all tenants, since the global model is everybody's."""
-    model = installation.load_live_model()
+def carry_adapters(installation: Installation, tenant: str, stages: Stages, to: str | None = None) -> CarryReport:
+    """Carry what is still bound to older models to the live one; or `to` another, which is staged thereby. The tenant's
+    public data give the anchors; the adapters are those of all tenants, since the global model is everybody's."""
+    model = installation.load_live_model() if to is None else _model_to_stage(installation, to)
     items = installation.store.shared_data(tenant, public_only=True).items
     if not items:
         raise InvalidInputError(
@@ -142,9 +184,22 @@ def carry_adapters(installation: Installation, tenant: str, stages: Stages) -> C
             mend="Name the tenant whose data the global model was trained on (--tenant).",
         )
     carrier = Carrier(installation, model, items)
+    if to is not None:
+        return _stage(installation, carrier, model, stages, "carrying to a model that is to be rolled out")
     waiting, report = carrier.stage(stages.stage("carrying adapters"))
     carrier.make_live(waiting)
     return report
+
+
+def _model_to_stage(installation: Installation, digest: str) -> PreferenceModel:
+    """Raises NotFoundError for one that was never here, CorruptArtifactError."""
+    staged = installation.store.staged_model(digest)
+    known = digest if staged is None else staged.digest
+    if staged is None and known not in installation.store.referenced_models():
+        raise NotFoundError(
+            f"there is no global model {digest[:80]!r}.", mend="Train one: idiolect train global --staged."
+        )
+    return installation.load_model(known)
 
 
 def open_trainer(installation: Installation) -> Trainer:

@@ -32,7 +32,16 @@ from people_keys import open_with_keys
 
 OTHER = "other"
 # No tenant's, and without anything of one.
-OF_THE_INSTALLATION = {"agreements", "doomed_blobs", "global_pointer", "key_store", "replicas", "withdrawn_keys"}
+OF_THE_INSTALLATION = {
+    "agreements",
+    "doomed_blobs",
+    "global_pointer",
+    "global_trials",
+    "key_store",
+    "replicas",
+    "staged_models",
+    "withdrawn_keys",
+}
 WALLED = sorted(set(schema.metadata.tables) - OF_THE_INSTALLATION)
 
 

@@ -27,7 +27,16 @@ def shown() -> dict[str, set[str]]:
     metrics.answered("/v1/rerank", "POST", 200, 0.01)
     metrics.personalized("applied")
     state = ServerState(
-        of_zeros(BankStats), of_zeros(FeatureStats), of_zeros(BatchStats), "a" * 64, 0, False, 0, 0, active_rollouts=0
+        of_zeros(BankStats),
+        of_zeros(FeatureStats),
+        of_zeros(BatchStats),
+        "a" * 64,
+        model_switches=0,
+        model_outdated=False,
+        models_draining=0,
+        candidate_missing=False,
+        quarantined=0,
+        active_rollouts=0,
     )
     found: dict[str, set[str]] = {}
     for family in [*metrics.families(), *state_families(state)]:

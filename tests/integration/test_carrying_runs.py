@@ -18,7 +18,7 @@ from idiolect.registry.weights import verify_version
 from idiolect.resets.plan import plan_reset
 from idiolect_adapters.preference import load_model, save_model
 from idiolect_services import training_runs
-from idiolect_services.carrying import CarryReport
+from idiolect_services.passage import CarryReport
 from idiolect_services.trainer import HEAD_B
 
 

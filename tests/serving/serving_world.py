@@ -88,8 +88,15 @@ def template_for(tenant: str, scope: str, model: HashModel, clock: SystemClock, 
 
 def signed_version(template: ReleaseTemplate, signer: Signer, weights: Sequence[float], **fields: Any) -> Version:
     data = dump_weights({HEAD_B: np.array([weights], dtype=np.float32)})
-    base: dict[str, Any] = {"id": new_id(), "release": new_id(), "subject": "", "domain": "", "generation": 0}
-    version = Version(**base | fields, parent=None, weights=data, weights_sha256=sha256_hex(data), key_id=signer.key_id)
+    base: dict[str, Any] = {
+        "id": new_id(),
+        "release": new_id(),
+        "subject": "",
+        "domain": "",
+        "generation": 0,
+        "parent": None,
+    }
+    version = Version(**base | fields, weights=data, weights_sha256=sha256_hex(data), key_id=signer.key_id)
     return replace(version, signature=signer.sign(manifest_bytes(template, version)))
 
 

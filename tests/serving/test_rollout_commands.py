@@ -11,7 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from idiolect.errors import ConflictError, InvalidInputError, NotFoundError
+from idiolect.settings import Settings
+from idiolect.stores.rollout_ports import StagedModel
 from idiolect_services.cli import app
+from idiolect_services.wiring import open_installation
 
 Run = Callable[..., str]
 
@@ -61,6 +64,23 @@ def test_a_draft_is_resumed_into_running(run: Run) -> None:
         started(run)
 
 
+def test_a_global_model_is_rolled_out_for_the_installation_whatever_the_tenant(run: Run, tmp_path: Path) -> None:
+    with open_installation(Settings(home=tmp_path)) as installation:
+        store, now = installation.store, installation.clock.now()
+        store.set_global("a" * 64, now, reason="first", actor="test")
+        store.stage_model(StagedModel("b" * 64, "a" * 64, b"{}", now, "trained", "test"))
+    said = run("start", "--global", "latest", "--steps", "0.1,1", "--reason", "newer", "--tenant", "acme")
+    rollout = said.partition(":")[0]
+    found = shown(run, rollout)
+    assert (found["candidate"]["id"], found["covers"], found["state"]) == ("b" * 64, ["global"], "running")
+    assert rollout in run("list", "--tenant", "other")
+    assert "not enough data" in run("evaluate")
+    run("hold", rollout, "--reason", "look")
+    run("abort", rollout, "--reason", "enough")
+    assert shown(run, rollout)["state"] == "aborted"
+    assert "no rollout is running" in run("evaluate")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -71,6 +91,8 @@ def test_a_draft_is_resumed_into_running(run: Run) -> None:
         (("--strength", "0.5", "--steps", "0.5", "--margin", "joy=1"), InvalidInputError),
         (("--strength", "0.5", "--steps", "0.5", "--margin", "slow"), InvalidInputError),
         (("--release", "missing"), NotFoundError),
+        (("--global", "latest"), NotFoundError),
+        (("--global", "latest", "--release", "r"), InvalidInputError),
     ],
 )
 def test_what_can_not_be_rolled_out_is_said(run: Run, arguments: tuple[str, ...], error: type[Exception]) -> None:

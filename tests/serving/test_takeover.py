@@ -198,7 +198,8 @@ def test_a_reset_forgets_on_the_draining_model_too(world: World, switching: Swit
     world.publish_user("ann")
     subject = world.pseudonym("acme", "ann")
     world.api(world.key()).rerank("ann")
-    with world.live.lease() as old:
+    with world.live.lease() as models:
+        old = models.live
         switching.publish(NEW)
         switching.takeover.look()
         assert old.bank.stats().entries == 1

@@ -14,7 +14,8 @@ from idiolect_adapters.carrying import fit_carry
 from idiolect_adapters.training.alignment import align
 from idiolect_adapters.training.factors import Factors
 from idiolect_adapters.training.votes import Votes
-from idiolect_services.carrying import carried_noise, spread
+from idiolect_services.carrying import spread
+from idiolect_services.passage import carried_noise
 
 ANCHORS, K = 400, 4
 

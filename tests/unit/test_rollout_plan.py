@@ -77,7 +77,9 @@ def test_guardrails_name_a_metric_and_a_margin(metric: Any, margin: Any) -> None
         ("setting", "", -0.5),
         ("setting", "", math.nan),
         ("setting", "", True),
-        ("global", "g1", None),
+        ("global", "", None),
+        ("global", "g1", 0.5),
+        ("everything", "g1", None),
     ],
 )
 def test_a_candidate_is_one_thing_exactly(kind: Any, name: str, strength: Any) -> None:

@@ -29,6 +29,7 @@ class Personalization(Result):
     domain: str | None
     adapter: str | None
     generation: int | None
+    candidate_missing: str | None = None  # a global model that is being rolled out, which this server has not loaded
 
 
 class Parts(Result):

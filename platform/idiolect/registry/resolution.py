@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from idiolect.consent import SubjectState
 from idiolect.rollouts.outcomes import Trial
@@ -21,8 +21,17 @@ class ResolvedVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class OnCandidate:
+    """What serves a person who is on the candidate of a rollout of the global model."""
+
+    digest: str
+    domain: ResolvedVersion | None
+    user: ResolvedVersion | None
+
+
+@dataclass(frozen=True, slots=True)
 class Resolution:
-    """Read in one transaction, so that its parts belong together."""
+    """Read in one transaction, so that its parts belong together. `domain` and `user` are those on the live model."""
 
     global_digest: str | None
     domain: ResolvedVersion | None
@@ -31,6 +40,14 @@ class Resolution:
     domain_known: bool = False
     user_withheld: bool = False  # there is no `user` because what was live is quarantined, or its key was withdrawn
     trials: tuple[Trial, ...] = ()  # rollouts that the person takes part in, in either arm
+    candidate: OnCandidate | None = None
+
+    def seen_by(self, model: str) -> Resolution:
+        """As it is for the server of a candidate, if that is what serves the person."""
+        on = self.candidate
+        if on is None or on.digest != model:
+            return self
+        return replace(self, global_digest=model, domain=on.domain, user=on.user, user_withheld=False, candidate=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 
 from idiolect.errors import InvalidInputError
 
-CandidateKind = Literal["version", "release", "setting"]
+CandidateKind = Literal["version", "release", "setting", "global"]
 State = Literal["draft", "running", "held", "completed", "rolled_back", "aborted"]
 Metric = Literal["success", "slow", "fallback", "failed", "complaints"]
-Slot = Literal["user", "domain", "setting"]
+Slot = Literal["user", "domain", "setting", "global"]
+LATEST = "latest"  # stands for the global model that was staged last
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 ACTIVE: tuple[State, ...] = ("running", "held")  # the candidate is served to its share
@@ -51,8 +52,8 @@ def _bad(what: str, mend: str) -> InvalidInputError:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """`id`: of a domain's version or of a release; empty for a setting. `strength`: of a setting, what the person's own
-    is multiplied by; 0 is personalization off.
+    """`id`: of a domain's version or of a release, or a global model's digest; empty for a setting. `strength`: of a
+    setting, what the person's own is multiplied by; 0 is personalization off.
     """
 
     kind: CandidateKind
@@ -61,9 +62,11 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(CandidateKind):
-            raise _bad(f"the kind {self.kind!r}", "Use version, release or setting.")
+            raise _bad(f"the kind {self.kind!r}", "Use version, release, setting or global.")
         if (self.kind == "setting") is bool(self.id) or (self.kind == "setting") is (self.strength is None):
-            raise _bad("the candidate", "Name a version or a release by its id, or a setting by its strength.")
+            raise _bad(
+                "the candidate", "Name a version, a release or a global model by its id, or a setting by its strength."
+            )
         if self.strength is not None and not (_is_number(self.strength) and 0 <= self.strength < 1):
             raise _bad(f"the strength {self.strength!r}", "Use a number from 0 (off) to below 1 (as it is).")
 
@@ -176,7 +179,7 @@ class Rollout:
     actor: str
     created_at: datetime
     moved_at: datetime  # when it came to this step or state
-    owners: tuple[tuple[Slot, str], ...]  # what it covers: ("user", ""), ("domain", NAME) or ("setting", "")
+    owners: tuple[tuple[Slot, str], ...]  # what it covers: ("domain", NAME), or one of the others and ""
 
     @property
     def tested_step(self) -> int:

@@ -107,7 +107,7 @@ class GarbageStore(Protocol):
         ...
 
     def referenced_models(self) -> Sequence[str]:
-        """Digests of global models that are live, were live, or that a release of any tenant is bound to."""
+        """Digests of global models that are or were live, are staged, or that a release of any tenant is bound to."""
         ...
 
 

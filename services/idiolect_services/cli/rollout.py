@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from idiolect.audit import INSTALLATION
 from idiolect.errors import InvalidInputError
 from idiolect.rollouts.plan import DEFAULT_GUARDRAILS, METRICS, Candidate, CandidateKind, Guardrail, Plan, Rollout
+from idiolect.stores.ports import Store
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, settings_for
 from idiolect_services.rollout_views import detail_of
 from idiolect_services.rollouts import evaluate_all
@@ -30,6 +32,12 @@ def start(
     reason: Reason,
     release: Annotated[str | None, typer.Option(help="The candidate: a release.")] = None,
     version: Annotated[str | None, typer.Option(help="The candidate: one version of a domain.")] = None,
+    global_model: Annotated[
+        str | None,
+        typer.Option(
+            "--global", help="The candidate: a staged global model, by its digest or as latest. Of all tenants."
+        ),
+    ] = None,
     strength: Annotated[
         float | None, typer.Option(help="The candidate: a factor on everybody's strength; 0 is off.")
     ] = None,
@@ -45,28 +53,34 @@ def start(
 ) -> None:
     """Give a candidate to the first share of people. The server evaluates and advances it.
 
+    A global model is tried on people of all tenants, and at the end becomes live for all.
+
     Example: idiolect rollout start --strength 0.5 --steps 0.5 --reason "is half as strong as good?"
     """
-    candidate = _candidate(release, version, strength)
+    candidate = _candidate(release, version, strength, global_model)
     plan = Plan(_shares(steps), _guardrails(margin), min_people, per_person, slow_ms, alpha)
     with open_installation(settings_for(home)) as installation:
+        owner = INSTALLATION if candidate.kind == "global" else tenant
         made = installation.store.create_rollout(
-            tenant, candidate, plan, installation.clock.now(), reason=reason, actor=ACTOR, start=not draft
+            owner, candidate, plan, installation.clock.now(), reason=reason, actor=ACTOR, start=not draft
         )
     _say(made)
 
 
-def _candidate(release: str | None, version: str | None, strength: float | None) -> Candidate:
+def _candidate(release: str | None, version: str | None, strength: float | None, global_model: str | None) -> Candidate:
     named: list[tuple[CandidateKind, str, float | None]] = []
     if release is not None:
         named.append(("release", release, None))
     if version is not None:
         named.append(("version", version, None))
+    if global_model is not None:
+        named.append(("global", global_model, None))
     if strength is not None:
         named.append(("setting", "", strength))
     if len(named) != 1:
         raise InvalidInputError(
-            f"{len(named)} candidates were named.", mend="Use exactly one of --release, --version and --strength."
+            f"{len(named)} candidates were named.",
+            mend="Use exactly one of --release, --version, --global and --strength.",
         )
     return Candidate(*named[0])
 
@@ -102,12 +116,14 @@ def list_rollouts(
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
-    """The rollouts of a tenant, newest first.
+    """The rollouts of a tenant and of global models, newest first.
 
     Example: idiolect rollout list --limit 5
     """
     with open_installation(settings_for(home)) as installation:
-        found = installation.store.rollouts(tenant, limit=limit)
+        store = installation.store
+        found = [*store.rollouts(tenant, limit=limit), *store.rollouts(INSTALLATION, limit=limit)]
+    found = sorted(found, key=lambda rollout: rollout.created_at, reverse=True)[:limit]
     table = Table(box=None)
     table.add_column("rollout", no_wrap=True, min_width=36)
     for name in ("candidate", "state", "share", "verdict"):
@@ -124,7 +140,7 @@ def show(rollout: Id, tenant: Tenant = DEFAULT_TENANT, home: Home = None) -> Non
     Example: idiolect rollout show 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b
     """
     with open_installation(settings_for(home)) as installation:
-        detail = detail_of(installation.store, tenant, rollout)
+        detail = detail_of(installation.store, _owner(installation.store, tenant, rollout), rollout)
     console.print_json(json.dumps(detail))
 
 
@@ -176,11 +192,17 @@ def abort(rollout: Id, reason: Reason, tenant: Tenant = DEFAULT_TENANT, home: Ho
 def _steer(action: str, rollout: str, reason: str, tenant: str, home: Path | None) -> None:
     with open_installation(settings_for(home)) as installation:
         store, now = installation.store, installation.clock.now()
+        owner = _owner(store, tenant, rollout)
         if action == "resume":
-            found = store.rollout(tenant, rollout)
+            found = store.rollout(owner, rollout)
             action = "start" if found is not None and found.state == "draft" else action
-        moved = store.steer_rollout(tenant, rollout, action, now, reason=reason, actor=ACTOR)
+        moved = store.steer_rollout(owner, rollout, action, now, reason=reason, actor=ACTOR)
     _say(moved)
+
+
+def _owner(store: Store, tenant: str, rollout: str) -> str:
+    """A global model's rollout is the installation's, whatever the tenant."""
+    return INSTALLATION if store.rollout(INSTALLATION, rollout) is not None else tenant
 
 
 def _say(rollout: Rollout) -> None:

@@ -11,7 +11,7 @@ from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, con
 from idiolect_services.wiring import open_installation
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds; each command imports what it needs when it runs
-    from idiolect_services.carrying import CarryReport
+    from idiolect_services.passage import CarryReport
     from idiolect_services.private_global import PrivateTraining
     from idiolect_services.trainer import TrainingReport
 
@@ -46,6 +46,10 @@ def train_global(
         typer.Option(help="A tenant whose people a private training reads (default: --tenant); may be repeated."),
     ] = None,
     carry: Annotated[bool, typer.Option(help="Carry everybody's adapters to the new model.")] = True,
+    staged: Annotated[
+        bool,
+        typer.Option("--staged", help="Live for nobody, for a rollout (idiolect rollout start --global latest)."),
+    ] = False,
     if_none: Annotated[bool, typer.Option("--if-none", help="Do nothing if there is one already.")] = False,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
@@ -77,22 +81,36 @@ def train_global(
         if private:
             sources = [Source(name, tuple(domain or ())) for name in dict.fromkeys(read or [tenant])]
             done = train_private_global_model(
-                installation, tenant, sources, shown, carry=carry, on_carried=_say_what_was_carried
+                installation, tenant, sources, shown, carry=carry, staged=staged, on_carried=_say_what_was_carried
             )
             model = done.model
         else:
-            model = train_global_model(installation, tenant, shown, carry=carry, on_carried=_say_what_was_carried)
-    console.print(f"global model {model.digest[:12]} is live.")
+            model = train_global_model(
+                installation, tenant, shown, carry=carry, staged=staged, on_carried=_say_what_was_carried
+            )
+    _say_model(model.digest, staged)
     if private:
         _say_private(done)
 
 
+def _say_model(digest: str, staged: bool) -> None:
+    if not staged:
+        console.print(f"global model {digest[:12]} is live.")
+        return
+    console.print(f"global model {digest} is staged, and serves nobody yet.", soft_wrap=True)
+    console.print('Try it: idiolect rollout start --global latest --reason "..."')
+
+
 @app.command("carry")
 def carry_adapters(
+    to: Annotated[
+        str | None, typer.Option("--to", help="A global model that is to be rolled out: its digest, or latest.")
+    ] = None,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
-    """Carry adapters that are bound to an older global model to the live one, at no privacy cost.
+    """Carry adapters that are bound to an older global model to the live one, at no privacy cost; with --to those of
+    the live model to another, which can be rolled out then.
 
     `train global` does it by itself; this goes on after a kill, or later. It reads public texts of the tenant, and
     carries the adapters of all tenants.
@@ -102,7 +120,7 @@ def carry_adapters(
     from idiolect_services.training_runs import carry_adapters
 
     with open_installation(settings_for(home)) as installation, bars() as shown:
-        report = carry_adapters(installation, tenant, shown)
+        report = carry_adapters(installation, tenant, shown, to)
     _say_carried(report)
 
 

@@ -66,6 +66,7 @@ class ServerState:
     model_switches: int
     model_outdated: bool
     models_draining: int
+    candidate_missing: bool
     quarantined: int
     active_rollouts: int | None
 
@@ -80,6 +81,7 @@ def _model_families(state: ServerState) -> list[Family]:
         _gauge("store_up", "1 if the store could be asked at this scrape.", rollouts is not None),
         _gauge("model_info", "The global model that serves.", {(("digest", state.model),): 1.0}),
         _gauge("model_outdated", "1 if the live global model could not be loaded.", state.model_outdated),
+        _gauge("candidate_missing", "1 if the candidate of a rollout could not be loaded.", state.candidate_missing),
         _gauge("models_draining", "Global models that only finish their last requests.", state.models_draining),
         _counter("model_switches_total", "Global models that took over while serving.", state.model_switches),
         _counter("quarantined_total", "Versions that this process found to be bad.", state.quarantined),

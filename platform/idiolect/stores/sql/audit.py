@@ -28,7 +28,7 @@ _PAGE = 1_000  # entries in memory while a chain is walked
 class Audit(Part):
     def record_audit(self, tenant: str, event: AuditEvent, now: datetime) -> None:
         at = micros(now)
-        self._database.write(_behind(tenant), lambda connection: append(connection, tenant, event, at))
+        self._database.write(behind(tenant), lambda connection: append(connection, tenant, event, at))
 
     def audit_chains(self) -> Sequence[str]:
         """Also chains whose head is gone."""
@@ -37,19 +37,19 @@ class Audit(Part):
             return sorted(heads | set(connection.scalars(select(_E.tenant).distinct())))
 
     def audit_head(self, tenant: str) -> Head:
-        with self._database.reading(_behind(tenant)) as connection:
+        with self._database.reading(behind(tenant)) as connection:
             return _head(connection, tenant)
 
     def audit_entries(self, tenant: str, *, before: int | None = None, limit: int = 100) -> Sequence[AuditEntry]:
         query = _of(tenant).order_by(_E.seq.desc()).limit(limit)
         if before is not None:
             query = query.where(_E.seq < before)
-        with self._database.reading(_behind(tenant)) as connection:
+        with self._database.reading(behind(tenant)) as connection:
             return [_entry_of(row) for row in connection.execute(query)]
 
     def audited(self, tenant: str, action: str, objects: Sequence[str]) -> set[str]:
         found: set[str] = set()
-        with self._database.reading(_behind(tenant)) as connection:
+        with self._database.reading(behind(tenant)) as connection:
             for chunk in chunks(objects):
                 mine = (_E.tenant == tenant, _E.object.in_(chunk), _E.action == action)
                 found.update(connection.scalars(select(_E.object).where(*mine)))
@@ -58,7 +58,7 @@ class Audit(Part):
     def audit_walk(self, tenant: str) -> Iterator[AuditEntry]:
         last = 0
         while True:
-            with self._database.reading(_behind(tenant)) as connection:
+            with self._database.reading(behind(tenant)) as connection:
                 rows = connection.execute(_of(tenant).where(_E.seq > last).order_by(_E.seq).limit(_PAGE)).all()
             for row in rows:
                 yield _entry_of(row)
@@ -67,7 +67,7 @@ class Audit(Part):
             last = rows[-1].seq
 
 
-def _behind(tenant: str) -> Behind:
+def behind(tenant: str) -> Behind:
     """No tenant may read or extend the installation's own chain."""
     return ALL_TENANTS if tenant == INSTALLATION else tenant
 

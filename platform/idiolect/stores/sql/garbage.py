@@ -49,6 +49,7 @@ class GarbageCollecting(Part):
     def referenced_models(self) -> Sequence[str]:
         with self._database.reading(ALL_TENANTS) as connection:
             found = set(connection.scalars(select(_G.digest).distinct()))
+            found |= set(connection.scalars(select(schema.staged_models.c.digest)))
             return sorted(found | set(connection.scalars(select(_R.global_digest).distinct())))
 
 

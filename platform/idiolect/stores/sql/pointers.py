@@ -66,7 +66,7 @@ class Pointers(Part):
     def adapters(self, tenant: str, *, after: str = "", limit: int = 100) -> Sequence[tuple[Adapter, Pointer]]:
         query = select(_P.subject, _P.domain, _P.version, _P.revision).where(_P.tenant == tenant, _P.name == LIVE)
         if after:
-            query = query.where(_beyond(Adapter.parse(after)))
+            query = query.where(beyond(Adapter.parse(after)))
         with self._database.reading(tenant) as connection:
             rows = connection.execute(query.order_by(_P.subject, _P.domain).limit(limit)).all()
         return [(Adapter.of(row.subject, row.domain), Pointer(LIVE, row.version, row.revision)) for row in rows]
@@ -74,17 +74,17 @@ class Pointers(Part):
     def promote(
         self, tenant: str, version_id: str, now: datetime, *, reason: str, actor: str, if_match: str | None = None
     ) -> Pointer:
-        move = _Move(tenant, micros(now), reason, actor, if_match)
+        move = PointerChange(tenant, micros(now), reason, actor, if_match)
         return self._database.write(tenant, lambda connection: _promote(connection, move, version_id))
 
     def promote_release(self, tenant: str, release: str, now: datetime, *, reason: str, actor: str) -> int:
-        move = _Move(tenant, micros(now), reason, actor, None)
+        move = PointerChange(tenant, micros(now), reason, actor, None)
         return self._database.write(tenant, lambda connection: _promote_release(connection, move, release))
 
     def rollback(
         self, tenant: str, adapter: Adapter, now: datetime, *, reason: str, actor: str, if_match: str | None = None
     ) -> Pointer:
-        move = _Move(tenant, micros(now), reason, actor, if_match)
+        move = PointerChange(tenant, micros(now), reason, actor, if_match)
         return self._database.write(tenant, lambda connection: _rollback(connection, move, adapter))
 
     def pointer_history(
@@ -100,7 +100,7 @@ class Pointers(Part):
         return [_move_of(row) for row in rows]
 
 
-class _Move:
+class PointerChange:
     """Who moves a pointer, when and why."""
 
     def __init__(self, tenant: str, at: int, reason: str, actor: str, if_match: str | None) -> None:
@@ -110,7 +110,7 @@ class _Move:
         return AuditEvent(self.actor, action, of, self.reason, details)
 
 
-def _beyond(adapter: Adapter) -> ColumnElement[bool]:
+def beyond(adapter: Adapter) -> ColumnElement[bool]:
     later_domain = and_(_P.subject == adapter.subject, _P.domain > adapter.domain)
     return or_(_P.subject > adapter.subject, later_domain)
 
@@ -122,7 +122,7 @@ def _pointers(connection: Connection, tenant: str, adapter: Adapter, *, lock: bo
     return {row.name: Pointer(row.name, row.version, row.revision) for row in rows}
 
 
-def _promote(connection: Connection, move: _Move, version_id: str) -> Pointer:
+def _promote(connection: Connection, move: PointerChange, version_id: str) -> Pointer:
     hold(connection, move.tenant, Hold.NOTHING_ERASED)
     candidate = _candidate(connection, move.tenant, version_id)
     if candidate is None:
@@ -141,7 +141,7 @@ def _promote(connection: Connection, move: _Move, version_id: str) -> Pointer:
     return moved
 
 
-def _rollback(connection: Connection, move: _Move, adapter: Adapter) -> Pointer:
+def _rollback(connection: Connection, move: PointerChange, adapter: Adapter) -> Pointer:
     hold(connection, move.tenant, Hold.NOTHING_ERASED)
     live = _expected(connection, move, adapter)
     if live.version is None:
@@ -165,7 +165,7 @@ def _rollback(connection: Connection, move: _Move, adapter: Adapter) -> Pointer:
     return moved
 
 
-def _expected(connection: Connection, move: _Move, adapter: Adapter) -> Pointer:
+def _expected(connection: Connection, move: PointerChange, adapter: Adapter) -> Pointer:
     """The live pointer, locked. Raises PreconditionError if the caller expected another."""
     live = _pointers(connection, move.tenant, adapter, lock=True).get(LIVE, Pointer(LIVE, None, 0))
     if move.if_match is not None and move.if_match != live.etag:
@@ -201,7 +201,7 @@ def _candidate_of(row: AnyRow) -> Candidate:
     )
 
 
-def _set(connection: Connection, move: _Move, adapter: Adapter, live: Pointer, version: str) -> Pointer:
+def _set(connection: Connection, move: PointerChange, adapter: Adapter, live: Pointer, version: str) -> Pointer:
     row = {"tenant": move.tenant, "subject": adapter.subject, "domain": adapter.domain, "name": LIVE}
     if live.version is None:
         connection.execute(schema.pointers.insert(), row | {"version": version, "revision": 1})
@@ -250,7 +250,7 @@ def _renew_previous(connection: Connection, tenant: str, live: Candidate) -> Non
     connection.execute(delete(schema.pointers).where(*mine, _P.name == PREVIOUS))
 
 
-def _promote_release(connection: Connection, move: _Move, release: str) -> int:
+def _promote_release(connection: Connection, move: PointerChange, release: str) -> int:
     """Four statements whatever the size. Versions that may not be live keep their owner's pointer where it is."""
     tenant = move.tenant
     hold(connection, tenant, Hold.ONE_RUN)
@@ -270,7 +270,7 @@ def _promote_release(connection: Connection, move: _Move, release: str) -> int:
         raise ConflictError(
             f"the release {release[:80]} can't be made live: {why}.", mend="Train again.", code="not_promotable"
         )
-    moved = _move_all(connection, move, release)
+    moved = move_all(connection, move, release)
     if moved:
         connection.execute(update(schema.releases).where(_R.tenant == tenant, _R.id == release).values(staged=False))
         event = move.event("release.promote", f"release {release}", pointers=moved)
@@ -278,7 +278,8 @@ def _promote_release(connection: Connection, move: _Move, release: str) -> int:
     return moved
 
 
-def _move_all(connection: Connection, move: _Move, release: str) -> int:
+def move_all(connection: Connection, move: PointerChange, release: str, *only: ColumnElement[bool]) -> int:
+    """How many pointers moved to versions of the release; `only`: conditions on rows of `versions` and `pointers`."""
     tenant = move.tenant
     table = schema.pointers
     wanted = (
@@ -288,7 +289,7 @@ def _move_all(connection: Connection, move: _Move, release: str) -> int:
         .outerjoin(schema.subjects, and_(_S.tenant == tenant, _S.subject == _V.subject))
         .outerjoin(schema.tombstones, and_(_T.tenant == tenant, _T.subject == _V.subject))
         .where(_V.tenant == tenant, _V.release == release, func.coalesce(_V.withheld, ROLLED_BACK) == ROLLED_BACK)
-        .where(~KEY_WITHDRAWN, or_(_P.version.is_(None), _P.version != _V.id))
+        .where(~KEY_WITHDRAWN, or_(_P.version.is_(None), _P.version != _V.id), *only)
         .where(
             or_(
                 _V.subject == "",

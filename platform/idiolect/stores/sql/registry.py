@@ -16,7 +16,7 @@ from idiolect.registry.resolution import ReleaseSummary
 from idiolect.stores.ports import PublishOutcome, StoredVersion
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
-from idiolect.stores.sql.engine import AnyRow
+from idiolect.stores.sql.engine import AnyRow, queue_up
 from idiolect.stores.sql.large_weights import keep_large, put_large
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.publishing import Publication, check_publication, content_digest, publish
@@ -39,7 +39,7 @@ class Registry(Part):
     def set_global(self, digest: str, now: datetime, *, reason: str, actor: str) -> None:
         """Naming the live one again changes nothing, and writes no history."""
         row = {"digest": digest, "at": micros(now), "reason": reason, "actor": actor}
-        self._database.write(ALL_TENANTS, lambda connection: _set_global(connection, row))
+        self._database.write(ALL_TENANTS, lambda connection: set_live_global(connection, row))
 
     def live_global(self) -> str | None:
         with self._database.reading(NO_TENANT) as connection:
@@ -114,7 +114,8 @@ class Registry(Part):
         self._database.write(tenant, lambda connection: _revoke(connection, tenant, release, values))
 
 
-def _set_global(connection: Connection, row: dict[str, Any]) -> None:
+def set_live_global(connection: Connection, row: dict[str, Any]) -> None:
+    queue_up(connection, "the live global model")
     old = connection.scalar(_LIVE_GLOBAL)
     if old == row["digest"]:
         return

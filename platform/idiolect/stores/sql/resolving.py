@@ -4,6 +4,7 @@
 2. The live versions of domain and person, with whether their release is revoked and which global model it is bound to.
 3. Only for an owner whose live version does not fit: the newest that does.
 4. Only while the tenant has a rollout: which of them this person takes part in (see `rollout_serving`).
+5. Only while a global model is rolled out: whether the person is on it (see `global_serving`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from idiolect.consent import SubjectState
 from idiolect.registry.resolution import POINTER_LIVE, Resolution, ResolvedVersion
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow
+from idiolect.stores.sql.global_serving import under_global_trial
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import STATE_COLUMNS, state_of
 from idiolect.stores.sql.rollout_serving import under_trial
@@ -34,6 +36,7 @@ _STANDING = (
             exists().where(_V.tenant == _TENANT, _V.subject == "", _V.domain == _DOMAIN),
         ).label("domain_known"),
         exists().where(schema.rollout_slots.c.tenant == _TENANT).label("has_rollouts"),
+        exists(select(schema.global_trials.c.rollout)).label("has_global_trial"),
         *STATE_COLUMNS,
     )
     .select_from(_ONE)
@@ -67,7 +70,7 @@ _NEWEST = (
         _R.revoked_at.is_(None),
         _V.withheld.is_(None),
         ~KEY_WITHDRAWN,
-        ~_R.staged,
+        or_(~_R.staged, _V.parent == bindparam("carried_from")),
         _R.global_digest == bindparam("global_digest"),
         or_(_V.subject == "", _V.generation == bindparam("generation")),
     )
@@ -100,9 +103,11 @@ def _resolve(connection: Connection, tenant: str, subject: str | None, domain: s
             user = _fitting(connection, live.get(subject), tenant, subject, "", digest, state.generation)
     withheld = user is None and _is_withheld(live.get(subject or ""))
     found = Resolution(digest, found_domain, user, state, bool(standing.domain_known), withheld)
-    if not (standing.has_rollouts and served and digest is not None):
+    if not served or digest is None:
         return found
-    return under_trial(connection, names, found, {owner: row.seq for owner, row in live.items()})
+    if standing.has_rollouts:
+        found = under_trial(connection, names, found, {owner: row.seq for owner, row in live.items()})
+    return under_global_trial(connection, names, found) if standing.has_global_trial else found
 
 
 def _is_withheld(live: AnyRow | None) -> bool:
@@ -124,14 +129,20 @@ def _fitting(
     digest: str,
     generation: int,
 ) -> ResolvedVersion | None:
+    """Where a new global model is live and the owner's pointer has not followed yet: what the pointer's version was
+    carried to, even if that is still staged."""
     if live is None:
         return None  # without a live pointer nothing was ever published for this owner, or it was erased
     served = live.revoked_at is None and live.withheld is None and not live.key_withdrawn
     fits = served and live.global_digest == digest and (not subject or live.generation == generation)
-    owner = {"tenant": tenant, "subject": subject, "domain": domain}
-    row = (
-        live
-        if fits
-        else connection.execute(_NEWEST, owner | {"global_digest": digest, "generation": generation}).one_or_none()
-    )
+    owner = {"tenant": tenant, "subject": subject, "domain": domain, "generation": generation}
+
+    def newest(global_digest: str, carried_from: str | None) -> AnyRow | None:
+        where = owner | {"global_digest": global_digest, "carried_from": carried_from}
+        return connection.execute(_NEWEST, where).one_or_none()
+
+    before: AnyRow | None = None
+    if live.global_digest != digest:
+        before = live if served else newest(live.global_digest, None)
+    row = live if fits else newest(digest, None if before is None else before.id)
     return None if row is None else ResolvedVersion(row.id, row.release, row.weights_sha256.hex(), row.generation)

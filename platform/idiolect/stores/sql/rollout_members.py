@@ -1,7 +1,8 @@
 """Counting: one bounded row per person while a rollout runs, and sums per arm and step that stay.
 
 Locks are taken in one order: the rollouts (only who enrolls), then members, then tallies. So two writers never wait for
-each other, and nobody is enrolled twice.
+each other, and nobody is enrolled twice. A rollout of a global model is every tenant's, so those who enroll in it wait
+for others of their own tenant only; each tenant has its own sums.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from idiolect.rollouts.outcomes import (
 from idiolect.rollouts.plan import ACTIVE, Rollout
 from idiolect.signals.events import Inference
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import AnyRow, Hold, among, chunks, hold, insert
+from idiolect.stores.sql.engine import AnyRow, Hold, among, chunks, hold, insert, queue_up
+from idiolect.stores.sql.global_trials import running_trial, trial_rollout
 from idiolect.stores.sql.people import tombstoned
 from idiolect.stores.sql.rollout_rows import rollout_of
 
@@ -63,7 +65,17 @@ def observe(connection: Connection, tenant: str, served: Sequence[Served]) -> in
 
 def _active(connection: Connection, tenant: str) -> dict[str, Rollout]:
     query = select(schema.rollouts).where(_O.tenant == tenant, _O.state.in_(ACTIVE)).order_by(_O.id)
-    return {row.id: rollout_of(row) for row in connection.execute(query.with_for_update())}
+    found = {row.id: rollout_of(row) for row in connection.execute(query.with_for_update())}
+    of_a_model = _global_rollout(connection)
+    if of_a_model is not None:
+        queue_up(connection, "enrolling " + tenant)
+        found[of_a_model.id] = of_a_model
+    return found
+
+
+def _global_rollout(connection: Connection) -> Rollout | None:
+    row = running_trial(connection)
+    return trial_rollout(row) if row is not None and row.state in ACTIVE else None
 
 
 def _left_out(connection: Connection, tenant: str, subjects: set[str]) -> set[str]:
@@ -198,8 +210,13 @@ def note_complaint(connection: Connection, tenant: str, subject: str, *, leaves:
 
 def _trials_of(connection: Connection, tenant: str, subject: str) -> list[tuple[AnyRow, Rollout]]:
     rows = connection.execute(_MINE, {"tenant": tenant, "subject": subject}).all()
+    of_a_model = _global_rollout(connection) if rows else None
     found = []
     for row in rows:
+        if of_a_model is not None and row.rollout == of_a_model.id:
+            if row.step == of_a_model.step:
+                found.append((row, of_a_model))
+            continue
         query = select(schema.rollouts).where(_O.tenant == tenant, _O.id == row.rollout, _O.state.in_(ACTIVE))
         active = connection.execute(query).one_or_none()
         if active is not None and active.step == row.step:

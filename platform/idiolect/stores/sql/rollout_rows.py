@@ -11,6 +11,7 @@ from idiolect.errors import ConflictError, InvalidInputError, NotFoundError
 from idiolect.rollouts.plan import ACTIVE, Candidate, Plan, Rollout, Slot
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow
+from idiolect.stores.sql.global_trials import mirror_trial
 from idiolect.stores.sql.tenant_wall import beyond_the_wall
 from idiolect.stores.sql.times import micros, moment
 from idiolect.stores.sql.withheld import KEY_WITHDRAWN
@@ -101,6 +102,9 @@ def write_history(connection: Connection, rollout: Rollout) -> None:
 
 def occupy(connection: Connection, rollout: Rollout) -> None:
     """The slots of an active rollout are its own, of any other free. Raises ConflictError if one is another's."""
+    if rollout.candidate.kind == "global":
+        mirror_trial(connection, rollout)
+        return
     slots = schema.rollout_slots
     mine = (slots.c.tenant == rollout.tenant, slots.c.rollout == rollout.id)
     if rollout.state not in ACTIVE:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
 
-from idiolect.audit import AuditEvent
+from idiolect.audit import INSTALLATION, AuditEvent
 from idiolect.errors import ConflictError, InvalidInputError, PreconditionError
 from idiolect.ids import new_id
 from idiolect.rollouts.assignment import new_salt
@@ -18,9 +18,11 @@ from idiolect.rollouts.plan import ACTIVE, FINAL, Candidate, Plan, Rollout
 from idiolect.rollouts.verdicts import BY_HAND, Evidence, Move, Tally
 from idiolect.stores.rollout_ports import RolloutHistory, RolloutReading
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.audit import append
+from idiolect.stores.sql.audit import append, behind
 from idiolect.stores.sql.engine import CHUNK, Hold, hold
+from idiolect.stores.sql.global_trials import begin_trial, refuse_beside_a_trial, staged_digest, trial_fault
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.registry import set_live_global
 from idiolect.stores.sql.rollout_members import ENROLLED, observe
 from idiolect.stores.sql.rollout_promotion import promote
 from idiolect.stores.sql.rollout_rows import (
@@ -47,38 +49,47 @@ class Rollouts(Part):
         self, tenant: str, candidate: Candidate, plan: Plan, now: datetime, *, reason: str, actor: str, start: bool
     ) -> Rollout:
         plan.check_for(candidate.kind)
+        if (candidate.kind == "global") is not (tenant == INSTALLATION):
+            raise InvalidInputError(
+                "a global model is the installation's to roll out, and anything else a tenant's.",
+                mend="Have the operator start it, or name another candidate.",
+            )
         draft = Rollout(
             new_id(), tenant, candidate, plan, "draft", 0, 0, "not enough data", reason, actor, now, now, ()
         )
-        return self._database.write(tenant, lambda connection: _create(connection, draft, start))
+        return self._database.write(behind(tenant), lambda connection: _create(connection, draft, start))
 
     def rollout(self, tenant: str, rollout_id: str) -> Rollout | None:
-        with self._database.reading(tenant) as connection:
+        with self._database.reading(behind(tenant)) as connection:
             return load(connection, tenant, rollout_id)
 
     def rollouts(self, tenant: str, *, limit: int = 100) -> Sequence[Rollout]:
         query = select(schema.rollouts).where(_O.tenant == tenant).order_by(_O.created_at.desc(), _O.id.desc())
-        with self._database.reading(tenant) as connection:
+        with self._database.reading(behind(tenant)) as connection:
             return [rollout_of(row) for row in connection.execute(query.limit(limit))]
 
     def rollout_history(self, tenant: str, rollout_id: str) -> Sequence[RolloutHistory]:
         query = select(schema.rollout_history).where(_H.tenant == tenant, _H.rollout == rollout_id).order_by(_H.id)
-        with self._database.reading(tenant) as connection:
+        with self._database.reading(behind(tenant)) as connection:
             rows = connection.execute(query).all()
         return [RolloutHistory(row.state, row.step, row.verdict, moment(row.at), row.reason, row.actor) for row in rows]
 
     def active_rollouts(self) -> Sequence[tuple[str, str]]:
         slots = schema.rollout_slots.c
         with self._database.reading(ALL_TENANTS) as connection:
-            found = connection.execute(select(slots.tenant, slots.rollout).distinct())
-            return sorted((tenant, rollout) for tenant, rollout in found)
+            found = {(tenant, rollout) for tenant, rollout in connection.execute(select(slots.tenant, slots.rollout))}
+            found |= {(INSTALLATION, rollout) for rollout in connection.scalars(select(schema.global_trials.c.rollout))}
+        return sorted(found)
 
     def rollout_reading(self, tenant: str, rollout_id: str) -> RolloutReading:
-        with self._database.reading(tenant) as connection:
+        with self._database.reading(behind(tenant)) as connection:
             rollout = loaded(connection, tenant, rollout_id)
-            return RolloutReading(
-                rollout, _evidence(connection, rollout), withdrawn(connection, rollout, _release(connection, rollout))
+            gone = (
+                trial_fault(connection, rollout)
+                if rollout.candidate.kind == "global"
+                else withdrawn(connection, rollout, _release(connection, rollout))
             )
+            return RolloutReading(rollout, _evidence(connection, rollout), gone)
 
     def steer_rollout(
         self,
@@ -94,11 +105,14 @@ class Rollouts(Part):
         if action not in BY_HAND:
             raise InvalidInputError(f"{action[:80]!r} is no action.", mend=f"Use one of {', '.join(BY_HAND)}.")
         return self._database.write(
-            tenant, lambda connection: _steer(connection, tenant, rollout_id, action, now, reason, actor, if_revision)
+            behind(tenant),
+            lambda connection: _steer(connection, tenant, rollout_id, action, now, reason, actor, if_revision),
         )
 
     def move_rollout(self, rollout: Rollout, move: Move, now: datetime, *, actor: str) -> Rollout:
-        return self._database.write(rollout.tenant, lambda connection: _move(connection, rollout, move, now, actor))
+        return self._database.write(
+            behind(rollout.tenant), lambda connection: _move(connection, rollout, move, now, actor)
+        )
 
     def observe_served(self, served: Sequence[Served]) -> int:
         """Not lasting: what a power cut takes away, it takes from both arms alike."""
@@ -115,8 +129,12 @@ class Rollouts(Part):
 
 
 def _create(connection: Connection, draft: Rollout, start: bool) -> Rollout:
-    release, owners = release_of(connection, draft.tenant, draft.candidate)
-    rollout = replace(draft, owners=owners)
+    if draft.candidate.kind == "global":
+        named = Candidate("global", staged_digest(connection, draft.candidate.id))
+        release, rollout = None, replace(draft, candidate=named, owners=(("global", ""),))
+    else:
+        release, owners = release_of(connection, draft.tenant, draft.candidate)
+        rollout = replace(draft, owners=owners)
     connection.execute(schema.rollouts.insert(), row_of(rollout, new_salt(), release))
     write_history(connection, rollout)
     if start:
@@ -128,6 +146,10 @@ def _create(connection: Connection, draft: Rollout, start: bool) -> Rollout:
 def _begin(connection: Connection, rollout: Rollout) -> Rollout:
     """Take the slots, and note who has moved on from when."""
     started = replace(rollout, state="running", revision=rollout.revision + 1)
+    if rollout.candidate.kind == "global":
+        begin_trial(connection, started)
+    elif rollout.candidate.kind != "setting":
+        refuse_beside_a_trial(connection)
     mine = (_O.tenant == rollout.tenant, _O.id == rollout.id)
     connection.execute(update(schema.rollouts).where(*mine).values(fence=newest_seq(connection)))
     save(connection, started)
@@ -187,7 +209,9 @@ def _move(connection: Connection, seen: Rollout, move: Move, now: datetime, acto
         moved_at=rollout.moved_at if same_step else _after(rollout, now),
     )
     promoted = 0
-    if move.promotes:
+    if move.promotes and moved.candidate.kind == "global":
+        _make_live(connection, moved)
+    elif move.promotes:
         release = _release(connection, rollout)
         assert release is not None
         check_release(connection, rollout.tenant, release)
@@ -196,6 +220,20 @@ def _move(connection: Connection, seen: Rollout, move: Move, now: datetime, acto
     if (moved.state, moved.step) != (rollout.state, rollout.step):
         _audit(connection, moved, f"rollout.{moved.state}", promoted, at=now)
     return moved
+
+
+def _make_live(connection: Connection, rollout: Rollout) -> None:
+    """Compare-and-swap: from the model that the others were served by. The pointers of people follow later."""
+    fault = trial_fault(connection, rollout)
+    if fault is not None:
+        raise ConflictError(f"the rollout {rollout.id} can't be completed: {fault}.", mend="Start another one.")
+    row = {
+        "digest": rollout.candidate.id,
+        "at": micros(rollout.moved_at),
+        "reason": f"rollout {rollout.id} completed",
+        "actor": rollout.actor,
+    }
+    set_live_global(connection, row)
 
 
 def _after(rollout: Rollout, now: datetime) -> datetime:
@@ -218,11 +256,16 @@ def _fence(connection: Connection, rollout: Rollout) -> int:
 
 
 def _evidence(connection: Connection, rollout: Rollout) -> Evidence:
-    mine = (_A.tenant == rollout.tenant, _A.rollout == rollout.id, _A.step == rollout.tested_step)
-    rows = connection.execute(select(_A.arm, _A.metric, _A.people, _A.total).where(*mine)).all()
+    """Of a global model: the sums of all tenants, each of which counts by itself."""
+    mine = [_A.rollout == rollout.id, _A.step == rollout.tested_step]
+    if rollout.tenant != INSTALLATION:
+        mine.append(_A.tenant == rollout.tenant)
+    sums = (func.sum(_A.people).label("people"), func.sum(_A.total).label("total"))
+    query = select(_A.arm, _A.metric, *sums).where(*mine).group_by(_A.arm, _A.metric)
+    rows = connection.execute(query).all()
     return Evidence(
-        enrolled={row.arm: row.people for row in rows if row.metric == ENROLLED},
-        tallies={(row.arm, row.metric): Tally(row.people, row.total) for row in rows if row.metric != ENROLLED},
+        enrolled={row.arm: int(row.people) for row in rows if row.metric == ENROLLED},
+        tallies={(row.arm, row.metric): Tally(int(row.people), row.total) for row in rows if row.metric != ENROLLED},
     )
 
 
@@ -236,7 +279,8 @@ def _audit(
 
 def _forget(connection: Connection, limit: int) -> int:
     """Members of rollouts that ended, at most `limit` at a time, so that no write takes long."""
-    ended = select(_O.id).where(_O.tenant == _M.tenant, _O.id == _M.rollout, _O.state.in_(ACTIVE)).exists()
+    own = or_(_O.tenant == _M.tenant, _O.tenant == INSTALLATION)
+    ended = select(_O.id).where(own, _O.id == _M.rollout, _O.state.in_(ACTIVE)).exists()
     found = connection.execute(select(_M.tenant, _M.subject, _M.rollout).where(~ended).limit(limit)).all()
     for tenant, subject, rollout in found:
         mine = (_M.tenant == tenant, _M.subject == subject, _M.rollout == rollout)

@@ -555,7 +555,36 @@ rollout_tallies = Table(
     *_key("arm", "metric"),
     _whole("people"),
     _number("total"),
+    Index("rollout_tallies_by_rollout", "rollout", "step"),
     sqlite_with_rowid=False,
+)
+
+# Of the installation, since a global model is everybody's: what the transactions of every tenant need of the rollout of
+# one. At most one row; see `global_trials`.
+global_trials = Table(
+    "global_trials",
+    metadata,
+    *_key("rollout"),
+    _text("candidate"),
+    _text("base"),  # the model that was live when it began
+    _bytes("salt"),
+    _text("plan"),  # JSON
+    _text("state"),
+    _whole("step"),
+    _number("share"),
+    _whole("moved_at"),
+)
+
+# Global models that were trained and are live for nobody yet. `passage`: what writes adapters of `base` in their basis.
+staged_models = Table(
+    "staged_models",
+    metadata,
+    *_key("digest"),
+    _text("base", nullable=True),
+    _bytes("passage", nullable=True),  # JSON
+    _whole("at"),
+    _text("reason"),
+    _text("actor"),
 )
 
 # Append-only.

@@ -12,6 +12,7 @@ from idiolect.stores.sql.agreement import Agreement
 from idiolect.stores.sql.audit import Audit
 from idiolect.stores.sql.feedback import Feedback
 from idiolect.stores.sql.garbage import GarbageCollecting
+from idiolect.stores.sql.global_rollouts import GlobalRollouts
 from idiolect.stores.sql.idempotency import Idempotency
 from idiolect.stores.sql.imports import Imports
 from idiolect.stores.sql.key_binding import KeyBinding
@@ -38,7 +39,9 @@ from idiolect.stores.sql.upstreams import Upstreams
 from idiolect.stores.sql.withheld import Withholding
 
 
-class _Administration(Audit, Pointers, Withholding, Lineages, GarbageCollecting, Rollouts, Recovering, Snapshots):
+class _Administration(
+    Audit, Pointers, Withholding, Lineages, GarbageCollecting, Rollouts, GlobalRollouts, Recovering, Snapshots
+):
     """What admins ask."""
 
 

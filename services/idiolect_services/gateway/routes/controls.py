@@ -44,7 +44,7 @@ from idiolect_services.gateway.schemas.controls import (
     ResetReceipt,
     ResetRequest,
 )
-from idiolect_services.scorer import STORE_TROUBLE
+from idiolect_services.scorer import STORE_TROUBLE, Scorer
 from idiolect_services.spent import delta_for_person
 
 _ETAG = re.compile(r'"(\d{1,18})"')
@@ -187,7 +187,8 @@ class ControlRoutes:
 
     def _explain(self, tenant: str, subject: str) -> dict[str, Any]:
         settings = self._services.settings
-        resolution = self._store.resolve(tenant, subject, None)
+        found = self._store.resolve(tenant, subject, None)
+        scorer, resolution = self._services.live.models.serving(found)
         state = resolution.state or SubjectState(subject)
         now = self._services.clock.now()
         deltas = [delta_for_person(self._store, settings, tenant, unit, subject) for unit in UNITS]
@@ -195,16 +196,19 @@ class ControlRoutes:
         accounts = [self._store.account(tenant, b.unit, subject, since=b.since(now)) for b in budgets]
         return {
             "state": _state_json(state),
-            "adapter": None if resolution.user is None else self._explain_adapter(tenant, subject, resolution.user),
+            "adapter": None
+            if resolution.user is None
+            else self._explain_adapter(tenant, subject, resolution.user, scorer),
             "spent": [_spent(account, budget) for account, budget in zip(accounts, budgets, strict=True)],
         }
 
-    def _explain_adapter(self, tenant: str, subject: str, version: ResolvedVersion) -> dict[str, Any] | None:
+    def _explain_adapter(
+        self, tenant: str, subject: str, version: ResolvedVersion, scorer: Scorer
+    ) -> dict[str, Any] | None:
         stored = self._store.version(tenant, version.id)
         if stored is None:
             return None
         try:
-            scorer = self._services.live.current
             weights = scorer.bank.weights(Owner(tenant, "user", subject), version)
             norm = float(np.sqrt((weights * weights).sum()))
             directions = Directions.of(scorer.model).of_person(weights, stored.template)

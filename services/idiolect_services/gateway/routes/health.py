@@ -30,6 +30,9 @@ class Readiness(Health):
     model: Literal["outdated"] | None = Field(
         None, description="Sent if the live global model can't be loaded: the one before goes on serving."
     )
+    candidate: Literal["missing"] | None = Field(
+        None, description="Sent if the global model that is being rolled out can't be loaded: the live one serves all."
+    )
 
 
 class HealthRoutes:
@@ -50,9 +53,10 @@ class HealthRoutes:
     async def readyz(self, _request: Request) -> Response:
         """503 if the store can't be reached: what is served then is the global ranking only."""
         await self._gateway.lanes.control.run(self._gateway.services.store.check)
-        if self._live.outdated is None:
-            return Response(_OK, media_type="application/json")
-        return Response(to_json({"status": "ok", "model": "outdated"}), media_type="application/json")
+        trouble = {} if self._live.outdated is None else {"model": "outdated"}
+        trouble |= {} if self._live.candidate_missing is None else {"candidate": "missing"}
+        body = to_json({"status": "ok"} | trouble) if trouble else _OK
+        return Response(body, media_type="application/json")
 
     async def metrics(self, request: Request) -> Response:
         """They are of all tenants together, so no tenant's key opens them, whatever its scopes."""
@@ -73,6 +77,7 @@ class HealthRoutes:
             model_switches=self._live.switches,
             model_outdated=self._live.outdated is not None,
             models_draining=self._live.draining,
+            candidate_missing=self._live.candidate_missing is not None,
             quarantined=scorer.quarantine.count,
             active_rollouts=await self._active_rollouts(),
         )

@@ -40,6 +40,7 @@ from idiolect_services.gateway.schemas.ranking import (
     ScoreTexts,
     text_of,
 )
+from idiolect_services.models import Models
 from idiolect_services.scorer import STORE_TROUBLE, Scorer, ScoreRequest, ScoreResult, Under
 
 DEFAULT_DOMAIN = "default"
@@ -69,11 +70,13 @@ class Draft:
 class Computed:
     """What the model gave for a request: of the bare model, and by key of what else its texts were read under."""
 
+    read_by: Scorer
     bare_NW: Features
     under: Under
 
 
 Render = Callable[[Scored], Draft]
+ToRead = tuple[Scorer, Sequence[Stacked]]  # by which model, and under what beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,66 +161,68 @@ class RankingRoutes:
     async def _serve(self, request: Request, ask: ScoreRequest, render: Render) -> Response:
         """On one model from the beginning to the end, also if another one takes over meanwhile."""
         call = Call(request, ask, render, _seconds(request, self._services.settings.compute_seconds))
-        with self._services.live.lease() as scorer:
-            return await self._serve_on(scorer, call)
+        with self._services.live.lease() as models:
+            return await self._serve_on(models, call)
 
-    async def _serve_on(self, scorer: Scorer, call: Call) -> Response:
+    async def _serve_on(self, models: Models, call: Call) -> Response:
         gate, ask = self._gateway.gate, call.ask
         computed: Computed | None = None
         for _ in range(FENCE_TRIES):
             ticket = gate.ticket()
-            scored = self._at_once(scorer, ask)
+            scored = self._at_once(models, ask)
             if scored is None:
-                tried = await self._gateway.lanes.serving.run(self._try, scorer, ask, computed)
+                tried = await self._gateway.lanes.serving.run(self._try, models, ask, computed)
                 if isinstance(tried, Scored):
                     scored = tried
                 else:
-                    computed = await self._computed(scorer, call, tried)
+                    computed = await self._computed(*tried, call)
                     ticket = gate.ticket()
-                    scored = await self._gateway.lanes.serving.run(self._score, scorer, ask, computed)
+                    scored = await self._gateway.lanes.serving.run(self._score, models, ask, computed)
             response = await self._recorded(call.render, scored)
             if response is not None and await self._gateway.fence.admits(ticket, _claim(ask, scored)):
                 return self._counted(response, scored)
-        return await self._without_person(scorer, call, computed)
+        return await self._without_person(models.live, call, computed)
 
     def _counted(self, response: Response, scored: Scored) -> Response:
         self._gateway.metrics.personalized(scored.result.personalization.reason)
         return response
 
-    async def _computed(self, scorer: Scorer, call: Call, stacks: Sequence[Stacked]) -> Computed:
+    async def _computed(self, scorer: Scorer, stacks: Sequence[Stacked], call: Call) -> Computed:
         ask = call.ask
         waiting = self._gateway.batcher.features(
             scorer.features, ask.tenant, ask.pairs, ask.subject, call.seconds, stacks
         )
         rows_NW = await while_present(call.request, waiting)
         bare_NW, *others = np.split(rows_NW, 1 + len(stacks))
-        return Computed(bare_NW, {stack.key: part for stack, part in zip(stacks, others, strict=True)})
+        return Computed(scorer, bare_NW, {stack.key: part for stack, part in zip(stacks, others, strict=True)})
 
-    def _at_once(self, scorer: Scorer, ask: ScoreRequest) -> Scored | None:
+    def _at_once(self, models: Models, ask: ScoreRequest) -> Scored | None:
         """On the event loop: whatever needs neither the model nor a load, while the store answers fast."""
         pace = self._gateway.pace
         if not pace.allows(len(ask.pairs)):
             return None
         before = time.perf_counter()
         began = self._services.clock.now()
-        result = scorer.try_score(ask, resident=True)
+        result = models.try_score(ask, resident=True)
         pace.took(time.perf_counter() - before)
-        return None if result is None else Scored(result, began, scorer.model)
+        return None if result is None else Scored(result, began, models.model_of(result))
 
-    def _try(self, scorer: Scorer, ask: ScoreRequest, computed: Computed | None) -> Scored | Sequence[Stacked]:
-        """On a serving thread. If the model has to run first: what it has to read the texts under, beside itself."""
+    def _try(self, models: Models, ask: ScoreRequest, computed: Computed | None) -> Scored | ToRead:
+        """On a serving thread. If the model has to run first: which, and what it has to read the texts under."""
         if computed is not None:
-            return self._score(scorer, ask, computed)
+            return self._score(models, ask, computed)
         began = self._services.clock.now()
-        result = scorer.try_score(ask)
-        return scorer.loras_of(ask) if result is None else Scored(result, began, scorer.model)
+        result = models.try_score(ask)
+        return models.to_read(ask) if result is None else Scored(result, began, models.model_of(result))
 
-    def _score(self, scorer: Scorer, ask: ScoreRequest, computed: Computed) -> Scored:
+    def _score(self, models: Models, ask: ScoreRequest, computed: Computed) -> Scored:
         began = self._services.clock.now()
-        return Scored(scorer.score(ask, computed.bare_NW, computed.under), began, scorer.model)
+        result = models.score(computed.read_by, ask, computed.bare_NW, computed.under)
+        return Scored(result, began, models.model_of(result))
 
     async def _without_person(self, scorer: Scorer, call: Call, before: Computed | None) -> Response:
-        computed = await self._computed(scorer, call, ()) if before is None else before
+        known = before is not None and before.read_by is scorer
+        computed = before if before is not None and known else await self._computed(scorer, (), call)
 
         def score() -> Scored:
             began = self._services.clock.now()

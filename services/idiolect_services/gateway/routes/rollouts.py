@@ -1,9 +1,13 @@
-"""Rollouts: reading needs the scope `registry`, changing anything `admin`."""
+"""Rollouts: reading needs the scope `registry`, changing anything `admin`.
+
+Those of a global model are the installation's, since they reach the people of all tenants. Keys of the operator's
+tenant (IDIOLECT_OPERATOR_TENANT) act for it as well; to everybody else they do not exist.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -11,9 +15,11 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from idiolect.errors import PreconditionError
+from idiolect.audit import INSTALLATION
+from idiolect.errors import NotFoundError, PreconditionError
+from idiolect.rollouts.plan import Rollout
 from idiolect.rollouts.verdicts import BY_HAND
-from idiolect.tenancy import Scope
+from idiolect.tenancy import Caller, Scope
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
 from idiolect_services.gateway.openapi import Documented
@@ -57,16 +63,35 @@ class RolloutRoutes:
 
     async def list(self, request: Request, limit: Limit = 50) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        found = await self._gateway.lanes.control.run(self._store.rollouts, caller.tenant, limit=limit)
+        found = await self._gateway.lanes.control.run(self._list, self._owners(caller), limit)
         return _json({"rollouts": [state_of(rollout) for rollout in found]})
+
+    def _owners(self, caller: Caller) -> Sequence[str]:
+        """For whom the caller may act."""
+        operates = caller.tenant == self._services.settings.operator_tenant
+        return (caller.tenant, INSTALLATION) if operates else (caller.tenant,)
+
+    def _list(self, owners: Sequence[str], limit: int) -> Sequence[Rollout]:
+        found = [rollout for owner in owners for rollout in self._store.rollouts(owner, limit=limit)]
+        return sorted(found, key=lambda rollout: (rollout.created_at, rollout.id), reverse=True)[:limit]
+
+    def _owner(self, owners: Sequence[str], rollout_id: str) -> str:
+        """Whose it is; the caller's own, where it does not exist."""
+        return next((owner for owner in owners if self._store.rollout(owner, rollout_id) is not None), owners[0])
 
     async def create(self, request: Request) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
         wanted = validated(RolloutRequest, await read_object(request, self._services.settings.max_body_bytes))
+        candidate, owners = wanted.candidate.candidate(), self._owners(caller)
+        if candidate.kind == "global" and INSTALLATION not in owners:
+            raise NotFoundError(
+                f"there is no staged global model {candidate.id[:80]!r}.",
+                mend="Global models are the operator's: see IDIOLECT_OPERATOR_TENANT.",
+            )
         created = await self._gateway.lanes.control.run(
             self._store.create_rollout,
-            caller.tenant,
-            wanted.candidate.candidate(),
+            owners[-1] if candidate.kind == "global" else caller.tenant,
+            candidate,
             wanted.plan(),
             self._services.clock.now(),
             reason=wanted.reason,
@@ -77,17 +102,21 @@ class RolloutRoutes:
 
     async def show(self, request: Request, rollout_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        detail = await self._gateway.lanes.control.run(detail_of, self._store, caller.tenant, decoded(rollout_id))
+        detail = await self._gateway.lanes.control.run(self._detail, self._owners(caller), decoded(rollout_id))
         return _json(detail, revision=detail["revision"])
+
+    def _detail(self, owners: Sequence[str], rollout_id: str) -> dict[str, Any]:
+        return detail_of(self._store, self._owner(owners, rollout_id), rollout_id)
 
     def _steering(self, action: str) -> Callable[[Request, str], Awaitable[Response]]:
         async def steer(request: Request, rollout_id: str) -> Response:
             caller = await self._gateway.authorise(request, Scope.ADMIN)
             wanted = validated(SteerRequest, await read_object(request, self._services.settings.max_body_bytes))
-            moved = await self._gateway.lanes.control.run(
+            control, owners, rollout = self._gateway.lanes.control, self._owners(caller), decoded(rollout_id)
+            moved = await control.run(
                 self._store.steer_rollout,
-                caller.tenant,
-                decoded(rollout_id),
+                await control.run(self._owner, owners, rollout),
+                rollout,
                 action,
                 self._services.clock.now(),
                 reason=wanted.reason,

@@ -118,8 +118,8 @@ class UploadRoutes:
         return await lane.run(self._work, asked, wanted.weights)
 
     def _work(self, asked: Registration, weights: str) -> Response:
-        with self._services.live.lease() as scorer:
-            engine = scorer.bank.engine
+        with self._services.live.lease() as models:
+            engine = models.live.bank.engine
             if engine is None:
                 raise ConflictError("this server serves no LoRAs of inner layers.", code="not_served_here")
             registrar = Registrar(self._services.store, engine, self._services.signer, self._services.clock)

@@ -55,6 +55,11 @@ class PersonalizationBlock(ResponseModel):
     domain: str | None = Field(description="Version id of the domain adapter that took part, if any.")
     adapter: str | None = Field(description="Version id of the person's adapter that took part, if any.")
     generation: int | None = Field(description="The person's generation: every reset and opt-out raises it.")
+    candidate_missing: str | None = Field(
+        None,
+        description="Sent if the person is on another global model, which is being rolled out and which this server "
+        "has not loaded (yet): its digest. The live one answered.",
+    )
 
 
 class FieldProblem(ResponseModel):

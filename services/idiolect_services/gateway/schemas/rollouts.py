@@ -20,8 +20,12 @@ class OwnRequest(RequestModel):
 
 
 class CandidateFields(OwnRequest):
-    kind: Literal["version", "release", "setting"]
-    id: PlainText = Field("", max_length=200, description="Of a domain's version, or of a release.")
+    kind: Literal["version", "release", "setting", "global"]
+    id: PlainText = Field(
+        "",
+        max_length=200,
+        description="Of a domain's version, or of a release; or the digest of a staged global model, or `latest`.",
+    )
     strength: float | None = Field(None, description="Of a setting: multiplies the person's own; 0 is off.")
 
     def candidate(self) -> Candidate:
@@ -84,7 +88,7 @@ class PlanState(ResponseModel):
 class RolloutState(ResponseModel):
     id: str
     candidate: CandidateState
-    covers: list[str] = Field(description="`user`, `setting`, or `domain:NAME`.")
+    covers: list[str] = Field(description="`user`, `setting`, `domain:NAME`, or `global`: everybody.")
     plan: PlanState
     state: State
     step: int = Field(description="From 1.")
