@@ -49,7 +49,7 @@ def pseudonym(tenant_key: bytes, subject_id: str) -> str:
 
     32 hex characters of HMAC-SHA256: collisions need about 2^64 people in one tenant.
     """
-    return hmac.new(tenant_key, check_subject_id(subject_id).encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(tenant_key, check_subject_id(subject_id).encode(), "sha256").hex()[:32]
 
 
 def sha256_hex(data: bytes) -> str:
@@ -58,4 +58,4 @@ def sha256_hex(data: bytes) -> str:
 
 def text_digest(text: str) -> str:
     """The identity of a text: sha256 of its UTF-8 bytes, in hex."""
-    return sha256_hex(text.encode("utf-8", "surrogatepass"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -73,15 +73,17 @@ class SubjectKey:
 
     def reference(self, digest: bytes) -> bytes:
         """32 bytes that stand for a text of this person. Unlike a digest they can't be tried out with guesses."""
-        return hashlib.blake2b(digest, key=self._reference_key, digest_size=32).digest()
+        keyed = self._keyed.copy()  # which is half of the work
+        keyed.update(digest)
+        return keyed.digest()
 
     @cached_property
     def _cipher(self) -> AESGCM:
         return AESGCM(self.secret[: SECRET_BYTES // 2])
 
     @cached_property
-    def _reference_key(self) -> bytes:
-        return self.secret[SECRET_BYTES // 2 :]
+    def _keyed(self) -> hashlib.blake2b:
+        return hashlib.blake2b(key=self.secret[SECRET_BYTES // 2 :], digest_size=32)
 
     @cached_property
     def _owner(self) -> bytes:

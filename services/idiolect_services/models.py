@@ -7,7 +7,7 @@ not verify, a store that is gone) the live model answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -76,6 +76,12 @@ class Models:
         if self.candidate is None:
             return self.live.try_score(request, resident=resident)
         return self._by_the_chosen(request, lambda scorer: scorer.try_score(request, resident=resident))
+
+    def trying(self, request: ScoreRequest, *, resident: bool = False) -> Generator[None, None, ScoreResult | None]:
+        """`try_score` in stages, as `Scorer.trying`; in one while there is a candidate."""
+        if self.candidate is None:
+            return (yield from self.live.trying(request, resident=resident))
+        return self.try_score(request, resident=resident)
 
     def to_read(self, request: ScoreRequest) -> tuple[Scorer, tuple[LoraStack, ...]]:
         """By which model the request's texts are to be read, and as `Scorer.loras_of`."""

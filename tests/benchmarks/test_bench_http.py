@@ -14,6 +14,7 @@ from idiolect_services.bench.http_bench import (
     P50,
     RATE,
     RATIO,
+    UNCONFIRMED,
     Window,
     Windows,
     encoded,
@@ -36,7 +37,7 @@ def test_the_whole_benchmark_runs_and_leaves_nothing_behind(tmp_path: Path, capf
     for one in measured.values():
         assert one.low is not None
         assert one.high is not None
-        assert 0 < one.low <= one.value <= one.high
+        assert (0 if one.metric == UNCONFIRMED else 1e-9) <= one.low <= one.value <= one.high
     assert measured[RATE].ratio == measured[RATIO].value
     assert measured[RATE].peer_value is not None
     assert list(root.iterdir()) == []
@@ -55,26 +56,28 @@ def test_the_served_home_never_uses_the_database_of_the_real_installation(
 
 def test_ratios_are_medians_over_pairs_of_windows_not_quotients_of_medians() -> None:
     pairs = [
-        (Window(10, 5.0, 9.0), Window(100, 1.0, 2.0)),
+        (Window(10, 5.0, 9.0, 0.01), Window(100, 1.0, 2.0)),
         (Window(40, 2.0, 4.0), Window(50, 1.0, 2.0)),
-        (Window(30, 3.0, 6.0), Window(60, 1.5, 3.0)),
+        (Window(30, 3.0, 6.0, 0.002), Window(60, 1.5, 3.0)),
     ]
     measured = {one.metric: one for one in summary(pairs)}
     assert (measured[RATIO].value, measured[RATIO].low, measured[RATIO].high) == (0.5, 0.1, 0.8)
     rate = measured[RATE]
     assert (rate.value, rate.low, rate.high, rate.peer_value, rate.ratio) == (30, 10, 40, 60, 0.5)
     assert (measured[P50].value, measured[P50].ratio) == (3.0, 2.0)
+    share = measured[UNCONFIRMED]
+    assert (share.value, share.low, share.high, share.peer) == (0.002, 0.0, 0.01, None)
 
 
 def test_quantiles_of_a_window_are_those_of_its_latencies() -> None:
-    outcome = {"problem": None, "seconds": 2.0, "latencies": [index / 1000 for index in range(100)]}
-    assert window_of(outcome) == Window(50.0, pytest.approx(50.0), pytest.approx(99.0))
+    outcome = {"problem": None, "seconds": 2.0, "latencies": [index / 1000 for index in range(100)], "unconfirmed": 25}
+    assert window_of(outcome) == Window(50.0, pytest.approx(50.0), pytest.approx(99.0), 0.2)
 
 
 @pytest.mark.parametrize("outcome", [{"problem": "it broke", "latencies": [1.0]}, {"problem": None, "latencies": []}])
 def test_a_failed_window_is_an_error_and_no_figure(outcome: dict[str, object]) -> None:
     with pytest.raises(UnavailableError, match="window of load failed"):
-        window_of({"seconds": 1.0, **outcome})
+        window_of({"seconds": 1.0, "unconfirmed": 1, **outcome})
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,13 @@ def test_good_answers_are_counted_one_by_one_until_the_time_is_over() -> None:
     assert outcome["problem"] is None
     assert 0.2 <= outcome["seconds"] < 5  # type: ignore[operator]
     assert len(outcome["latencies"]) > 10  # type: ignore[arg-type]
+
+
+def test_what_a_busy_server_could_not_confirm_is_counted_apart() -> None:
+    refused = GOOD.replace(PROOF, b'"reason":"unconfirmed"').replace(b"Length: 16", b"Length: 24")
+    outcome = window_against(answering(refused))
+    assert (outcome["problem"], outcome["latencies"]) == (None, [])
+    assert outcome["unconfirmed"] > 10  # type: ignore[operator]
 
 
 def test_an_answer_may_arrive_in_pieces() -> None:

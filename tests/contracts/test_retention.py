@@ -57,6 +57,35 @@ def test_texts_that_were_shown_to_nobody_in_particular_go_too(store: SqlStore) -
     assert rows(store, "texts") == [2]
 
 
+def test_a_text_stays_as_long_as_one_inference_of_its_hour_shows_it(store: SqlStore) -> None:
+    shown(store, "i1", texts=("q", "a", "b"), minutes=1)
+    shown(store, "i2", texts=("q", "a", "c"), minutes=2)
+    shown(store, "i3", texts=("q", "a", "d"), minutes=61)
+    assert sweep(store, 2) == Swept(inferences=1, texts=1)  # b
+    assert rows(store, "inference_texts") == [3 + 3]
+    assert sweep(store, 3) == Swept(inferences=1, texts=1)  # c; the others were shown in the next hour
+    assert rows(store, "inference_texts") == [3]
+    assert sweep(store, 62) == Swept(inferences=1, texts=3)
+    assert rows(store, "texts", "inference_texts") == [0, 0]
+
+
+def test_a_sweep_that_stops_within_an_hour_leaves_the_texts_of_what_is_left(store: SqlStore) -> None:
+    for number in range(INFERENCES + 1):
+        shown(store, f"i{number}", texts=("q", f"a{number}", "last"), minutes=number / 100)
+    once = iter([True, False])
+    first = store.sweep(TENANT, at(50), at(60), actor="retention", goes_on=lambda: next(once))
+    assert (first.inferences, first.texts) == (INFERENCES, INFERENCES)
+    assert rows(store, "texts", "inference_texts") == [3, 3]
+    assert sweep(store, 50) == Swept(inferences=1, texts=3)
+
+
+def test_what_is_shown_again_after_its_hour_was_swept_is_kept_again(store: SqlStore) -> None:
+    shown(store, "i1", minutes=1)
+    assert sweep(store, 2).texts == 4
+    shown(store, "i2", minutes=3)  # of the same hour
+    assert rows(store, "texts", "inference_texts") == [4, 4]
+
+
 def test_feedback_that_came_late_does_not_keep_its_texts(store: SqlStore) -> None:
     opt_in(store, "ann")
     seen = shown(store, "i1", "ann", minutes=1)

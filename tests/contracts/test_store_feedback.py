@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 from store_samples import OPTED_IN, TENANT, at, dataset, give_feedback, opt_in, pairs, shown, signal
 
 from idiolect.consent import ConsentChange
 from idiolect.errors import ConflictError, ConsentError, InvalidInputError, NotFoundError
-from idiolect.ids import text_digest
+from idiolect.ids import new_id, text_digest
 from idiolect.resets.plan import plan_reset
 from idiolect.signals.comparison import Item
-from idiolect.stores.ports import Store
+from idiolect.signals.events import Inference
+from idiolect.stores.ports import ShownInference, Store
+from idiolect.stores.sql import SqlStore, schema
 from idiolect.stores.sql.feedback import MAX_FEEDBACK_COMPARISONS
+from idiolect.subject_keys import signals_in
 
 
 def test_an_inference_comes_back_as_it_was_recorded(store: Store) -> None:
@@ -47,6 +52,67 @@ def test_texts_that_are_known_need_not_be_sent_again(store: Store) -> None:
     again = replace(shown(store), id="i2")
     store.record_inference(TENANT, again, [])
     assert store.inference(TENANT, "i2") == again
+
+
+def at_once(store: Store, inference_id: str, subject: str | None = "ann", **changes: Any) -> Any:
+    query, document = text_digest("q"), text_digest("a")
+    inference = Inference(inference_id, subject, "chat", query, (document,), (0,), at(1))
+    return store.record_at_once([ShownInference(TENANT, replace(inference, **changes), ("q", "a"))])
+
+
+def test_what_waits_for_nothing_is_recorded_at_once_where_the_store_is_embedded(store: Store) -> None:
+    shown(store)  # the person has a key
+    if not store.embedded:
+        assert at_once(store, "i2") is None
+        assert store.inference(TENANT, "i2") is None
+        return
+    assert at_once(store, "i2") == ["recorded"]
+    assert at_once(store, "i3", None) == ["recorded"]
+    for name, subject in (("i2", "ann"), ("i3", None)):
+        found = store.inference(TENANT, name)
+        assert found is not None
+        assert found.subject == subject
+    assert at_once(store, "i2") == ["recorded"]
+    (differs,) = at_once(store, "i2", shown=(1,))
+    assert isinstance(differs, ConflictError)
+    (bad,) = at_once(store, "i4", query="no digest")
+    assert isinstance(bad, InvalidInputError)
+    opt_in(store, "ann")
+    store.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(5))
+    assert at_once(store, "i5") == ["outdated"]
+
+
+def test_what_has_to_wait_for_a_new_key_or_another_writer_is_not_recorded_at_once(store: SqlStore) -> None:
+    newcomer = new_id()
+    assert at_once(store, "i1", newcomer) is None
+    assert store._database.keys().find(TENANT, {(newcomer, signals_in("chat"))}) == {}
+    shown(store, "i2")
+    with store._database._turn:
+        assert at_once(store, "i3") is None
+    if store.embedded:
+        with store._database.engine.execution_options(idiolect_write=True).begin():  # as another process would
+            assert at_once(store, "i3") is None
+    assert store.inference(TENANT, "i3") is None
+
+
+def links(store: SqlStore) -> int:
+    with store._database.reading(TENANT) as connection:
+        return connection.scalar(select(func.count()).select_from(schema.inference_texts)) or 0
+
+
+def test_a_person_who_is_shown_the_same_again_adds_one_row(store: SqlStore) -> None:
+    shown(store, "i1", minutes=1)
+    before = links(store)
+    shown(store, "i2", minutes=2)
+    shown(store, "i3", texts=("q", "c", "a"), minutes=3)
+    assert links(store) == before
+    shown(store, "i4", minutes=65)  # another hour, of which each has its own
+    assert links(store) == 2 * before
+    shown(store, "i5", "bob", minutes=66)
+    shown(store, "i6", domain="voice", minutes=66)
+    assert links(store) == 4 * before
+    for number in range(1, 7):
+        assert store.inference(TENANT, f"i{number}") is not None
 
 
 def test_something_that_is_not_a_digest_is_refused(store: Store) -> None:

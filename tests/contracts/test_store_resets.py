@@ -175,6 +175,20 @@ def test_texts_of_feedback_that_fell_out_of_its_bound_go_too(store: SqlStore, mo
         assert connection.execute(select(schema.inference_texts)).all() == []
 
 
+def test_a_reset_of_one_domain_leaves_the_texts_of_the_others(store: Store) -> None:
+    opt_in(store, "ann", "bob")
+    for number, (person, domain) in enumerate((("ann", "chat"), ("ann", "voice"), ("bob", "chat"))):
+        shown(store, f"i{number}", person, domain=domain)
+    with store._database.reading(ALL_TENANTS) as connection:
+        before = connection.scalar(select(func.count()).select_from(schema.inference_texts)) or 0
+    store.apply_reset(TENANT, "ann", "x1", plan_reset("feedback", "chat"), at(5))
+    with store._database.reading(ALL_TENANTS) as connection:
+        for table in (schema.inference_texts, schema.texts):
+            assert 3 * (connection.scalar(select(func.count()).select_from(table)) or 0) == 2 * before
+    assert store.inference(TENANT, "i0") is None
+    assert store.inference(TENANT, "i1") is not None
+
+
 def test_the_same_reset_again_returns_its_record_and_changes_nothing(store: SqlStore) -> None:
     fill(store)
     first = reset(store)

@@ -144,6 +144,7 @@ def test_the_checker_sees_a_gate_that_is_left_open(world: World, monkeypatch: py
         return outcomes
 
     monkeypatch.setattr(world.store, "record_inferences", dawdle)
+    monkeypatch.setattr(world.store, "record_at_once", lambda _shown: None)  # nothing can come in between there
     monkeypatch.setattr(type(world.app.state.gateway.gate), "admits", lambda *_: True)
     monkeypatch.setattr("idiolect_services.gateway.fencing.may_leave", lambda *_: True)
     found, _ = run_storm(world, resets=8)

@@ -13,11 +13,12 @@ from serving_world import World
 
 from idiolect.errors import ConflictError, IdiolectError, InvalidInputError, UnavailableError
 from idiolect.ids import new_id, text_digest
+from idiolect.resets.plan import plan_reset
 from idiolect.signals.events import Inference
 from idiolect.stores.ports import RecordOutcome, ShownInference
 from idiolect_services.gateway import recorder as recorder_module
-from idiolect_services.gateway.pace import MOST_TEXTS, REST_SECONDS, SLOW_SECONDS, Pace
-from idiolect_services.gateway.recorder import InferenceRecorder
+from idiolect_services.gateway.pace import MOST_TEXTS, RESTS, SLOW_SECONDS, Pace
+from idiolect_services.gateway.recorder import AT_ONCE_IN_A_ROW, InferenceRecorder
 
 
 def shown(number: int = 0, *, texts: Sequence[str] = ("q", "a"), tenant: str = "acme", **fields: Any) -> ShownInference:
@@ -155,20 +156,197 @@ def test_feedback_finds_the_inference_as_soon_as_its_answer_is_there(world: Worl
         assert api.post("/v1/feedback", signal).status_code == 202
 
 
-def test_after_a_slow_answer_the_event_loop_is_spared_for_a_while() -> None:
-    now = [0.0]
-    pace = Pace(embedded=True, monotonic=lambda: now[0])
+class Hour:
+    """A clock, and how often the thread has waited."""
+
+    def __init__(self) -> None:
+        self.now, self.waits = 0.0, 0
+
+    def pace(self, *, embedded: bool = True) -> Pace:
+        return Pace(embedded=embedded, monotonic=lambda: self.now, waits=lambda: self.waits)
+
+    def answer(self, pace: Pace, seconds: float, *, waits: bool = True) -> None:
+        began = pace.begins()
+        self.now += seconds
+        self.waits += waits
+        pace.ends(began)
+
+
+def test_after_a_slow_answer_the_event_loop_is_spared_for_the_longer_the_slower_it_was() -> None:
+    hour = Hour()
+    pace = hour.pace()
     assert pace.allows(MOST_TEXTS)
     assert not pace.allows(MOST_TEXTS + 1)
-    pace.took(SLOW_SECONDS / 2)
+    assert not hour.pace(embedded=False).allows(1)
+    for seconds in (2 * SLOW_SECONDS, 8 * SLOW_SECONDS):
+        hour.answer(pace, SLOW_SECONDS / 2)
+        assert pace.allows(1)
+        hour.answer(pace, seconds)
+        hour.now += 0.9 * RESTS * seconds
+        assert not pace.allows(1)
+        hour.now += 0.2 * RESTS * seconds
+        assert pace.allows(1)
+
+
+def test_a_pause_that_the_system_made_says_nothing_of_the_store() -> None:
+    hour = Hour()
+    pace = hour.pace()
+    hour.answer(pace, 100 * SLOW_SECONDS, waits=False)
     assert pace.allows(1)
-    pace.took(SLOW_SECONDS * 2)
+
+
+def test_a_thread_that_waits_is_seen_to() -> None:
+    pace = Pace(embedded=True)
+    began = pace.begins()
+    threading.Event().wait(2 * SLOW_SECONDS)
+    pace.ends(began)
     assert not pace.allows(1)
-    now[0] += REST_SECONDS
-    assert pace.allows(1)
-    assert not Pace(embedded=False).allows(1)
 
 
+class AtOnceStore(SlowStore):
+    """Also writes at once, as long as nobody else is at work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on.set()
+        self.busy = False
+
+    def record_at_once(self, shown: Sequence[ShownInference]) -> Sequence[RecordOutcome] | None:
+        if self.error is not None:
+            raise self.error
+        return None if self.busy else ["recorded"] * len(shown)
+
+
+def at_once(store: AtOnceStore) -> InferenceRecorder:
+    return InferenceRecorder(store, pace=Hour().pace())  # type: ignore[arg-type]
+
+
+def test_where_nothing_has_to_be_waited_for_a_group_is_written_at_once() -> None:
+    store = AtOnceStore()
+    recorder = at_once(store)
+    assert recorder.record_at_once([shown(), shown()]) == ["recorded"] * 2
+    assert store.groups == []
+    store.busy = True
+    assert recorder.record_at_once([shown()]) is None
+    assert InferenceRecorder(store).record_at_once([shown()]) is None  # type: ignore[arg-type]
+
+
+def test_of_many_groups_one_goes_through_the_thread_which_moves_the_log() -> None:
+    store = AtOnceStore()
+    recorder = at_once(store)
+    for _ in range(2):
+        for _ in range(AT_ONCE_IN_A_ROW):
+            assert recorder.record_at_once([shown()]) == ["recorded"]
+        assert recorder.record_at_once([shown()]) is None
+        assert asyncio.run(recorder.record(shown())) == "recorded"
+        settle(recorder)
+    assert store.groups == [1, 1]
+    recorder.close()
+
+
+def test_while_the_thread_writes_nothing_overtakes_it() -> None:
+    store = AtOnceStore()
+    store.go_on.clear()
+    recorder = at_once(store)
+
+    async def scenario() -> None:
+        tasks = await started(recorder, store, 1)
+        assert recorder.record_at_once([shown()]) is None
+        store.go_on.set()
+        assert await asyncio.gather(*tasks) == ["recorded"]
+
+    asyncio.run(scenario())
+    recorder.close()
+    assert recorder.record_at_once([shown()]) == ["recorded"]
+
+
+@pytest.mark.parametrize("error", [UnavailableError("down."), ZeroDivisionError("a bug")])
+def test_a_group_that_fails_at_once_tells_everyone_in_it(error: Exception) -> None:
+    store = AtOnceStore()
+    store.error = error
+    outcomes = at_once(store).record_at_once([shown(), shown()])
+    assert outcomes is not None
+    assert [isinstance(outcome, IdiolectError) for outcome in outcomes] == [True, True]
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is just now, the loop is never spared."""
+    monkeypatch.setattr(Pace, "ends", lambda _pace, _began: None)
+
+
+def warm(world: World) -> Any:
+    api = world.api(world.key())
+    world.opt_in("ann")
+    world.publish_user("ann")
+    api.rerank("ann")
+    settle(world.app.state.gateway.recorder)
+    return api
+
+
+def settle(recorder: InferenceRecorder) -> None:
+    """The thread has seen that nothing waits."""
+    recorder._pool.submit(lambda: None).result()
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_warm_ranking_is_recorded_without_a_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = warm(world)
+    monkeypatch.setattr(world.store, "record_inferences", lambda shown: [ConflictError("by a thread.")] * len(shown))
+    ranked = api.rerank("ann")
+    assert ranked["personalization"]["applied"]
+    inference = world.store.inference("acme", ranked["id"])
+    assert inference is not None
+    assert inference.shown == tuple(result["index"] for result in ranked["results"])
+
+
+def test_beside_another_writer_a_warm_ranking_is_recorded_by_the_thread(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = warm(world)
+    turn, real = world.store._database._turn, world.store.record_inferences
+    turn.acquire()
+    monkeypatch.setattr(world.store, "record_inferences", lambda shown: (turn.release(), real(shown))[1])
+    assert world.store.inference("acme", api.rerank("ann")["id"]) is not None
+
+
+@pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("error", [UnavailableError("down."), ConflictError("a bug.")])
+def test_what_can_not_be_recorded_at_once_is_answered_as_what_the_thread_can_not_record(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: IdiolectError
+) -> None:
+    api = warm(world)
+    answers = []
+    for outcome in ([error], None):
+        monkeypatch.setattr(world.store, "record_at_once", lambda _shown, outcome=outcome: outcome)
+        monkeypatch.setattr(world.store, "record_inferences", lambda _shown: [error])
+        response = api.post("/v1/rerank", {"query": "q", "documents": ["document 1", "document 0"], "user": "ann"})
+        said = response.json()
+        answers.append((response.status_code, said.get("id"), said.get("personalization"), said.get("code")))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_warm_ranking_whose_person_was_reset_before_it_was_recorded_is_made_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, subject = warm(world), world.pseudonym("acme", "ann")
+    real, once = world.store.record_at_once, []
+
+    def record(shown: Sequence[ShownInference]) -> Any:
+        if not once:
+            once.append(shown[0].inference.id)
+            world.store.apply_reset("acme", subject, new_id(), plan_reset("adapter"), world.clock.now())
+        return real(shown)
+
+    monkeypatch.setattr(world.store, "record_at_once", record)
+    answer = api.rerank("ann")
+    assert world.store.inference("acme", once[0]) is None
+    assert (answer["personalization"]["applied"], answer["personalization"]["generation"]) == (False, 1)
+    assert world.store.inference("acme", answer["id"]) is not None
+
+
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("embedded", [True, False])
 def test_an_answer_is_the_same_to_the_last_bit_on_the_loop_and_on_a_thread(
     world: World, monkeypatch: pytest.MonkeyPatch, embedded: bool
@@ -180,11 +358,9 @@ def test_an_answer_is_the_same_to_the_last_bit_on_the_loop_and_on_a_thread(
     cold = api.rerank("ann", explain=True)
     monkeypatch.setattr(world.app.state.gateway.pace, "_embedded", embedded)
     ran: list[str] = []
-    real = world.scorer.try_score
+    real = world.store.resolve
     monkeypatch.setattr(
-        world.scorer,
-        "try_score",
-        lambda ask, **options: (ran.append(threading.current_thread().name), real(ask, **options))[1],
+        world.store, "resolve", lambda *names: (ran.append(threading.current_thread().name), real(*names))[1]
     )
     warm = api.rerank("ann", explain=True)
     assert (warm["results"], warm["personalization"]) == (cold["results"], cold["personalization"])

@@ -17,6 +17,7 @@ from idiolect.resets.plan import plan_reset
 from idiolect_services.gateway.fencing import LOOKS, AnswerFence, Claim
 from idiolect_services.gateway.gate import GenerationGate
 from idiolect_services.gateway.lanes import Lane
+from idiolect_services.gateway.pace import Began, Pace
 
 STALE = ANSWER_SECONDS + 0.001
 
@@ -37,10 +38,36 @@ class Person:
         return self.state
 
 
-def admits(person: Person, gate: GenerationGate | None = None, **claimed: Any) -> bool:
+class SlowLane(Lane):
+    """On which the time runs out on the way back, as on a server that is too busy."""
+
+    def __init__(self, person: Person) -> None:
+        super().__init__("test", threads=1, depth=4)
+        self._person = person
+
+    async def run(self, *call: Any, **options: Any) -> Any:
+        found = await super().run(*call, **options)
+        self._person.now += STALE
+        return found
+
+
+def admits(
+    person: Person,
+    gate: GenerationGate | None = None,
+    *,
+    lane: Lane | None = None,
+    pace: Pace | None = None,
+    **claimed: Any,
+) -> bool:
     claim = {"subject": "ann", "domain": None, "generation": 0, "personal": True, "looked_at": 100.0 - STALE}
-    lane = Lane("test", threads=1, depth=4)
-    fence = AnswerFence(gate or GenerationGate(), person, lane, lambda: person.now)  # type: ignore[arg-type]
+    lane = lane or Lane("test", threads=1, depth=4)
+    fence = AnswerFence(
+        gate or GenerationGate(),
+        person,  # type: ignore[arg-type]
+        lane,
+        lambda: person.now,
+        pace=pace,
+    )
     try:
         return asyncio.run(fence.admits(0, Claim("t", **claim | claimed)))  # type: ignore[arg-type]
     finally:
@@ -83,6 +110,20 @@ def test_a_store_that_is_too_slow_confirms_nothing_and_is_not_asked_for_ever() -
     person = Person(cost=STALE)
     assert not admits(person)
     assert person.looks == LOOKS
+
+
+@pytest.mark.parametrize("resting", [False, True])
+def test_a_busy_server_looks_at_an_embedded_store_where_nothing_comes_between(resting: bool) -> None:
+    person = Person()
+    assert not admits(person, lane=SlowLane(person))
+    person = Person()
+    pace = Pace(embedded=True, monotonic=lambda: 1.0, waits=lambda: 1)
+    if resting:
+        pace.ends(Began(0.0, 0))
+    assert admits(person, lane=SlowLane(person), pace=pace)
+    assert person.looks == (LOOKS if resting else 1)
+    late = Person(generation=1)
+    assert not admits(late, lane=SlowLane(late), pace=pace)
 
 
 def test_a_reset_of_this_process_counts_whatever_the_store_said_before() -> None:

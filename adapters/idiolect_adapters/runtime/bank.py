@@ -136,13 +136,27 @@ class AdapterBank:
         Raises CorruptArtifactError if the version does not check out or belongs to someone else, NotFoundError if it
         has been erased, and what the loader raises.
         """
-        slab = self._slabs[owner.scope]
-        with self._lock:
-            slot = self._found(_key(wanted), owner, wanted)
-            if slot is not None:
-                return _weights(slab.rows_S_K[slot], float(slab.scale_S[slot]))
+        found = self.resident(owner, wanted)
+        if found is not None:
+            return found
         loaded = self._fetch(owner, wanted)
         return loaded.lora if isinstance(loaded, VerifiedLora) else _weights(loaded.row_K, loaded.scale)
+
+    def resident(self, owner: Owner, wanted: ResolvedVersion) -> Weights | Lora | None:
+        """As `part`, of what lies in a slot or on the shelf; None for everything else, which would have to be loaded.
+
+        Raises CorruptArtifactError if it belongs to someone else.
+        """
+        slab, key = self._slabs[owner.scope], _key(wanted)
+        with self._lock:
+            slot = self._found(key, owner, wanted)
+            if slot is not None:
+                return _weights(slab.rows_S_K[slot], float(slab.scale_S[slot]))
+            shelved = self._shelf.get(key)
+        if shelved is None:
+            return None
+        _check_owner(shelved.owner, owner, wanted)
+        return shelved.lora
 
     def holds(self, owner: Owner, wanted: ResolvedVersion) -> bool:
         with self._lock:

@@ -17,8 +17,17 @@ class SubjectKeys(Protocol):
     identity: str  # tells one key store from another
     where: str
 
+    @property
+    def embedded(self) -> bool:
+        """Whether it is a file that this process reads itself, not a server."""
+        ...
+
     def ensure(self, tenant: str, wanted: Iterable[Wanted]) -> dict[Wanted, SubjectKey]:
         """The key of each, made now where there is none. On the disk before anything is sealed with it."""
+        ...
+
+    def find(self, tenant: str, wanted: Collection[Wanted]) -> dict[Wanted, SubjectKey]:
+        """Of those that there are."""
         ...
 
     def by_id(self, tenant: str, ids: Collection[bytes]) -> dict[bytes, SubjectKey]:

@@ -218,6 +218,12 @@ class SignalStore(Protocol):
         """As `record_inference` for each, in one transaction. One that is refused leaves the others as they are."""
         ...
 
+    def record_at_once(self, shown: Sequence[ShownInference]) -> Sequence[RecordOutcome] | None:
+        """As `record_inferences`, but None, and nothing recorded, if that would have to wait: for another writer, for a
+        new key of a person to be on the disk, or for a server. Some groups have to go the other way: see
+        `Database.write_at_once`."""
+        ...
+
     def inference(self, tenant: str, inference_id: str) -> Inference | None: ...
 
     def add_feedback(self, tenant: str, subject: str, signal: FeedbackSignal, now: datetime) -> bool:

@@ -27,7 +27,8 @@ from idiolect_services.bench.http_home import DOCUMENTS, DOMAIN, QUERY, USER, ma
 from idiolect_services.training_runs import Stages
 
 RATE, RATIO, P50, P99 = "rerank_requests_per_second", "rerank_ratio", "rerank_p50", "rerank_p99"
-METRICS = (RATE, RATIO, P50, P99)
+UNCONFIRMED = "rerank_unconfirmed_share"  # of our answers: not personal, because the server was too busy to confirm
+METRICS = (RATE, RATIO, P50, P99, UNCONFIRMED)
 PEER = "empty FastAPI route"
 START_SECONDS, STOP_SECONDS = 180.0, 10.0
 
@@ -47,6 +48,7 @@ class Window:
     rate: float  # requests per second
     p50_ms: float
     p99_ms: float
+    unconfirmed: float = 0.0  # share of all answers; the figures above are of the others
 
 
 def measure(root: Path, windows: Windows, stages: Stages) -> list[Measured]:
@@ -75,6 +77,8 @@ def summary(pairs: Sequence[tuple[Window, Window]]) -> list[Measured]:
         mine, theirs = ([getattr(pair[side], field) for pair in pairs] for side in (0, 1))
         paired = median(a / b for a, b in zip(mine, theirs, strict=True))
         measured.append(Measured(metric, unit, median(mine), min(mine), max(mine), PEER, median(theirs), paired))
+    shares = [ours.unconfirmed for ours, _ in pairs]
+    measured.append(Measured(UNCONFIRMED, "share", median(shares), min(shares), max(shares)))
     return sorted(measured, key=lambda one: METRICS.index(one.metric))
 
 
@@ -155,8 +159,9 @@ def _window(port: int, body: bytes, secret: str, seconds: float, connections: in
 def window_of(outcome: dict[str, Any]) -> Window:
     if outcome["problem"] or not outcome["latencies"]:
         raise UnavailableError(f"a window of load failed: {outcome['problem'] or 'no answer at all'}.")
-    latencies, seconds = outcome["latencies"], outcome["seconds"]
-    return Window(len(latencies) / seconds, *(1000.0 * _quantile(latencies, share) for share in (0.5, 0.99)))
+    latencies, seconds, unconfirmed = outcome["latencies"], outcome["seconds"], outcome["unconfirmed"]
+    p50_ms, p99_ms = (1000.0 * _quantile(latencies, share) for share in (0.5, 0.99))
+    return Window(len(latencies) / seconds, p50_ms, p99_ms, unconfirmed / (unconfirmed + len(latencies)))
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

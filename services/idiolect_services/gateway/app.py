@@ -18,7 +18,7 @@ from idiolect_services.gateway.admission import Admission
 from idiolect_services.gateway.bodies import fields_error
 from idiolect_services.gateway.context import Gateway, GatewayServices
 from idiolect_services.gateway.edge import Edge
-from idiolect_services.gateway.hot_routes import HotRoutes
+from idiolect_services.gateway.hot_routes import HotRoutes, LayeredApp
 from idiolect_services.gateway.measured import Measured
 from idiolect_services.gateway.openapi import Documented, needed_by
 from idiolect_services.gateway.problems import not_found, problem, problem_from
@@ -52,7 +52,7 @@ def create_app(services: GatewayServices) -> FastAPI:
         await gateway.limits.close()
         gateway.close()
 
-    app = FastAPI(
+    app = LayeredApp(
         title="Idiolect",
         version=version("idiolect"),
         description=_ABOUT,
@@ -83,10 +83,9 @@ def create_app(services: GatewayServices) -> FastAPI:
     documented.install(app)
     for kind, handler in _handlers(gateway).items():
         app.add_exception_handler(kind, handler)
-    app.add_middleware(HotRoutes, posts=ranking.posts)
-    app.add_middleware(Admission, most=services.settings.max_requests)
-    app.add_middleware(Edge)
-    app.add_middleware(Measured, metrics=gateway.metrics, paths=ranking.posts)
+    hot = HotRoutes(ranking.posts)
+    edge = Edge(Admission(hot, most=services.settings.max_requests))
+    app.lay(Measured(edge, gateway.metrics, ranking.posts), hot, ranking.posts)
     return app
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from idiolect.errors import IdiolectError, InvalidInputError, TooLargeError
+from idiolect_services.gateway.headers import header
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -55,16 +56,16 @@ async def read_bytes(request: Request, max_bytes: int, media: str) -> bytes:
 
 
 def _check_media(request: Request, wanted: str) -> None:
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media = (header(request.scope, b"content-type") or "").partition(";")[0].strip().lower()
     if media != wanted:
         what = "JSON" if wanted == "application/json" else wanted
         raise UnsupportedMediaError(f"the body is not {what}.", mend=f"Send 'Content-Type: {wanted}'.")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if (header(request.scope, b"content-encoding") or "identity").lower() != "identity":
         raise UnsupportedMediaError("compressed bodies are not read.", mend="Send the body uncompressed.")
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
+    declared = header(request.scope, b"content-length") or ""
     if declared.isdecimal() and int(declared[:18]) > max_bytes:
         raise _too_large(max_bytes)
     try:
@@ -77,8 +78,12 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 
 async def _read_within(request: Request, max_bytes: int) -> bytes:
-    chunks, size = [], 0
-    async for chunk in request.stream():
+    chunks, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)

@@ -19,6 +19,7 @@ from idiolect_services.gateway.batching import Batcher
 from idiolect_services.gateway.edge import LIMIT_HEADERS
 from idiolect_services.gateway.fencing import AnswerFence
 from idiolect_services.gateway.gate import GenerationGate
+from idiolect_services.gateway.headers import header
 from idiolect_services.gateway.lanes import Lanes
 from idiolect_services.gateway.limits import RateLimits
 from idiolect_services.gateway.metrics import Metrics
@@ -73,6 +74,7 @@ class Gateway:
     @staticmethod
     def over(services: GatewayServices) -> Gateway:
         store, settings, process = services.store, services.settings, services.process
+        pace, writing = (Pace(embedded=store.embedded, monotonic=process.monotonic) for _ in range(2))
         lanes = Lanes(process)
         gate = GenerationGate()
         tokens = Tokens(services.vault, services.clock)
@@ -82,12 +84,12 @@ class Gateway:
             batcher=Batcher(Bounds(settings.tenant_queue_texts, settings.queue_texts), process),
             metrics=Metrics(),
             gate=gate,
-            fence=AnswerFence(gate, store, lanes.serving, process.uptime, process.sleep),
+            fence=AnswerFence(gate, store, lanes.serving, process.uptime, process.sleep, pace),
             authenticator=Authenticator(
                 store, lanes.control, process.monotonic, tokens=tokens, logins=logins_of(settings, services.clock)
             ),
-            recorder=InferenceRecorder(store, process),
-            pace=Pace(embedded=store.embedded, monotonic=process.monotonic),
+            recorder=InferenceRecorder(store, process, writing),
+            pace=pace,
             upstream_rules=HostRules.parse(services.settings.upstream_hosts),
             tokens=tokens,
             limits=RateLimits.of(services.settings),
@@ -106,7 +108,7 @@ class Gateway:
 
     async def authorise_anyone(self, request: Request, scope: Scope) -> Caller:
         """End users too: the route must then call `caller.require_person` before it does anything for a person."""
-        caller = await self.authenticator.caller(request.headers.get("authorization"))
+        caller = await self.authenticator.caller(header(request.scope, b"authorization"))
         headers = await self.limits.take(caller)
         if headers:
             request.scope["state"][LIMIT_HEADERS] = headers

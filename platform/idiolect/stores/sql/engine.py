@@ -16,7 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -27,9 +27,9 @@ from sqlalchemy.dialects.postgresql import Insert
 from idiolect.errors import ConfigurationError, UnavailableError
 from idiolect.stores.blobs.port import BlobStore
 from idiolect.stores.recovery_log import RecoveryLog
-from idiolect.stores.sql.failures import DRIVER_ERRORS, is_transient, translated
+from idiolect.stores.sql.failures import DRIVER_ERRORS, is_locked, is_transient, translated
 from idiolect.stores.sql.logged_changes import changes_of_a_transaction
-from idiolect.stores.sql.prepared import PreparedPool
+from idiolect.stores.sql.prepared import PreparedConnection, PreparedPool, Transaction
 from idiolect.stores.sql.tenant_wall import Behind, stand_behind
 
 if TYPE_CHECKING:
@@ -67,9 +67,10 @@ class Database:
         self._reader = engine if self.is_sqlite else _snapshot_reader(engine)
         self._writer = engine.execution_options(idiolect_write=True)
         self._hasty_writer = engine.execution_options(idiolect_write=True, idiolect_hasty=True)
-        self._points = PreparedPool(engine, "BEGIN")
-        self._single_points = PreparedPool(engine, "")
-        self._small_writes = PreparedPool(engine, "BEGIN IMMEDIATE", "synchronous=NORMAL")
+        self._points = PreparedPool(engine)
+        self._small_writes = PreparedPool(engine, "synchronous=NORMAL")
+        # They wait for no writer, and leave it to others to move the log into the file, which waits for the disk.
+        self._impatient = PreparedPool(engine, "synchronous=NORMAL", "busy_timeout=0", "wal_autocheckpoint=0")
 
     @contextmanager
     def reading(self, whom: Behind) -> Iterator[Connection]:
@@ -81,31 +82,42 @@ class Database:
         except DRIVER_ERRORS as error:
             raise translated(error, self.where) from error
 
-    @contextmanager
-    def point_reading(self, whom: Behind, *, single: bool = False) -> Iterator[Connection]:
+    def point_reading(self, whom: Behind, *, single: bool = False) -> AbstractContextManager[Connection]:
         """One snapshot, for constant statements that find a few rows: on SQLite a tenth of the cost of `reading`.
 
         `single`: for one statement, which is its own snapshot.
         """
         if not self.is_sqlite:
-            with self.reading(whom) as connection:
-                yield connection
-            return
-        try:
-            with (self._single_points if single else self._points).transaction() as prepared:
-                yield cast(Connection, prepared)  # it has what point reads use of one
-        except DRIVER_ERRORS as error:
-            raise translated(error, self.where) from error
+            return self.reading(whom)
+        # What it gives has what point reads use of a connection.
+        return cast("AbstractContextManager[Connection]", _PointReading(self._points, self.where, single=single))
 
     def small_write(self, whom: Behind, work: Callable[[Connection], T]) -> T:
         """As `write` without `lasting`, for constant statements."""
         if not self.is_sqlite:
             return self.write(whom, work, lasting=False)
         try:
-            with self._my_turn(), self._small_writes.transaction() as prepared:
+            with self._my_turn(), self._small_writes.transaction("BEGIN IMMEDIATE") as prepared:
                 return work(cast(Connection, prepared))
         except DRIVER_ERRORS as error:
             raise translated(error, self.where) from error
+
+    def write_at_once(self, work: Callable[[Connection], T]) -> T | None:
+        """As `small_write`, but None, and nothing done, if that would have to wait: for another writer, or a server.
+
+        A log that only grows by such writes is never moved into the file: let a `small_write` come between.
+        """
+        if not self.is_sqlite or not self._turn.acquire(blocking=False):
+            return None
+        try:
+            with self._impatient.transaction("BEGIN IMMEDIATE") as prepared:
+                return work(cast(Connection, prepared))
+        except DRIVER_ERRORS as error:
+            if is_locked(error):
+                return None
+            raise translated(error, self.where) from error
+        finally:
+            self._turn.release()
 
     def keys(self) -> SubjectKeys:
         """Those that seal what is stored of people."""
@@ -119,8 +131,8 @@ class Database:
         if self.key_store is not None:
             self.key_store.close()
         self._points.close()
-        self._single_points.close()
         self._small_writes.close()
+        self._impatient.close()
         self.engine.dispose()
 
     def write(self, whom: Behind, work: Callable[[Connection], T], *, lasting: bool = True) -> T:
@@ -187,6 +199,30 @@ class Database:
             return
         with suppress(*DRIVER_ERRORS), self.engine.begin() as connection:
             connection.execute(text("ANALYZE"))
+
+
+class _PointReading(Transaction):
+    """Its errors are ours."""
+
+    __slots__ = ("_where",)
+
+    def __init__(self, pool: PreparedPool, where: str, *, single: bool) -> None:
+        super().__init__(pool, "" if single else "BEGIN")
+        self._where = where
+
+    def __enter__(self) -> PreparedConnection:
+        try:
+            return super().__enter__()
+        except DRIVER_ERRORS as error:
+            raise translated(error, self._where) from error
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        except DRIVER_ERRORS as failed:
+            raise translated(failed, self._where) from failed
+        if isinstance(error, DRIVER_ERRORS):
+            raise translated(error, self._where) from error
 
 
 def _snapshot_reader(engine: Engine) -> Engine:

@@ -161,14 +161,21 @@ def _gather_inferences(connection: Connection, tenant: str, subject: str, domain
     Items of feedback that fell out of its bound are found by their prompt, which is the query of an inference.
     """
     table, links = schema.inferences.c, schema.inference_texts
-    mine = select(table.id, table.query, table.documents).where(table.tenant == tenant, table.subject == subject)
+    columns = (table.id, table.query, table.documents, table.sealed)
+    mine = select(*columns).where(table.tenant == tenant, table.subject == subject)
     here = _shown_in(domain)
     found = connection.execute(mine if here is None else mine.where(here)).all()
+    sealed: set[bytes] = set()  # nobody else's, nor of another domain: whatever links to them goes
     for row in found:
         digests = {row.query, *unpack_digests(row.documents)}
-        its = (links.c.tenant == tenant, links.c.inference == row.id, links.c.digest.in_(sorted(digests)))
-        connection.execute(delete(links).where(*its))
         erasure.digests |= digests
+        if row.sealed is not None:
+            sealed |= digests
+        else:
+            its = (links.c.tenant == tenant, links.c.inference == row.id, links.c.digest.in_(sorted(digests)))
+            connection.execute(delete(links).where(*its))
+    for chunk in chunks(sorted(sealed)):
+        connection.execute(delete(links).where(links.c.tenant == tenant, links.c.digest.in_(chunk)))
     erasure.items |= items_prompted_by(connection, tenant, {row.query for row in found})
 
 

@@ -57,6 +57,12 @@ def is_transient(error: BaseException, attempt: int) -> bool:
     return state in _LOST or (state in _TAKEN and attempt == 0)
 
 
+def is_locked(error: BaseException) -> bool:
+    """Whether SQLite said that another writer is at work."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause)
+
+
 def translated(error: BaseException, where: str) -> IdiolectError:
     """`where` names the database without its password. Parameters never enter the message: they are people's texts."""
     cause = error.orig if isinstance(error, DBAPIError) else error

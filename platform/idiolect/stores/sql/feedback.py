@@ -19,7 +19,7 @@ from idiolect.stores.sql.inference_rows import find_inference, inference_of, ope
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import check_subject, enqueue, load_state, requeue
 from idiolect.stores.sql.quotas import take_today
-from idiolect.stores.sql.recording import Candidate, candidates_of, record_all
+from idiolect.stores.sql.recording import Candidate, candidates_of, people_of, record_all
 from idiolect.stores.sql.rollout_members import note_answer
 from idiolect.stores.sql.sealing import opened_signal, sealed_comparison, sealed_signal, with_keys
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
@@ -45,10 +45,24 @@ class Feedback(Part):
     def record_inferences(self, shown: Sequence[ShownInference]) -> Sequence[RecordOutcome]:
         """Not lasting, as above."""
         keys = self._database.keys
-        candidates = candidates_of(shown, keys)
+        found = {tenant: keys().ensure(tenant, people) for tenant, people in people_of(shown).items()}
+        candidates = candidates_of(shown, found)
         usable = [one for one in candidates if isinstance(one, Candidate)]
-        outcomes = iter(self._database.small_write(NO_TENANT, lambda connection: record_all(connection, usable, keys)))
-        return [next(outcomes) if isinstance(one, Candidate) else one for one in candidates]
+        done = self._database.small_write(NO_TENANT, lambda connection: record_all(connection, usable, keys))
+        return _in_their_order(candidates, done)
+
+    def record_at_once(self, shown: Sequence[ShownInference]) -> Sequence[RecordOutcome] | None:
+        keys = self._database.keys
+        if not keys().embedded:
+            return None
+        wanted = people_of(shown)
+        found = {tenant: keys().find(tenant, people) for tenant, people in wanted.items()}
+        if any(len(found[tenant]) < len(people) for tenant, people in wanted.items()):
+            return None  # a new key waits for the disk
+        candidates = candidates_of(shown, found)
+        usable = [one for one in candidates if isinstance(one, Candidate)]
+        done = self._database.write_at_once(lambda connection: record_all(connection, usable, keys))
+        return None if done is None else _in_their_order(candidates, done)
 
     def inference(self, tenant: str, inference_id: str) -> Inference | None:
         with self._database.point_reading(tenant, single=True) as connection:
@@ -80,6 +94,14 @@ class Feedback(Part):
         """`upto` is the time of the snapshot, not of the publish: what came in between is still new."""
         at, people = micros(upto), sorted(set(subjects))
         self._database.write(tenant, lambda connection: _mark_trained(connection, tenant, people, at))
+
+
+def _in_their_order(
+    candidates: Sequence[Candidate | InvalidInputError], outcomes: Sequence[RecordOutcome]
+) -> Sequence[RecordOutcome]:
+    """`outcomes`: of those that are candidates."""
+    following = iter(outcomes)
+    return [next(following) if isinstance(one, Candidate) else one for one in candidates]
 
 
 def _add(

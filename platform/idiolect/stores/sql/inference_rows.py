@@ -6,7 +6,8 @@ In the row of a named person they are references (see `subject_keys`), and what 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
@@ -21,6 +22,7 @@ from idiolect.stores.sql.times import micros, moment
 from idiolect.subject_keys import SubjectKey
 
 DIGEST_BYTES = 32
+HOUR_MICROS = 3_600_000_000
 
 _I = schema.inferences.c
 INFERENCE = (_I.id, _I.subject, _I.domain, _I.query, _I.documents, _I.shown, _I.sealed, _I.created_at)
@@ -38,8 +40,23 @@ def digest_bytes(digest: str) -> bytes:
     return raw
 
 
+def _packed(digests: Sequence[str]) -> bytes:
+    """All at once where they are right, which they are. Raises InvalidInputError, as for each."""
+    if all(len(digest) == 2 * DIGEST_BYTES for digest in digests):
+        with suppress(ValueError):
+            packed = bytes.fromhex("".join(digests))
+            if len(packed) == DIGEST_BYTES * len(digests):
+                return packed
+    return b"".join(map(digest_bytes, digests))
+
+
 def unpack_digests(packed: bytes) -> list[bytes]:
     return [packed[start : start + DIGEST_BYTES] for start in range(0, len(packed), DIGEST_BYTES)]
+
+
+def hour_of(created_at: int) -> str:
+    """The name under which a person's inferences of one hour link to their texts, where others have their id."""
+    return f"hour {created_at // HOUR_MICROS}"
 
 
 def inference_row(tenant: str, inference: Inference) -> dict[str, Any]:
@@ -49,8 +66,8 @@ def inference_row(tenant: str, inference: Inference) -> dict[str, Any]:
         "subject": inference.subject,
         "domain": inference.domain,
         "query": digest_bytes(inference.query),
-        "documents": b"".join(map(digest_bytes, inference.documents)),
-        "shown": json.dumps(list(inference.shown)),
+        "documents": _packed(inference.documents),
+        "shown": f"[{', '.join(map(str, inference.shown))}]",
         "sealed": None,
         "created_at": micros(inference.created_at),
     }

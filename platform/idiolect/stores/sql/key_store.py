@@ -82,6 +82,10 @@ class KeyStore:
         self.where = database.where
         self.identity = _identity_of(database)
 
+    @property
+    def embedded(self) -> bool:
+        return self._database.is_sqlite
+
     def ensure(self, tenant: str, wanted: Iterable[Wanted]) -> dict[Wanted, SubjectKey]:
         """The key of each, made now where there is none. On the disk before anything is sealed with it."""
         asked = set(wanted)
@@ -135,8 +139,8 @@ class KeyStore:
     def _of_people(self, tenant: str, people: Sequence[str]) -> list[Any]:
         rows: list[Any] = []
         if len(people) <= _FEW:
-            with self._database.point_reading(NO_TENANT) as connection:
-                for subject in people:
+            for subject in people:
+                with self._database.point_reading(NO_TENANT, single=True) as connection:
                     rows += connection.execute(_OF_PERSON, {"tenant": tenant, "subject": subject}).all()
             return rows
         with self._database.reading(NO_TENANT) as connection:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from pathlib import Path
 
 from sqlalchemy import URL, Engine, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from idiolect.errors import ConfigurationError
 from idiolect.stores.sql.engine import Database, prepare_postgres, prepare_sqlite
-from idiolect.stores.sql.failures import DRIVER_ERRORS, translated
+from idiolect.stores.sql.failures import DRIVER_ERRORS, is_locked, translated
 from idiolect.stores.sql.upgrading import upgrade
 
 _POSTGRES_NAMES = ("postgres", "postgresql", "postgresql+psycopg")
@@ -119,11 +118,6 @@ def _use_write_ahead_log(database: Database, patience_s: float) -> None:
                 raw.execute("PRAGMA journal_mode=WAL").fetchone()
                 return
         except DRIVER_ERRORS as error:
-            if not _is_locked(error) or time.monotonic() > deadline:
+            if not is_locked(error) or time.monotonic() > deadline:
                 raise translated(error, database.where) from error
             time.sleep(0.02)
-
-
-def _is_locked(error: BaseException) -> bool:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause)

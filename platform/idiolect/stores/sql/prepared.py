@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import deque, namedtuple
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
-from sqlalchemy import Dialect, Engine, Select
+from sqlalchemy import Dialect, Engine, LargeBinary, Select
+from sqlalchemy.types import TypeEngine
 
 Parameters = Mapping[str, Any]
 MAX_STATEMENTS = 256  # all are constants of modules; a bound keeps a mistake from becoming a leak
@@ -81,15 +82,21 @@ class Prepared:
 def _row_maker(statement: Select[Any], dialect: Dialect) -> Any:
     columns = statement.selected_columns
     kind: Any = namedtuple("Row", list(columns.keys()))  # type: ignore[misc]  # its fields are known only now
-    processors = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
-    if not any(processors):
-        return kind._make
-    return partial(_processed, kind._make, processors)
+    processors = [_processor(column.type, dialect) for column in columns]
+    needed = [(place, process) for place, process in enumerate(processors) if process is not None]
+    return partial(_processed, kind._make, needed) if needed else kind._make
 
 
-def _processed(make: Any, processors: Sequence[Any], values: Sequence[Any]) -> Any:
-    pairs = zip(processors, values, strict=True)
-    return make([value if process is None else process(value) for process, value in pairs])
+def _processor(kind: TypeEngine[Any], dialect: Dialect) -> Any:
+    """None where the driver gives what the column's type says: for bytes, SQLAlchemy would only copy them."""
+    return None if isinstance(kind, LargeBinary) else kind.dialect_impl(dialect).result_processor(dialect, None)
+
+
+def _processed(make: Any, needed: Sequence[tuple[int, Any]], values: Sequence[Any]) -> Any:
+    row = list(values)
+    for place, process in needed:
+        row[place] = process(row[place])
+    return make(row)
 
 
 class PreparedConnection:
@@ -113,6 +120,11 @@ class PreparedConnection:
         row = self.execute(statement, parameters).first()
         return None if row is None else row[0]
 
+    def discard(self) -> None:
+        with suppress(Exception):
+            self.raw.rollback()
+        self.raw.close()
+
     def _prepared(self, statement: Compilable) -> Prepared:
         prepared = self._known.get(statement)
         if prepared is None:
@@ -122,37 +134,60 @@ class PreparedConnection:
         return prepared
 
 
+class Transaction:
+    """A context manager written out, because one made of a generator costs as much as a short statement.
+
+    Without a `begin` every statement is one by itself.
+    """
+
+    __slots__ = ("_begin", "_connection", "_pool")
+
+    def __init__(self, pool: PreparedPool, begin: str) -> None:
+        self._pool = pool
+        self._begin = begin
+        self._connection: PreparedConnection | None = None
+
+    def __enter__(self) -> PreparedConnection:
+        connection = self._connection = self._pool.take()
+        if self._begin:
+            try:
+                connection.raw.execute(self._begin)
+            except BaseException:
+                connection.discard()
+                raise
+        return connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        connection = self._connection
+        assert connection is not None
+        try:
+            if error is None and self._begin:
+                connection.raw.execute("COMMIT")
+        except BaseException:
+            connection.discard()
+            raise
+        if error is None:
+            self._pool.give_back(connection)
+        else:
+            connection.discard()
+
+
 class PreparedPool:
     """Connections of their own, kept open between uses. Made like the engine's, so they have its settings.
 
-    `begin` starts each transaction; without it every statement is one by itself. After an error a connection is closed
-    rather than kept: nobody knows what state it is in.
+    After an error a connection is closed rather than kept: nobody knows what state it is in.
     """
 
-    def __init__(self, engine: Engine, begin: str, *pragmas: str) -> None:
+    def __init__(self, engine: Engine, *pragmas: str) -> None:
         self._engine = engine
-        self._begin = begin
         self._pragmas = pragmas
         self._idle: deque[PreparedConnection] = deque()
         self._known: dict[Any, Prepared] = {}
 
-    @contextmanager
-    def transaction(self) -> Iterator[PreparedConnection]:
-        connection = self._take()
-        try:
-            if self._begin:
-                connection.raw.execute(self._begin)
-            yield connection
-            if self._begin:
-                connection.raw.execute("COMMIT")
-        except BaseException:
-            with suppress(Exception):
-                connection.raw.rollback()
-            connection.raw.close()
-            raise
-        self._idle.append(connection)
+    def transaction(self, begin: str) -> Transaction:
+        return Transaction(self, begin)
 
-    def _take(self) -> PreparedConnection:
+    def take(self) -> PreparedConnection:
         with suppress(IndexError):
             return self._idle.pop()
         pooled = self._engine.raw_connection()
@@ -161,6 +196,9 @@ class PreparedPool:
         for pragma in self._pragmas:
             raw.execute(f"PRAGMA {pragma}").fetchall()
         return PreparedConnection(raw, self._engine.dialect, self._known)
+
+    def give_back(self, connection: PreparedConnection) -> None:
+        self._idle.append(connection)
 
     def close(self) -> None:
         """Whoever comes later opens a new connection."""

@@ -1,13 +1,19 @@
-"""Recording what was shown: many inferences in one transaction, each of which is taken or refused by itself."""
+"""Recording what was shown: many inferences in one transaction, each of which is taken or refused by itself.
+
+A text is kept by links to it. An inference of nobody in particular keeps its texts by links of its own. Those of a
+person have one link for each of their texts and hour, since their texts are nobody else's: so whoever is shown the same
+again adds one row, where a link for each inference would be as many rows as texts, in as many places of the index.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
-from sqlalchemy import Connection, Insert, bindparam, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, Insert, Select, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from idiolect.errors import ConflictError, IdiolectError, InvalidInputError
@@ -16,70 +22,93 @@ from idiolect.signals.events import Inference
 from idiolect.stores.key_ports import SubjectKeys, Wanted
 from idiolect.stores.ports import RecordOutcome, ShownInference
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import CHUNK, Hold, chunks, hold
-from idiolect.stores.sql.inference_rows import (
-    find_inference,
-    inference_row,
-    opened,
-    unpack_digests,
-)
-from idiolect.stores.sql.sealing import sealed_inference, sealed_texts
+from idiolect.stores.sql.engine import CHUNK, AnyRow, Hold, chunks, hold
+from idiolect.stores.sql.inference_rows import INFERENCE, hour_of, inference_row, opened, unpack_digests
+from idiolect.stores.sql.sealing import sealed_inference
 from idiolect.stores.sql.tenant_wall import stand_behind
 from idiolect.stores.sql.texts import encoded
 from idiolect.subject_keys import SubjectKey, signals_in
 
-_T = schema.tombstones.c
-_TOMBSTONE = select(_T.at, _T.generation).where(_T.tenant == bindparam("tenant"), _T.subject == bindparam("subject"))
+FEW = 16  # values that a look-up takes at once
+
+
+class _LookUp:
+    """Rows by some of their values. Of one value or of as many as can be, so that its texts are always the same two."""
+
+    def __init__(self, query: Select[Any], column: ColumnElement[Any]) -> None:
+        some = [bindparam(f"few{place}", type_=column.type) for place in range(FEW)]
+        self._one = query.where(column == some[0])
+        self._some = query.where(column.in_(some))
+
+    def rows(self, connection: Connection, values: Collection[Any], names: dict[str, str]) -> list[AnyRow]:
+        if len(values) == 1:
+            (value,) = values
+            return list(connection.execute(self._one, {**names, "few0": value}))
+        found: list[AnyRow] = []
+        for few in chunks(sorted(values), FEW):
+            bound: dict[str, Any] = dict(zip_longest(_FEW_NAMES, few, fillvalue=few[-1]))
+            found += connection.execute(self._some, bound | names)
+        return found
+
+
+_FEW_NAMES = [f"few{place}" for place in range(FEW)]
+_T, _I, _L = schema.tombstones.c, schema.inferences.c, schema.inference_texts.c
+_TENANT: BindParameter[str] = bindparam("tenant")
+_TOMBSTONES = _LookUp(select(_T.subject, _T.at, _T.generation).where(_T.tenant == _TENANT), _T.subject)
+_STORED = _LookUp(select(*INFERENCE).where(_I.tenant == _TENANT), _I.id)
+_LINKED = _LookUp(select(_L.digest).where(_L.tenant == _TENANT, _L.inference == bindparam("holder")), _L.digest)
 _TEXT = select(schema.texts.c.digest).where(
-    schema.texts.c.tenant == bindparam("tenant"), schema.texts.c.digest == bindparam("digest")
+    schema.texts.c.tenant == _TENANT, schema.texts.c.digest == bindparam("digest")
 )
 _KEEP_TEXT: dict[str, Insert] = {
     "sqlite": sqlite.insert(schema.texts).on_conflict_do_nothing(),
     "postgresql": postgresql.insert(schema.texts).on_conflict_do_nothing(),
 }
+_KEEP_LINK: dict[str, Insert] = {
+    "sqlite": sqlite.insert(schema.inference_texts).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(schema.inference_texts).on_conflict_do_nothing(),
+}
 _INFERENCE = schema.inferences.insert()
-_LINK = schema.inference_texts.insert()
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An inference as rows, made and sealed before the transaction so that it holds the lock for less."""
+    """An inference as a row, made and sealed before the transaction so that it holds the lock for less."""
 
     shown: ShownInference
     row: dict[str, Any]
-    used: frozenset[bytes]
-    texts: dict[bytes, dict[str, Any]]  # their rows, by digest or reference
+    key: SubjectKey | None  # of its person
+    holder: str  # the name of what links to its texts
+    used: dict[bytes, bytes]  # the digests of its texts, by the digest or reference that they are stored under
+
+    @property
+    def id(self) -> str:
+        return self.shown.inference.id
 
 
 @dataclass(slots=True)
 class Gathered:
     """What passed every check: written together at the end, in one order, so that no two writers can deadlock."""
 
-    inferences: dict[tuple[str, str], Candidate] = field(default_factory=dict)
-
-    def texts(self) -> list[dict[str, Any]]:
-        rows = {(one.shown.tenant, name): row for one in self.inferences.values() for name, row in one.texts.items()}
-        return [rows[key] for key in sorted(rows)]
-
-    def links(self) -> list[dict[str, Any]]:
-        keys = [
-            (one.shown.tenant, digest, one.shown.inference.id)
-            for one in self.inferences.values()
-            for digest in one.used
-        ]
-        return [{"tenant": tenant, "digest": digest, "inference": id_} for tenant, digest, id_ in sorted(keys)]
+    inferences: dict[str, Candidate] = field(default_factory=dict)
+    texts: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # their rows
+    links: set[tuple[bytes, str]] = field(default_factory=set)
 
 
 def candidates_of(
-    shown: Sequence[ShownInference], keys: Callable[[], SubjectKeys]
+    shown: Sequence[ShownInference], keys: Mapping[str, Mapping[Wanted, SubjectKey]]
 ) -> list[Candidate | InvalidInputError]:
     """What names a person is sealed. A reset that destroys its key meanwhile also makes it outdated."""
+    return [_candidate_of(one, keys.get(one.tenant, {})) for one in shown]
+
+
+def people_of(shown: Sequence[ShownInference]) -> dict[str, set[Wanted]]:
+    """Whose keys they need, by tenant."""
     wanted: dict[str, set[Wanted]] = defaultdict(set)
     for one in shown:
         if one.inference.subject is not None:
             wanted[one.tenant].add((one.inference.subject, signals_in(one.inference.domain)))
-    found = {tenant: keys().ensure(tenant, people) for tenant, people in wanted.items()}
-    return [_candidate_of(one, found.get(one.tenant, {})) for one in shown]
+    return wanted
 
 
 def _candidate_of(shown: ShownInference, keys: Mapping[Wanted, SubjectKey]) -> Candidate | InvalidInputError:
@@ -88,77 +117,114 @@ def _candidate_of(shown: ShownInference, keys: Mapping[Wanted, SubjectKey]) -> C
         row = inference_row(shown.tenant, inference)
     except InvalidInputError as error:
         return error
-    bodies = {bytes.fromhex(text_digest(body)): encoded(body) for body in shown.texts}
-    sealed: Mapping[bytes, bytes | None] = dict.fromkeys(bodies)
-    if inference.subject is not None:
-        key = keys[inference.subject, signals_in(inference.domain)]
-        row = sealed_inference(key, row, unpack_digests(row["documents"]))
-        sealed, bodies = sealed_texts(key, bodies), {}
-    used = frozenset({row["query"], *unpack_digests(row["documents"])})
-    texts = {
-        name: {"tenant": shown.tenant, "digest": name, "body": bodies.get(name, b""), "sealed": seal}
-        for name, seal in sealed.items()
-    }
-    return Candidate(shown, row, used, texts)
+    documents = unpack_digests(row["documents"])
+    digests = (row["query"], *documents)
+    if inference.subject is None:
+        return Candidate(shown, row, None, inference.id, dict(zip(digests, digests, strict=True)))
+    key = keys[inference.subject, signals_in(inference.domain)]
+    row = sealed_inference(key, row, documents)
+    names = (row["query"], *unpack_digests(row["documents"]))
+    return Candidate(shown, row, key, hour_of(row["created_at"]), dict(zip(names, digests, strict=True)))
 
 
 def record_all(
     connection: Connection, candidates: Sequence[Candidate], keys: Callable[[], SubjectKeys]
 ) -> list[RecordOutcome]:
-    tenants = sorted({one.shown.tenant for one in candidates})
+    by_tenant: dict[str, list[int]] = defaultdict(list)
+    for place, one in enumerate(candidates):
+        by_tenant[one.shown.tenant].append(place)
+    tenants = sorted(by_tenant)
     for tenant in tenants:
         hold(connection, tenant, Hold.NOTHING_ERASED)
-    if connection.dialect.name == "sqlite":
-        return _record(connection, candidates, keys)
     outcomes: dict[int, RecordOutcome] = {}
     for tenant in tenants:
         stand_behind(connection, tenant)
-        places = [place for place, one in enumerate(candidates) if one.shown.tenant == tenant]
-        found = _record(connection, [candidates[place] for place in places], keys)
+        places = by_tenant[tenant]
+        found = _record(connection, tenant, [candidates[place] for place in places], keys)
         outcomes.update(zip(places, found, strict=True))
     return [outcomes[place] for place in range(len(candidates))]
 
 
 def _record(
-    connection: Connection, candidates: Sequence[Candidate], keys: Callable[[], SubjectKeys]
+    connection: Connection, tenant: str, candidates: Sequence[Candidate], keys: Callable[[], SubjectKeys]
 ) -> list[RecordOutcome]:
+    tombstones = _tombstones(connection, tenant, candidates)
+    ids = {one.id for one in candidates}
+    stored = {row.id: row for row in _STORED.rows(connection, ids, {"tenant": tenant})}
+    linked = _linked(connection, tenant, candidates)
     gathered = Gathered()
-    outcomes = [_judged(connection, one, gathered, keys) for one in candidates]
-    _write(connection, gathered)
+    outcomes: list[RecordOutcome] = []
+    for one in candidates:
+        if _is_fenced(one, tombstones.get(one.shown.inference.subject or "")):
+            outcomes.append("outdated")
+        elif one.id in gathered.inferences or one.id in stored:
+            outcomes.append(_again(tenant, one.shown.inference, gathered, stored, keys))
+        else:
+            outcomes.append(_gather(connection, one, linked, gathered))
+    _write(connection, tenant, gathered)
     return outcomes
 
 
-def _judged(
-    connection: Connection, one: Candidate, gathered: Gathered, keys: Callable[[], SubjectKeys]
+def _tombstones(connection: Connection, tenant: str, candidates: Sequence[Candidate]) -> dict[str, AnyRow]:
+    """By person."""
+    people = {one.shown.inference.subject or "" for one in candidates if one.key is not None}
+    return {row.subject: row for row in _TOMBSTONES.rows(connection, people, {"tenant": tenant})}
+
+
+def _is_fenced(one: Candidate, tombstone: AnyRow | None) -> bool:
+    """By generation where it is known: the clocks of two machines may differ by more than a reset takes."""
+    if tombstone is None:
+        return False
+    if one.shown.generation is not None:
+        return bool(one.shown.generation < tombstone.generation)
+    return bool(one.row["created_at"] < tombstone.at)
+
+
+def _linked(connection: Connection, tenant: str, candidates: Sequence[Candidate]) -> set[tuple[bytes, str]]:
+    """The links of people that are there already. Each says that its text is there too."""
+    wanted: dict[str, set[bytes]] = defaultdict(set)
+    for one in candidates:
+        if one.key is not None:
+            wanted[one.holder].update(one.used)
+    return {
+        (row.digest, holder)
+        for holder, names in wanted.items()
+        for row in _LINKED.rows(connection, names, {"tenant": tenant, "holder": holder})
+    }
+
+
+def _again(
+    tenant: str,
+    inference: Inference,
+    gathered: Gathered,
+    stored: Mapping[str, AnyRow],
+    keys: Callable[[], SubjectKeys],
 ) -> RecordOutcome:
-    tenant, inference = one.shown.tenant, one.shown.inference
-    if _is_outdated(connection, one):
-        return "outdated"
-    earlier = gathered.inferences.get((tenant, inference.id))
-    if earlier is not None:
-        return "recorded" if earlier.shown.inference == inference else _differs(inference)
-    row = find_inference(connection, tenant, inference.id)
-    if row is not None:
-        return "recorded" if opened(keys, tenant, row) == inference else _differs(inference)
-    missing = sum(not _is_known(connection, tenant, digest) for digest in one.used - one.texts.keys())
-    if missing:
-        return _unsent(inference, missing)
-    gathered.inferences[tenant, inference.id] = one
+    earlier = gathered.inferences.get(inference.id)
+    known = opened(keys, tenant, stored[inference.id]) if earlier is None else earlier.shown.inference
+    return "recorded" if known == inference else _differs(inference)
+
+
+def _gather(
+    connection: Connection, one: Candidate, linked: Collection[tuple[bytes, str]], gathered: Gathered
+) -> RecordOutcome:
+    missing = [name for name in one.used if (name, one.holder) not in linked]
+    sent = {bytes.fromhex(text_digest(body)): body for body in one.shown.texts} if missing else {}
+    unsent = [name for name in missing if one.used[name] not in sent]
+    unknown = sum(not _is_known(connection, one.shown.tenant, name) for name in unsent)
+    if unknown:
+        return _unsent(one.shown.inference, unknown)
+    for name in missing:
+        gathered.links.add((name, one.holder))
+        if name not in gathered.texts and one.used[name] in sent:
+            gathered.texts[name] = _text_row(one, name, encoded(sent[one.used[name]]))
+    gathered.inferences[one.id] = one
     return "recorded"
 
 
-def _is_outdated(connection: Connection, one: Candidate) -> bool:
-    """By generation where it is known: the clocks of two machines may differ by more than a reset takes."""
-    shown = one.shown
-    if shown.inference.subject is None:
-        return False
-    names = {"tenant": shown.tenant, "subject": shown.inference.subject}
-    tombstone = connection.execute(_TOMBSTONE, names).one_or_none()
-    if tombstone is None:
-        return False
-    if shown.generation is not None:
-        return bool(shown.generation < tombstone.generation)
-    return bool(one.row["created_at"] < tombstone.at)
+def _text_row(one: Candidate, name: bytes, body: bytes) -> dict[str, Any]:
+    sealed = None if one.key is None else one.key.seal("text", name, body)
+    return {"tenant": one.shown.tenant, "digest": name, "body": body if sealed is None else b"", "sealed": sealed}
 
 
 def _is_known(connection: Connection, tenant: str, digest: bytes) -> bool:
@@ -176,11 +242,12 @@ def _unsent(inference: Inference, count: int) -> IdiolectError:
     )
 
 
-def _write(connection: Connection, gathered: Gathered) -> None:
-    if not gathered.inferences:
-        return
-    for texts in chunks(gathered.texts(), CHUNK):
-        connection.execute(_KEEP_TEXT[connection.dialect.name], texts)
-    connection.execute(_INFERENCE, [one.row for one in gathered.inferences.values()])
-    for links in chunks(gathered.links(), CHUNK):
-        connection.execute(_LINK, links)
+def _write(connection: Connection, tenant: str, gathered: Gathered) -> None:
+    dialect = connection.dialect.name
+    for texts in chunks([gathered.texts[name] for name in sorted(gathered.texts)], CHUNK):
+        connection.execute(_KEEP_TEXT[dialect], texts)
+    if gathered.inferences:
+        connection.execute(_INFERENCE, [one.row for one in gathered.inferences.values()])
+    links = [{"tenant": tenant, "digest": name, "inference": holder} for name, holder in sorted(gathered.links)]
+    for some in chunks(links, CHUNK):
+        connection.execute(_KEEP_LINK[dialect], some)

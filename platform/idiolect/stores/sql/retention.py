@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime
 
@@ -14,9 +15,9 @@ from idiolect.retention import Swept, check_days
 from idiolect.stores.retention_ports import for_ever
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
-from idiolect.stores.sql.engine import Hold, chunks, hold
+from idiolect.stores.sql.engine import AnyRow, Hold, chunks, hold
 from idiolect.stores.sql.erasure import items_prompted_by
-from idiolect.stores.sql.inference_rows import unpack_digests
+from idiolect.stores.sql.inference_rows import HOUR_MICROS, hour_of, unpack_digests
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import requeue
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
@@ -110,16 +111,36 @@ def _old_comparisons(connection: Connection, tenant: str, cutoff: int) -> tuple[
 
 def _old_inferences(connection: Connection, tenant: str, cutoff: int) -> tuple[int, int, set[bytes], set[bytes]]:
     """How many inferences and signals, their queries, and all texts that they referred to."""
-    old = select(_I.id, _I.query, _I.documents).where(_I.tenant == tenant, _I.created_at < cutoff)
+    columns = (_I.id, _I.subject, _I.query, _I.documents, _I.sealed, _I.created_at)
+    old = select(*columns).where(_I.tenant == tenant, _I.created_at < cutoff)
     rows = connection.execute(old.order_by(_I.created_at).limit(INFERENCES)).all()
-    digests: set[bytes] = set()
-    for row in rows:
-        its = {row.query, *unpack_digests(row.documents)}
-        for chunk in chunks(sorted(its)):
-            links = (_L.c.tenant == tenant, _L.c.inference == row.id, _L.c.digest.in_(chunk))
-            connection.execute(delete(_L).where(*links))
-        digests |= its
     ids = [row.id for row in rows]
     signals = connection.execute(delete(schema.signals).where(_S.tenant == tenant, _S.inference.in_(ids))).rowcount
     connection.execute(delete(schema.inferences).where(_I.tenant == tenant, _I.id.in_(ids)))
+    hours: dict[tuple[str, int], set[bytes]] = defaultdict(set)
+    for row in rows:
+        _unlink(connection, tenant, row.id, _texts_of(row))
+        if row.sealed is not None:
+            hours[row.subject, row.created_at // HOUR_MICROS] |= _texts_of(row)
+    for (subject, hour), digests in hours.items():
+        left = _shown_within(connection, tenant, subject, hour * HOUR_MICROS)
+        _unlink(connection, tenant, hour_of(hour * HOUR_MICROS), digests - left)
+    digests = {digest for row in rows for digest in _texts_of(row)}
     return len(ids), signals, {row.query for row in rows}, digests
+
+
+def _texts_of(row: AnyRow) -> set[bytes]:
+    return {row.query, *unpack_digests(row.documents)}
+
+
+def _unlink(connection: Connection, tenant: str, holder: str, digests: Collection[bytes]) -> None:
+    for chunk in chunks(sorted(digests)):
+        links = (_L.c.tenant == tenant, _L.c.inference == holder, _L.c.digest.in_(chunk))
+        connection.execute(delete(_L).where(*links))
+
+
+def _shown_within(connection: Connection, tenant: str, subject: str, since: int) -> set[bytes]:
+    """What a person's inferences of the hour that began at `since` still refer to."""
+    hour = _I.created_at.between(since, since + HOUR_MICROS - 1)
+    left = select(_I.query, _I.documents).where(_I.tenant == tenant, _I.subject == subject, hour)
+    return {digest for row in connection.execute(left) for digest in _texts_of(row)}

@@ -17,14 +17,13 @@ from idiolect.ids import check_name, new_id
 from idiolect.tenancy import Scope
 from idiolect.upstreams import Upstream
 from idiolect_adapters.runtime.features import Pair, digested
+from idiolect_services.gateway.answers import Draft, Scored
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.candidates import Batch, Candidate, Post, gather
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.routes.ranking import (
     DEFAULT_DOMAIN,
-    Draft,
     RankingRoutes,
-    Scored,
     _parts,
     _shown,
     relevance_of,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,11 +18,13 @@ from idiolect.ids import check_name, new_id
 from idiolect.signals.events import Inference
 from idiolect.stores.ports import ShownInference
 from idiolect.tenancy import Scope
-from idiolect_adapters.runtime.features import Features, Projector, Stacked, Text, digested
+from idiolect_adapters.runtime.features import Features, Stacked, Text, digested
 from idiolect_services.directions import Directions, contributions_of
+from idiolect_services.gateway.answers import Call, Draft, Ready, Render, Scored
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
 from idiolect_services.gateway.fencing import Claim
+from idiolect_services.gateway.headers import header
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.presence import while_present
 from idiolect_services.gateway.schemas.ranking import (
@@ -40,30 +40,17 @@ from idiolect_services.gateway.schemas.ranking import (
     ScoreTexts,
     text_of,
 )
+from idiolect_services.gateway.warm import WarmRankings
 from idiolect_services.models import Models
 from idiolect_services.scorer import STORE_TROUBLE, Scorer, ScoreRequest, ScoreResult, Under
 
 DEFAULT_DOMAIN = "default"
 FENCE_TRIES = 2
 TIMEOUT_HEADER = "Idiolect-Timeout-Ms"
+_TIMEOUT_NAME = TIMEOUT_HEADER.lower().encode()
 TIMEOUT_ABOUT = "Milliseconds that the request may wait for the model; then it is dropped and answered with 503."
 
 Model = TypeVar("Model", bound=ForPerson)
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    result: ScoreResult
-    began: datetime  # before the resolve
-    model: Projector
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """An answer that may leave once `shown`, if any, is recorded."""
-
-    body: bytes
-    shown: ShownInference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +62,15 @@ class Computed:
     under: Under
 
 
-Render = Callable[[Scored], Draft]
 ToRead = tuple[Scorer, Sequence[Stacked]]  # by which model, and under what beside it
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """`seconds`: how long it may wait for the model."""
-
-    request: Request
-    ask: ScoreRequest
-    render: Render
-    seconds: float
 
 
 class RankingRoutes:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._services = gateway.services
+        self._most = dict.fromkeys(SIDE_NAMES, self._services.settings.max_documents)
+        self._warm = WarmRankings(self._services.clock, gateway.pace, gateway.recorder)
         self.posts = {"/v1/rerank": self.rerank, "/v1/score": self.score, "/v1/compare": self.compare}
 
     def router(self, documented: Documented) -> APIRouter:
@@ -129,9 +107,8 @@ class RankingRoutes:
     async def _read(self, request: Request, model: type[Model]) -> tuple[str, Model]:
         caller = await self._gateway.authorise_anyone(request, Scope.INFER)
         settings = self._services.settings
-        most = settings.max_documents
         body = await read_object(request, settings.max_body_bytes)
-        call = validated(model, body, **dict.fromkeys(SIDE_NAMES, most))
+        call = validated(model, body, **self._most)
         if caller.subject is not None and call.user is not None:
             caller.require_person(self._services.pseudonym(caller.tenant, call.user))
         return caller.tenant, call
@@ -169,8 +146,8 @@ class RankingRoutes:
         computed: Computed | None = None
         for _ in range(FENCE_TRIES):
             ticket = gate.ticket()
-            scored = self._at_once(models, ask)
-            if scored is None:
+            ready = await self._warm.answer(models, call)
+            if ready is None:
                 tried = await self._gateway.lanes.serving.run(self._try, models, ask, computed)
                 if isinstance(tried, Scored):
                     scored = tried
@@ -178,9 +155,10 @@ class RankingRoutes:
                     computed = await self._computed(*tried, call)
                     ticket = gate.ticket()
                     scored = await self._gateway.lanes.serving.run(self._score, models, ask, computed)
-            response = await self._recorded(call.render, scored)
-            if response is not None and await self._gateway.fence.admits(ticket, _claim(ask, scored)):
-                return self._counted(response, scored)
+                ready = Ready(scored, call.render(scored))
+            response = await self._recorded(call.render, ready)
+            if response is not None and await self._gateway.fence.admits(ticket, _claim(ask, ready.scored)):
+                return self._counted(response, ready.scored)
         return await self._without_person(models.live, call, computed)
 
     def _counted(self, response: Response, scored: Scored) -> Response:
@@ -195,17 +173,6 @@ class RankingRoutes:
         rows_NW = await while_present(call.request, waiting)
         bare_NW, *others = np.split(rows_NW, 1 + len(stacks))
         return Computed(scorer, bare_NW, {stack.key: part for stack, part in zip(stacks, others, strict=True)})
-
-    def _at_once(self, models: Models, ask: ScoreRequest) -> Scored | None:
-        """On the event loop: whatever needs neither the model nor a load, while the store answers fast."""
-        pace = self._gateway.pace
-        if not pace.allows(len(ask.pairs)):
-            return None
-        before = time.perf_counter()
-        began = self._services.clock.now()
-        result = models.try_score(ask, resident=True)
-        pace.took(time.perf_counter() - before)
-        return None if result is None else Scored(result, began, models.model_of(result))
 
     def _try(self, models: Models, ask: ScoreRequest, computed: Computed | None) -> Scored | ToRead:
         """On a serving thread. If the model has to run first: which, and what it has to read the texts under."""
@@ -230,27 +197,28 @@ class RankingRoutes:
             return Scored(result, began, scorer.model)
 
         scored = await self._gateway.lanes.serving.run(score)
-        response = await self._recorded(call.render, scored)
+        response = await self._recorded(call.render, Ready(scored, call.render(scored)))
         assert response is not None  # nobody is named, so nobody's reset can outdate it
         return self._counted(response, scored)
 
-    async def _recorded(self, render: Render, scored: Scored) -> Response | None:
+    async def _recorded(self, render: Render, ready: Ready) -> Response | None:
         """The answer, once what it shows is committed. None if its person was reset before that.
 
         If the store can't be reached it leaves without an id: no feedback on it is possible.
         """
-        draft = render(scored)
+        draft, outcome = ready.draft, ready.outcome
         if draft.shown is None:
             return _response(draft)
-        outcome = await self._gateway.recorder.record(draft.shown)
+        if outcome is None:
+            outcome = await self._gateway.recorder.record(draft.shown)
         if outcome == "recorded":
             return _response(draft)
         if outcome == "outdated":
             return None
         if not isinstance(outcome, STORE_TROUBLE):
             raise outcome
-        said = replace(scored.result, recordable=False)
-        return _response(render(replace(scored, result=said)))
+        said = replace(ready.scored.result, recordable=False)
+        return _response(render(replace(ready.scored, result=said)))
 
     def _ranked(self, call: RerankRequest, ask: ScoreRequest, scored: Scored) -> Draft:
         result = scored.result
@@ -311,7 +279,7 @@ class RankingRoutes:
 
 def _seconds(request: Request, most: float) -> float:
     """Raises InvalidInputError. More than the server's own limit is the limit."""
-    text = request.headers.get(TIMEOUT_HEADER)
+    text = header(request.scope, _TIMEOUT_NAME)
     if text is None:
         return most
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) > 0):

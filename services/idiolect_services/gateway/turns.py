@@ -1,0 +1,79 @@
+"""Requests that become ready in one turn of the event loop are worked on together, one stage after the other.
+
+What they share, such as a transaction, they pay for once. And a stage that has just run for one request finds its code
+and data in the processor's caches when it runs for the next, where the stages of one request after the other push each
+other out: see deploy/decisions/0021-warm-requests.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Sequence
+from typing import Generic, TypeVar
+
+MOST_WORK = 160  # of one turn, in texts: the loop has others to serve too
+
+Asked = TypeVar("Asked")
+Given = TypeVar("Given")
+
+
+class _Turn(Generic[Asked, Given]):
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.work = 0
+        self.asked: list[Asked] = []
+        self.waiting: list[asyncio.Future[Given]] = []
+
+
+class Turns(Generic[Asked, Given]):
+    def __init__(self, answer: Callable[[Sequence[Asked]], Sequence[Given | Exception]]) -> None:
+        """`answer` runs on the loop of those who asked. It gives an answer or an exception for each."""
+        self._answer = answer
+        self._open: _Turn[Asked, Given] | None = None
+
+    async def join(self, one: Asked, work: int) -> Given:
+        loop = asyncio.get_running_loop()
+        turn = self._open
+        if turn is None or turn.loop is not loop:
+            turn = self._open = _Turn(loop)
+            loop.call_soon(self._end, turn)
+        landed: asyncio.Future[Given] = loop.create_future()
+        turn.asked.append(one)
+        turn.waiting.append(landed)
+        turn.work += work
+        if turn.work >= MOST_WORK:
+            self._open = None  # it ends as it would have; whoever comes later is in the next one
+        return await landed
+
+    def _end(self, turn: _Turn[Asked, Given]) -> None:
+        if self._open is turn:
+            self._open = None
+        for landed, given in zip(turn.waiting, self._answers(turn.asked), strict=True):
+            if landed.done():  # cancelled: its client is gone
+                continue
+            if isinstance(given, Exception):
+                landed.set_exception(given)
+            else:
+                landed.set_result(given)
+
+    def _answers(self, asked: Sequence[Asked]) -> Sequence[Given | Exception]:
+        try:
+            return self._answer(asked)
+        except Exception as error:  # a bug: whoever waits must not wait for ever
+            return [error] * len(asked)
+
+
+def in_step(works: Sequence[Generator[None, None, Given]]) -> list[Given | Exception]:
+    """What each gives in the end, or raises. All are brought to their next `yield` before any goes on from it."""
+    given: dict[int, Given | Exception] = {}
+    while len(given) < len(works):
+        for place, work in enumerate(works):
+            if place in given:
+                continue
+            try:
+                next(work)
+            except StopIteration as done:
+                given[place] = done.value
+            except Exception as error:
+                given[place] = error
+    return [given[place] for place in range(len(works))]

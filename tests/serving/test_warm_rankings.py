@@ -1,0 +1,99 @@
+"""Rankings of one turn of the event loop are answered together, and each as if it were alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import pytest
+from serving_world import DOCUMENTS, World
+
+from idiolect.errors import CorruptArtifactError
+from idiolect_services.gateway.pace import Pace
+
+PEOPLE = ("ann", "bob")
+ASKS: Sequence[tuple[str, dict[str, Any]]] = (
+    ("/v1/rerank", {"user": "ann"}),
+    ("/v1/rerank", {"user": "bob", "top_n": 3, "return_documents": True}),
+    ("/v1/rerank", {"user": "stranger"}),
+    ("/v1/rerank", {"user": "stranger", "personalization": "required"}),  # 409
+    ("/v1/rerank", {"user": "ann", "personalization": "off"}),
+    ("/v1/rerank", {"user": "ann", "strength": 0.5, "domain": "voice", "explain": True}),
+    ("/v1/rerank", {"user": "ann", "documents": ["document 3", {"id": "x", "text": "document 3"}]}),
+    ("/v1/rerank", {}),
+    ("/v1/rerank", {"user": "ann", "documents": []}),  # 422
+    ("/v1/score", {"user": "bob"}),
+    ("/v1/compare", {"user": "ann", "a": "document 1", "b": "document 2", "documents": None}),
+    ("/v1/rerank", {"user": "cold", "documents": ["never seen before"]}),
+)
+
+
+def said(response: httpx.Response) -> tuple[int, dict[str, Any]]:
+    """Without what differs from one time to the next."""
+    body = response.json()
+    for name in ("id", "created", "request_id"):
+        body.pop(name, None)
+    return response.status_code, body
+
+
+async def send(world: World, key: str, asks: Sequence[tuple[str, dict[str, Any]]], *, at_once: bool) -> list[Any]:
+    headers = {"Authorization": f"Bearer {key}"}
+    transport = httpx.ASGITransport(world.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+        sends = [client.post(path, json={"query": "q", "documents": DOCUMENTS} | more) for path, more in asks]
+        return list(await asyncio.gather(*sends)) if at_once else [await one for one in sends]
+
+
+@pytest.fixture
+def people(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Two people with adapters of their own, and a domain. However slow this machine is, the loop is never spared."""
+    monkeypatch.setattr(Pace, "ends", lambda _pace, _began: None)
+    for user in PEOPLE:
+        world.opt_in(user)
+        world.publish_user(user)
+    world.publish_domain("voice")
+    return world
+
+
+def test_each_of_one_turn_gets_what_it_gets_alone(people: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = people.key()
+    alone = [said(one) for one in asyncio.run(send(people, key, ASKS, at_once=False))]
+    groups: list[int] = []
+    real = people.store.record_at_once
+    monkeypatch.setattr(people.store, "record_at_once", lambda shown: (groups.append(len(shown)), real(shown))[1])
+    together = asyncio.run(send(people, key, ASKS, at_once=True))
+    assert [said(one) for one in together] == alone
+    assert sorted({status for status, _ in alone}) == [200, 409, 422]
+    assert max(groups) > 1
+    for (path, ask), answer in zip(ASKS, together, strict=True):
+        if path == "/v1/rerank" and answer.status_code == 200:
+            inference = people.store.inference("acme", answer.json()["id"])
+            assert inference is not None
+            assert inference.subject == (people.pseudonym("acme", ask["user"]) if ask.get("user") in PEOPLE else None)
+
+
+def test_a_bad_adapter_in_a_turn_takes_nobody_elses_answer_away(people: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it put into quarantine by the event loop, which would wait for the disk: a thread does that."""
+    asks = [("/v1/rerank", {"user": user}) for user in ("ann", "bob", "stranger")]
+    key = people.key()
+    alone = [said(one) for one in asyncio.run(send(people, key, asks, at_once=False))]
+    owner, _ = people.named("user", "ann")
+    real = people.bank.resident
+    reported: list[str] = []
+    monkeypatch.setattr(
+        people.scorer.quarantine, "report", lambda *_: bool(reported.append(threading.current_thread().name))
+    )
+
+    def resident(asked: Any, version: Any) -> Any:
+        if asked == owner:
+            raise CorruptArtifactError("misplaced.", code="misplaced")
+        return real(asked, version)
+
+    monkeypatch.setattr(people.bank, "resident", resident)
+    together = [said(one) for one in asyncio.run(send(people, key, asks, at_once=True))]
+    assert together[1:] == alone[1:]
+    assert together[0][1]["personalization"]["reason"] == "adapter_invalid"
+    assert [name.startswith("idiolect-serving") for name in reported] == [True]
