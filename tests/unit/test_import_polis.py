@@ -85,6 +85,7 @@ def test_the_later_of_two_votes_counts_in_whatever_order_they_come(polis) -> Non
 def test_every_vote_that_was_read_is_accounted_for(polis) -> None:
     at = 1_500_000_000_000
     statements = [statement(n) for n in range(1, 13)] + [statement(20, "Wohnen", lang="de"), statement(21, " ")]
+    statements += [statement(30, "statement 3"), statement(31, "rejected", moderated=-1)]
     votes = [
         vote(f"p{p}", n, (1, -1, 0)[(p + n) % 3], t=at - n * p) for p in range(40) for n in (*range(1, 13), 20, 21)
     ]
@@ -94,6 +95,8 @@ def test_every_vote_that_was_read_is_accounted_for(polis) -> None:
     assert report["votes_held_out"] > 0
     gone = ("in_other_languages", "pass", "replaced_by_a_later_one", "held_out")
     left_out = ("left_out_unknown_statement", "left_out_statement_left_out")
+    left = ("in_other_languages", "left_out_empty_text", "with_a_text_read_before", "moderated_out_unvoted")
+    assert report["statements_read"] == report["items"] + sum(report[f"statements_{name}"] for name in left)
     assert report["votes_read"] == report["ratings"] + sum(report[f"votes_{name}"] for name in (*gone, *left_out))
 
 

@@ -54,7 +54,9 @@ def evaluate(
     for part in dict.fromkeys(one.part for one in evaluation.judged):
         _show([one for one in evaluation.judged if one.part == part])
     if pairs:
-        console.print(f"Adapters of so many pairs were tried at epsilon {settings.user_epsilon:g}.")
+        console.print(
+            f"Adapters of so many pairs were tried at epsilon {settings.user_epsilon:g}, with one draw of noise."
+        )
     if report is not None:
         page, *drawn = save_report(report, evaluation)
         console.print(f"Report: {page}" + (f", with {len(drawn)} figure files" if drawn else ""))
@@ -64,7 +66,9 @@ def _show(judged: Sequence[Judged]) -> None:
     """One part, in 80 columns."""
     from idiolect_adapters.evaluation.report import figure, interval, signed
 
-    table = Table("stack", "accuracy", "95%", "worst", "ECE", "gain", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        "stack", "accuracy", "95%", "worst", "ECE", "gain", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for one in judged:
         gain = "" if one.gain is None else f"{signed(one.gain.value)} ({_close(interval(one.gain))})"
         figures = (_close(interval(one.accuracy)), figure(one.worst), figure(one.calibration_error))

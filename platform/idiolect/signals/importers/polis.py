@@ -94,6 +94,8 @@ def _read_statements(files: DataFiles, languages: frozenset[str] | None) -> _Sta
             moderated[mark] = is_moderated and moderated.get(mark, True)
             if mark == len(item_ids):
                 item_ids.append(f"{conversation}:{comment}")
+            else:
+                source.count("with_a_text_read_before")
         index[conversation][comment] = mark
     out = frozenset(item for item, is_out in moderated.items() if is_out)
     return _Statements(table.items, item_ids, index, out)
