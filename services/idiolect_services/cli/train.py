@@ -201,7 +201,9 @@ def train_users(
 def _say(what: str, report: TrainingReport) -> None:
     console.print(
         f"{what}: {report.published:,} published as release {report.release} at epsilon {report.epsilon:.2f}"
-        f" ({report.refused:,} over their budget, {report.fenced:,} reset meanwhile)."
+        f" ({report.refused:,} over their budget, {report.fenced:,} reset meanwhile).",
+        markup=False,
+        soft_wrap=True,
     )
 
 
