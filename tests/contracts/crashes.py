@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from sqlalchemy import event
 
 from idiolect.stores.sql import SqlStore
+from idiolect.stores.sql.prepared import Prepared, PreparedConnection
 
 _WRITES = ("INSERT", "UPDATE", "DELETE")
 
@@ -55,7 +57,29 @@ def listening(store: SqlStore, **listeners: Any) -> Iterator[None]:
     for name, listener in listeners.items():
         event.listen(store._database.engine, name, listener)
     try:
-        yield
+        with _prepared_too(**listeners):
+            yield
     finally:
         for name, listener in listeners.items():
             event.remove(store._database.engine, name, listener)
+
+
+@contextmanager
+def _prepared_too(before_cursor_execute: Any, commit: Any = None) -> Iterator[None]:
+    """What goes straight to the driver is no event of the engine."""
+    find, end = PreparedConnection._prepared, PreparedConnection.commit
+
+    def found(connection: PreparedConnection, statement: Any) -> Prepared:
+        prepared = find(connection, statement)
+        before_cursor_execute(connection, None, prepared.sql)
+        return prepared
+
+    def ended(connection: PreparedConnection) -> None:
+        if commit is not None:
+            commit(connection)
+        end(connection)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PreparedConnection, "_prepared", found)
+        patched.setattr(PreparedConnection, "commit", ended)
+        yield

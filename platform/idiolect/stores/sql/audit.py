@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, select, update
+from sqlalchemy import Connection, Select, bindparam, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from idiolect.audit import GENESIS, INSTALLATION, AuditEntry, AuditEvent, Head, entry_after
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import AnyRow, chunks, insert
+from idiolect.stores.sql.engine import AnyRow, chunks
 from idiolect.stores.sql.logged_changes import note
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, Behind
@@ -23,6 +24,19 @@ from idiolect.stores.sql.times import micros
 
 _E, _H = schema.audit_entries.c, schema.audit_heads.c
 _PAGE = 1_000  # entries in memory while a chain is walked
+_LOCKED_HEAD = select(_H.seq, _H.hash).where(_H.tenant == bindparam("tenant")).with_for_update()
+_FIRST_HEAD = {
+    dialect.dialect.name: dialect.insert(schema.audit_heads)
+    .values({column.name: bindparam(column.name) for column in _H})
+    .on_conflict_do_nothing()
+    for dialect in (sqlite, postgresql)
+}
+_NEW_ENTRY = schema.audit_entries.insert().values({column.name: bindparam(column.name) for column in _E})
+_NEW_HEAD = (
+    update(schema.audit_heads)
+    .where(_H.tenant == bindparam("of_tenant"))
+    .values(seq=bindparam("new_seq"), hash=bindparam("new_hash"))
+)
 
 
 class Audit(Part):
@@ -86,18 +100,17 @@ def append(
 
 def put(connection: Connection, entry: AuditEntry) -> None:
     """As the new end of its chain, whose head is locked or held by nobody else."""
-    connection.execute(schema.audit_entries.insert(), _row_of(entry))
-    head = {"seq": entry.seq, "hash": bytes.fromhex(entry.hash)}
-    connection.execute(update(schema.audit_heads).where(_H.tenant == entry.tenant).values(head))
+    connection.execute(_NEW_ENTRY, _row_of(entry))
+    head = {"of_tenant": entry.tenant, "new_seq": entry.seq, "new_hash": bytes.fromhex(entry.hash)}
+    connection.execute(_NEW_HEAD, head)
 
 
 def locked_head(connection: Connection, tenant: str) -> Head:
-    query = select(_H.seq, _H.hash).where(_H.tenant == tenant).with_for_update()
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_LOCKED_HEAD, {"tenant": tenant}).one_or_none()
     if row is None:
         first = {"tenant": tenant, "seq": 0, "hash": bytes.fromhex(GENESIS)}
-        connection.execute(insert(connection, schema.audit_heads).values(first).on_conflict_do_nothing())
-        row = connection.execute(query).one()
+        connection.execute(_FIRST_HEAD[connection.dialect.name], first)
+        row = connection.execute(_LOCKED_HEAD, {"tenant": tenant}).one()
     return Head(row.seq, row.hash.hex())
 
 

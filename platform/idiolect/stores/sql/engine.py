@@ -69,6 +69,7 @@ class Database:
         self._hasty_writer = engine.execution_options(idiolect_write=True, idiolect_hasty=True)
         self._points = PreparedPool(engine)
         self._small_writes = PreparedPool(engine, "synchronous=NORMAL")
+        self._lasting_writes = PreparedPool(engine, "synchronous=FULL")
         # They wait for no writer, and leave it to others to move the log into the file, which waits for the disk.
         self._impatient = PreparedPool(engine, "synchronous=NORMAL", "busy_timeout=0", "wal_autocheckpoint=0")
 
@@ -119,6 +120,24 @@ class Database:
         finally:
             self._turn.release()
 
+    def lasting_write(self, whom: Behind, work: Callable[[Connection], T]) -> T:
+        """As `write`, for constant statements: on SQLite most of what is left is the disk's."""
+        if not self.is_sqlite:
+            return self.write(whom, work)
+        try:
+            with (
+                self._my_turn(),
+                changes_of_a_transaction(self.recovery_log) as changes,
+                self._lasting_writes.transaction("BEGIN IMMEDIATE") as prepared,
+            ):
+                connection = cast(Connection, prepared)
+                changes.collect(connection)
+                done = work(connection)
+                changes.write()
+                return done
+        except DRIVER_ERRORS as error:
+            raise translated(error, self.where) from error
+
     def keys(self) -> SubjectKeys:
         """Those that seal what is stored of people."""
         if self.key_store is None:
@@ -133,6 +152,7 @@ class Database:
         self._points.close()
         self._small_writes.close()
         self._impatient.close()
+        self._lasting_writes.close()
         self.engine.dispose()
 
     def write(self, whom: Behind, work: Callable[[Connection], T], *, lasting: bool = True) -> T:

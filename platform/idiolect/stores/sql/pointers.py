@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, func, literal, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, delete, func, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.elements import ColumnElement
 
 from idiolect.audit import AuditEvent
@@ -54,7 +55,40 @@ _CANDIDATE = (
     )
     .select_from(schema.versions)
     .join(schema.releases, and_(_R.tenant == _V.tenant, _R.id == _V.release))
+    .where(_V.tenant == bindparam("tenant"), _V.id == bindparam("id"))
 )
+_OF_OWNER = (
+    select(_P.name, _P.version, _P.revision)
+    .where(*(_P[name] == bindparam(name) for name in ("tenant", "subject", "domain")))
+    .order_by(_P.name)
+)
+_OF_OWNER_LOCKED = _OF_OWNER.with_for_update()
+_STONE = select(_T.generation).where(_T.tenant == bindparam("tenant"), _T.subject == bindparam("subject"))
+_KEY = ("tenant", "subject", "domain", "name")
+_FIRST = schema.pointers.insert().values({name: bindparam(name) for name in (*_KEY, "version", "revision")})
+_NEXT = (
+    update(schema.pointers)
+    .where(*(_P[name] == bindparam(f"of_{name}") for name in _KEY))
+    .values(version=bindparam("new_version"), revision=bindparam("new_revision"))
+)
+_MOVED = schema.pointer_history.insert().values(
+    {name: bindparam(name) for name in (*_KEY, "old_version", "version", "at", "reason", "actor")}
+)
+_WITHHELD = (
+    update(schema.versions)
+    .where(_V.tenant == bindparam("of_tenant"), _V.id == bindparam("of_id"))
+    .where(or_(_V.withheld.is_(None), _V.withheld == ROLLED_BACK))
+    .values(withheld=bindparam("why"), withheld_reason=bindparam("because"))
+)
+
+
+def _renewing(dialect: Any) -> Any:
+    new = dialect.insert(schema.pointers).values({name: bindparam(name) for name in (*_KEY, "version", "revision")})
+    changes = {"version": new.excluded.version, "revision": _P.revision + 1}
+    return new.on_conflict_do_update(index_elements=list(_KEY), set_=changes)
+
+
+_RENEWED = {"sqlite": _renewing(sqlite), "postgresql": _renewing(postgresql)}
 
 
 class Pointers(Part):
@@ -75,7 +109,7 @@ class Pointers(Part):
         self, tenant: str, version_id: str, now: datetime, *, reason: str, actor: str, if_match: str | None = None
     ) -> Pointer:
         move = PointerChange(tenant, micros(now), reason, actor, if_match)
-        return self._database.write(tenant, lambda connection: _promote(connection, move, version_id))
+        return self._database.lasting_write(tenant, lambda connection: _promote(connection, move, version_id))
 
     def promote_release(self, tenant: str, release: str, now: datetime, *, reason: str, actor: str) -> int:
         move = PointerChange(tenant, micros(now), reason, actor, None)
@@ -116,9 +150,8 @@ def beyond(adapter: Adapter) -> ColumnElement[bool]:
 
 
 def _pointers(connection: Connection, tenant: str, adapter: Adapter, *, lock: bool) -> dict[str, Pointer]:
-    mine = (_P.tenant == tenant, _P.subject == adapter.subject, _P.domain == adapter.domain)
-    query = select(_P.name, _P.version, _P.revision).where(*mine).order_by(_P.name)
-    rows = connection.execute(query.with_for_update() if lock else query)
+    owner = {"tenant": tenant, "subject": adapter.subject, "domain": adapter.domain}
+    rows = connection.execute(_OF_OWNER_LOCKED if lock else _OF_OWNER, owner)
     return {row.name: Pointer(row.name, row.version, row.revision) for row in rows}
 
 
@@ -179,12 +212,12 @@ def _expected(connection: Connection, move: PointerChange, adapter: Adapter) -> 
 def _check(connection: Connection, tenant: str, candidate: Candidate, what: str) -> None:
     subject = candidate.adapter.subject
     state = load_state(connection, tenant, subject, lock=True) if subject else None
-    stone = connection.scalar(select(_T.generation).where(_T.tenant == tenant, _T.subject == subject))
+    stone = connection.scalar(_STONE, {"tenant": tenant, "subject": subject})
     check_promotable(candidate, state, -1 if stone is None else stone, connection.scalar(_LIVE_GLOBAL), what)
 
 
 def _candidate(connection: Connection, tenant: str, version_id: str) -> Candidate | None:
-    row = connection.execute(_CANDIDATE.where(_V.tenant == tenant, _V.id == version_id)).one_or_none()
+    row = connection.execute(_CANDIDATE, {"tenant": tenant, "id": version_id}).one_or_none()
     return None if row is None else _candidate_of(row)
 
 
@@ -204,31 +237,24 @@ def _candidate_of(row: AnyRow) -> Candidate:
 def _set(connection: Connection, move: PointerChange, adapter: Adapter, live: Pointer, version: str) -> Pointer:
     row = {"tenant": move.tenant, "subject": adapter.subject, "domain": adapter.domain, "name": LIVE}
     if live.version is None:
-        connection.execute(schema.pointers.insert(), row | {"version": version, "revision": 1})
+        connection.execute(_FIRST, row | {"version": version, "revision": 1})
     else:
-        mine = and_(*(_P[name] == value for name, value in row.items()))
-        change = {"version": version, "revision": live.revision + 1}
-        connection.execute(update(schema.pointers).where(mine).values(change))
+        change = {"new_version": version, "new_revision": live.revision + 1}
+        connection.execute(_NEXT, {f"of_{name}": value for name, value in row.items()} | change)
     said = {"old_version": live.version, "version": version, "at": move.at, "reason": move.reason, "actor": move.actor}
-    connection.execute(schema.pointer_history.insert(), row | said)
+    connection.execute(_MOVED, row | said)
     return Pointer(LIVE, version, live.revision + 1)
 
 
 def _upsert(connection: Connection, tenant: str, adapter: Adapter, name: str, version: str) -> None:
     row = {"tenant": tenant, "subject": adapter.subject, "domain": adapter.domain, "name": name}
-    statement = insert(connection, schema.pointers).values(row | {"version": version, "revision": 1})
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["tenant", "subject", "domain", "name"],
-            set_={"version": version, "revision": _P.revision + 1},
-        )
-    )
+    connection.execute(_RENEWED[connection.dialect.name], row | {"version": version, "revision": 1})
 
 
 def _withhold(connection: Connection, tenant: str, version: str, why: str | None, reason: str | None) -> None:
     """A quarantine stays whatever happens."""
-    mine = (_V.tenant == tenant, _V.id == version, or_(_V.withheld.is_(None), _V.withheld == ROLLED_BACK))
-    connection.execute(update(schema.versions).where(*mine).values(withheld=why, withheld_reason=reason))
+    said = {"of_tenant": tenant, "of_id": version, "why": why, "because": reason}
+    connection.execute(_WITHHELD, said)
 
 
 def _renew_previous(connection: Connection, tenant: str, live: Candidate) -> None:

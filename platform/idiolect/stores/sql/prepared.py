@@ -105,6 +105,7 @@ class PreparedConnection:
     def __init__(self, raw: Any, dialect: Dialect, known: dict[Any, Prepared]) -> None:
         self.raw = raw
         self.dialect = dialect
+        self.info: dict[str, Any] = {}
         self._known = known
 
     def execute(self, statement: Compilable, parameters: Parameters | Sequence[Parameters] | None = None) -> Rows:
@@ -119,6 +120,9 @@ class PreparedConnection:
     def scalar(self, statement: Compilable, parameters: Parameters | None = None) -> Any:
         row = self.execute(statement, parameters).first()
         return None if row is None else row[0]
+
+    def commit(self) -> None:
+        self.raw.execute("COMMIT")
 
     def discard(self) -> None:
         with suppress(Exception):
@@ -162,7 +166,7 @@ class Transaction:
         assert connection is not None
         try:
             if error is None and self._begin:
-                connection.raw.execute("COMMIT")
+                connection.commit()
         except BaseException:
             connection.discard()
             raise
