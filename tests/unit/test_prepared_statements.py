@@ -55,12 +55,12 @@ def row(number: int, name: str = "a", **fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("count", [1, 2, 7, MAX_ROWS - 1, MAX_ROWS, MAX_ROWS + 1, 3 * MAX_ROWS + 5])
 def test_rows_go_in_and_come_out_as_sqlalchemy_has_them(engine: Engine, count: int) -> None:
-    pool = PreparedPool(engine, "BEGIN IMMEDIATE")
+    pool = PreparedPool(engine)
     rows = [row(number, raw=None if number == 3 else bytes([number % 256])) for number in range(count)]
-    with pool.transaction() as connection:
+    with pool.transaction("BEGIN IMMEDIATE") as connection:
         connection.execute(KEEP, rows)
         connection.execute(KEEP, rows[:2])
-    with pool.transaction() as connection, engine.connect() as plain:
+    with pool.transaction("BEGIN IMMEDIATE") as connection, engine.connect() as plain:
         found = connection.execute(NAMED, {"name": "a"})
         assert found == [tuple(one) for one in plain.execute(NAMED, {"name": "a"})]
         assert len(found) == count
@@ -80,18 +80,18 @@ def test_the_statements_of_an_insert_hold_every_row_once_and_in_order(count: int
 
 
 def test_a_failed_transaction_leaves_nothing_and_its_connection_is_not_used_again(engine: Engine) -> None:
-    pool = PreparedPool(engine, "BEGIN IMMEDIATE")
-    with pool.transaction() as first:
+    pool = PreparedPool(engine)
+    with pool.transaction("BEGIN IMMEDIATE") as first:
         pass
 
     def insert_twice() -> None:
-        with pool.transaction() as connection:
+        with pool.transaction("BEGIN IMMEDIATE") as connection:
             connection.execute(KEEP, [row(1)])
             connection.raw.execute("INSERT INTO things (id) VALUES (1)")
 
     with pytest.raises(sqlite3.IntegrityError):
         insert_twice()
-    with pool.transaction() as second:
+    with pool.transaction("BEGIN IMMEDIATE") as second:
         assert second.scalar(FIRST) is None
     assert second is not first
     with pytest.raises(sqlite3.ProgrammingError):
@@ -100,18 +100,18 @@ def test_a_failed_transaction_leaves_nothing_and_its_connection_is_not_used_agai
 
 
 def test_a_missing_parameter_is_no_null(engine: Engine) -> None:
-    pool = PreparedPool(engine, "")
-    with pytest.raises(KeyError), pool.transaction() as connection:
+    pool = PreparedPool(engine)
+    with pytest.raises(KeyError), pool.transaction("") as connection:
         connection.execute(NAMED, {})
     pool.close()
 
 
 def test_threads_never_share_a_connection_and_a_closed_pool_opens_new_ones(engine: Engine) -> None:
-    pool = PreparedPool(engine, "BEGIN")
+    pool = PreparedPool(engine)
     meeting, seen = threading.Barrier(4), []
 
     def use() -> None:
-        with pool.transaction() as connection:
+        with pool.transaction("BEGIN") as connection:
             seen.append(connection)
             meeting.wait(10)
 
@@ -122,7 +122,7 @@ def test_threads_never_share_a_connection_and_a_closed_pool_opens_new_ones(engin
         thread.join()
     assert len({id(connection) for connection in seen}) == 4
     pool.close()
-    with pool.transaction() as later:
+    with pool.transaction("BEGIN") as later:
         assert later.scalar(FIRST) is None
     assert later not in seen
     pool.close()
