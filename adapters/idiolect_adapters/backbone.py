@@ -249,7 +249,15 @@ def _read_encoder(folder: Path) -> torch.nn.Module:
     encoder: torch.nn.Module = AutoModel.from_pretrained(
         folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32
     )
+    _own_memory(encoder)
     return encoder.eval()
+
+
+def _own_memory(encoder: torch.nn.Module) -> None:
+    """transformers leaves weights mapped to their file: whoever writes to it would change a model that serves, and
+    whoever cuts it off would kill the process."""
+    for tensor in (*encoder.parameters(), *encoder.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def filler(rows: int, length: int, device: torch.device) -> list[tuple[int, ...]]:

@@ -286,6 +286,7 @@ def load_model(root: Path, digest: str, device: str = "cpu") -> PreferenceModel:
     )
     recipes = Recipes.from_json(card["recipes"], tensors)
     backbone = Backbone.load(folder, _precision(card), device)
+    _checked_card(root, digest)  # again: what was read lies in memory now, and was still what the digest says
     return PreferenceModel(
         backbone,
         head,

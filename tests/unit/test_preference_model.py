@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,33 @@ def test_a_missing_or_cut_file_is_refused(copy: Saved, name: str) -> None:
         load_model(copy.root, copy.model.digest)
     path.unlink()
     with pytest.raises(CorruptArtifactError):
+        load_model(copy.root, copy.model.digest)
+
+
+def test_a_file_that_is_written_to_while_the_model_serves_changes_no_score(copy: Saved) -> None:
+    model = load_model(copy.root, copy.model.digest)
+    weights = copy.folder / "model.safetensors"
+    before, size = model.project(PAIRS), weights.stat().st_size
+    with weights.open("r+b") as file:  # in place: the file that was read, not another one of its name
+        file.seek(size // 4)
+        file.write(b"\xff" * (size // 2))
+    assert np.array_equal(model.project(PAIRS), before)
+    os.truncate(weights, 0)
+    assert np.array_equal(model.project(PAIRS), before)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(copy: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Backbone.load
+
+    def write_meanwhile(folder: Path, *how: str) -> Backbone:
+        loaded = load(folder, *how)  # type: ignore[arg-type]
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.seek(-8, os.SEEK_END)
+            file.write(b"\xff" * 8)
+        return loaded
+
+    monkeypatch.setattr(module.Backbone, "load", write_meanwhile)
+    with pytest.raises(CorruptArtifactError, match=r"model\.safetensors has the sha256"):
         load_model(copy.root, copy.model.digest)
 
 
