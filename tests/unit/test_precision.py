@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from idiolect.errors import ConfigurationError, CorruptArtifactError
 from idiolect.settings import PRECISIONS, Precision
-from idiolect_adapters import backbone as backbone_module
 from idiolect_adapters import precision as module
 from idiolect_adapters.backbone import Backbone, Tokens
 from idiolect_adapters.lora.reward_model import RewardModel
+from idiolect_adapters.padding import Padding
 from idiolect_adapters.precision import Int8Linear, check_exact
 from idiolect_adapters.preference import PreferenceModel, load_model, save_model
 from idiolect_adapters.runtime.batched.forward import BatchedRuntime
@@ -177,15 +177,15 @@ def test_batches_that_are_filled_up_as_for_a_gpu_give_the_same(
 ) -> None:
     backbone = Backbone.load(folders["bert"])
     wanted = backbone.features(PAIRS)
-    rows: list[int] = []
+    padding = Padding.on(torch.device("meta"), backbone.max_tokens)
+    sizes: list[tuple[int, int]] = []
     pooled = Backbone.pooled
 
-    def noted(self: Backbone, ids: list[tuple[int, ...]], length: int | None = None) -> torch.Tensor:
-        rows.append(len(ids) * (length or 0))
+    def noted(self: Backbone, ids: list[tuple[int, ...]], length: int) -> torch.Tensor:
+        sizes.append((length, len(ids)))
         return pooled(self, ids, length)
 
-    filler = backbone_module.filler
     monkeypatch.setattr(Backbone, "pooled", noted)
-    monkeypatch.setattr(backbone_module, "filler", lambda count, length, _: filler(count, length, torch.device("meta")))
-    assert np.array_equal(backbone.features(PAIRS), wanted)
-    assert all(backbone_module.BATCH_TOKENS - 256 < tokens <= backbone_module.BATCH_TOKENS for tokens in rows)
+    monkeypatch.setattr(Backbone, "padding", padding)
+    assert np.allclose(backbone.features(PAIRS), wanted, atol=1e-5)
+    assert sizes == [(length, padding.rows(length) + 1) for length, _ in sizes]

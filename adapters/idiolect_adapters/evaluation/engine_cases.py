@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from idiolect.errors import IdiolectError
 from idiolect.settings import PRECISIONS
-from idiolect_adapters.backbone import Backbone, Tokens, length_batches
+from idiolect_adapters.backbone import Backbone
 from idiolect_adapters.evaluation.engine_peer import peft_model, run_peft
 from idiolect_adapters.lora.reward_model import RewardModel
 from idiolect_adapters.lora.spec import LoraAdapter, LoraPair, linear_shapes, uniform_spec
@@ -214,7 +214,7 @@ def _random_ids(backbone: Backbone, texts: int, lengths: tuple[int, int]) -> tup
 @torch.inference_mode()
 def _pooled_by_length(backbone: Backbone, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
     pooled_N_H = torch.empty(len(ids), backbone.hidden_size)
-    for length, rows in length_batches(Tokens(tuple(ids))):
+    for length, rows in backbone.padding.batches(ids):
         pooled_N_H[rows] = backbone.pooled([ids[row] for row in rows], length)
     return pooled_N_H
 

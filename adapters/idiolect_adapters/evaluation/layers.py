@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from idiolect_adapters.backbone import Backbone, length_batches
+from idiolect_adapters.backbone import Backbone
 
 
 @torch.inference_mode()
@@ -21,7 +21,7 @@ def inner_features(
     tokens = backbone.tokenize([("", text) for text in texts])
     rows_of: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(texts)
     done = 0
-    for length, rows in length_batches(tokens):
+    for length, rows in backbone.padding.batches(tokens.ids):
         means = _means(backbone, [tokens.ids[row] for row in rows], length)
         for row, mean in zip(rows, means, strict=True):
             rows_of[row] = mean

@@ -24,8 +24,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch.nn.functional import logsigmoid
 from torch.utils.data import DataLoader, TensorDataset
 
-from idiolect_adapters.backbone import LENGTH_STEP, Backbone
+from idiolect_adapters.backbone import Backbone
 from idiolect_adapters.evaluation.peer_kernel import DifferentiableKernel
+from idiolect_adapters.padding import LENGTH_STEP
 from idiolect_adapters.preference import Head
 from idiolect_adapters.surface import surface_features
 

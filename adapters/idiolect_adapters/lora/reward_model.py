@@ -42,7 +42,7 @@ class RewardModel(nn.Module):
         self.register_buffer("mean", mean_F.float())
         # Not a second submodule: the encoder must have one name.
         self._backbone = [backbone]
-        self.eval()
+        self.to(backbone.device).eval()
 
     @staticmethod
     def of(model: PreferenceModel) -> RewardModel:

@@ -25,12 +25,12 @@ from idiolect.ids import sha256_hex
 from idiolect.registry.lora_layout import LoraLayout
 from idiolect.registry.manifest import ReleaseTemplate
 from idiolect.registry.weights import Weights
-from idiolect_adapters.backbone import BATCH_TOKENS, padded_length
 from idiolect_adapters.lora.peft_format import SCORE
 from idiolect_adapters.lora.proof import PROBES, LoadProof, check_proof, prove
 from idiolect_adapters.lora.reward_model import RewardModel
 from idiolect_adapters.lora.spec import LinearShape, LoraAdapter, LoraSpec, linear_shapes
 from idiolect_adapters.lora.weights import adapter_from
+from idiolect_adapters.padding import Padding
 from idiolect_adapters.preference import PreferenceModel, beside_features, project_features
 from idiolect_adapters.runtime.batched.families import padded_rank
 from idiolect_adapters.runtime.batched.forward import BatchedRuntime
@@ -206,7 +206,7 @@ class LoraEngine:
         self.free_unused()
         out_N_P = np.empty((len(pairs), 1 + self.model.user_rank + self.model.domain_rank))
         ids_N = self.model.backbone.tokenize(pairs).ids
-        for length, rows in _batches(pairs, [padded_length(len(ids)) for ids in ids_N]):
+        for length, rows in _batches(pairs, [len(ids) for ids in ids_N], self.model.backbone.padding):
             texts = {pairs[row]: ids_N[row] for row in rows}
             number = {text: index for index, text in enumerate(texts)}
             text_of_row = [number[pairs[row]] for row in rows]
@@ -263,15 +263,15 @@ class _Batch:
     stacks: Sequence[LoraStack | None]
 
 
-def _batches(pairs: Pairs, lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """(padded length, rows): at most BATCH_TOKENS tokens at a time, with a row more for each text, which the bare
-    model reads."""
+def _batches(pairs: Pairs, tokens: Sequence[int], padding: Padding) -> list[tuple[int, list[int]]]:
+    """(padded length, rows): as many as one batch takes, with a row more for each text, which the bare model reads."""
+    lengths = [padding.length(number) for number in tokens]
     found: list[tuple[int, list[int]]] = []
     size = 0
     before: tuple[str, str] | None = None
     for row in sorted(range(len(pairs)), key=lambda row: (lengths[row], pairs[row])):
         size += 1 if pairs[row] == before else 2
-        if not found or found[-1][0] != lengths[row] or size * lengths[row] > BATCH_TOKENS:
+        if not found or found[-1][0] != lengths[row] or size > padding.rows(lengths[row]):
             found.append((lengths[row], []))
             size = 2
         found[-1][1].append(row)

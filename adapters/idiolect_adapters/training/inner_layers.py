@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from idiolect.errors import ConfigurationError
-from idiolect_adapters.backbone import Backbone, Tokens, length_batches
+from idiolect_adapters.backbone import Backbone, Tokens
 
 FloatArray = NDArray[np.float64]
 
@@ -117,7 +117,7 @@ class InnerLayers:
     def _read(self) -> Iterator[_Batch]:
         """All texts in batches, with what the layers below give as far as KEPT_BYTES reach."""
         kept = 0
-        for length, rows in length_batches(self._tokens):
+        for length, rows in self._backbone.padding.batches(self._tokens.ids):
             batch = _Batch(rows, length)
             if self._below and kept < KEPT_BYTES:
                 with torch.no_grad(), _watched(self._below[-1]) as seen:

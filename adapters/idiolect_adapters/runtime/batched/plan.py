@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +56,9 @@ def make_plan(residents: Residents, stacks: Sequence[Stack]) -> Plan:
     """Raises InvalidInputError for a strength outside [0, 1] or a layer replaced twice, NotFoundError for an adapter
     that has been removed. Walks over rows, once per batch; forwards never do."""
     uses = [_uses(stack) for stack in stacks]
-    order = sorted(range(len(stacks)), key=lambda row: (*_sort_key(uses[row]), row))
+    kinds = [tuple([use.slot.family for use in row]) for row in uses]
+    keys = {kind: _sort_key(kind) for kind in set(kinds)}
+    order = sorted(range(len(stacks)), key=lambda row: (keys[kinds[row]], row))
     members: dict[tuple[int, int], list[tuple[int, _Use]]] = {}
     for position, row in enumerate(order):
         for use in uses[row]:
@@ -75,26 +76,27 @@ def make_plan(residents: Residents, stacks: Sequence[Stack]) -> Plan:
 
 def _uses(stack: Stack) -> list[_Use]:
     uses: list[_Use] = []
-    turns: dict[int, int] = {}
+    turns: dict[Family, int] = {}
     replaced: set[str] = set()
     for handle, strength in stack:
-        if not 0.0 <= strength <= 1.0 or math.isnan(strength):
+        if not 0.0 <= strength <= 1.0:
             raise InvalidInputError(f"a strength of {strength} is not in [0, 1].")
         for slot in handle.slots if strength > 0.0 else ():
-            number = slot.family.number
-            uses.append(_Use(slot, strength, turns.get(number, 0)))
-            turns[number] = turns.get(number, 0) + 1
-            twice = replaced.intersection(slot.family.replaced)
-            if twice:
-                raise InvalidInputError(f"two adapters of one stack replace layer {min(twice)!r}.", mend="Use one.")
-            replaced.update(slot.family.replaced)
+            family = slot.family
+            turn = turns.get(family, 0)
+            turns[family] = turn + 1
+            uses.append(_Use(slot, strength, turn))
+            if not replaced.isdisjoint(family.replaced):
+                twice = min(replaced.intersection(family.replaced))
+                raise InvalidInputError(f"two adapters of one stack replace layer {twice!r}.", mend="Use one.")
+            replaced.update(family.replaced)
     return uses
 
 
-def _sort_key(uses: Sequence[_Use]) -> tuple[bool, tuple[int, ...], tuple[int, ...]]:
-    dense = tuple(sorted(use.slot.family.number for use in uses if not use.slot.family.width))
-    private = tuple(sorted(use.slot.family.number for use in uses if use.slot.family.width))
-    return bool(uses), dense, private
+def _sort_key(families: Sequence[Family]) -> tuple[bool, list[int], list[int]]:
+    dense = sorted(family.number for family in families if not family.width)
+    private = sorted(family.number for family in families if family.width)
+    return bool(families), dense, private
 
 
 def _block(residents: Residents, members: Sequence[tuple[int, _Use]], buffers: list[torch.Tensor]) -> Block:
@@ -103,10 +105,11 @@ def _block(residents: Residents, members: Sequence[tuple[int, _Use]], buffers: l
         buffers.append(residents.buffers.take(len(members) * family.width, family.dtype))
     positions = [position for position, _ in members]
     strengths = [use.strength for _, use in members]
+    whole = all(strength == 1.0 for strength in strengths)
     return Block(
         family,
         _rows(positions, residents.device),
-        None if all(strength == 1.0 for strength in strengths) else torch.tensor(strengths, device=residents.device),
+        None if whole else torch.tensor(strengths, device=residents.device),
         family.gather([use.slot.index for _, use in members], buffers[-1] if family.width else None),
     )
 

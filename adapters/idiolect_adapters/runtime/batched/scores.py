@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from idiolect_adapters.backbone import Tokens, filler, length_batches
+from idiolect_adapters.backbone import Tokens
 from idiolect_adapters.lora.reward_model import RewardModel
 from idiolect_adapters.runtime.batched.forward import BatchedRuntime
 from idiolect_adapters.runtime.batched.plan import Stack
@@ -19,8 +19,9 @@ def score_rows(
     """Scores [N], in the order of `tokens`. A row has the same bits in any company; without an adapter, the bare
     model's."""
     scores_N = torch.empty(len(tokens))
-    for length, rows in length_batches(tokens):
-        extra = filler(len(rows), length, model.backbone.device)
+    padding = model.backbone.padding
+    for length, rows in padding.batches(tokens.ids):
+        extra = padding.filler(len(rows), length)
         ids = [tokens.ids[row] for row in rows] + extra
         beside_B_S = torch.cat([beside_N_S[rows], beside_N_S.new_zeros(len(extra), beside_N_S.shape[1])])
         plan = runtime.plan([*(stacks[row] for row in rows), *([] for _ in extra)])
