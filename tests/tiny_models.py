@@ -14,6 +14,8 @@ from transformers import (
     LlamaModel,
     ModernBertConfig,
     ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Model,
@@ -25,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 WORDS = """alpha beta gamma delta warm cold good bad the a reply review summary question answer please thanks sorry
 short long list item one two three four five six seven eight nine ten how why when what fish tree house river stone
 cloud light paper glass metal wood sand rain snow wind fire earth moon star sun""".split()  # noqa: SIM905
-ENCODERS = ("bert", "modernbert")
+ENCODERS = ("bert", "modernbert", "mpnet")
 DECODERS = ("llama", "qwen2", "qwen3")
 KINDS = ENCODERS + DECODERS
 HIDDEN = 32
@@ -41,14 +43,16 @@ _SIZES: dict[str, Any] = {
 
 
 def tokenizer_for(kind: str) -> PreTrainedTokenizerFast:
-    """Encoders know whole words and frame texts as [CLS] a [SEP] b [SEP]. Decoders have a byte-level BPE; Llama starts
-    texts with <s>, Qwen adds nothing, so that an empty text has no token at all.
+    """Encoders know whole words and frame texts as [CLS] a [SEP] b [SEP], MPNet with one more [SEP] before b. Decoders
+    have a byte-level BPE; Llama starts texts with <s>, Qwen adds nothing, so that an empty text has no token at all.
     """
     if kind in ENCODERS:
         vocabulary = {token: index for index, token in enumerate([*SPECIAL, *dict.fromkeys(WORDS)])}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        if kind == "mpnet":
+            tokenizer.post_processor = processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2), trim_offsets=False)
         names = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
     else:
         tokenizer = Tokenizer(models.BPE())
@@ -75,6 +79,8 @@ def _encoder(kind: str, **changes: Any) -> torch.nn.Module:
     if kind == "modernbert":
         special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
         return ModernBertModel(ModernBertConfig(**sizes, **special))
+    if kind == "mpnet":
+        return MPNetModel(MPNetConfig(**sizes))
     special = {"pad_token_id": 0, "bos_token_id": 4, "eos_token_id": 5}
     if kind == "llama":
         return LlamaModel(LlamaConfig(**sizes, **heads, **special))

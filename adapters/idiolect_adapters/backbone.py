@@ -136,7 +136,7 @@ class Backbone:
         self.hidden_size = int(config.hidden_size)
         self.causal = any(getattr(module, "is_causal", False) for module in encoder.modules())
         # Whole steps: the padding of the longest text must not pass the model's last position.
-        positions = min(MAX_TOKENS, int(getattr(config, "max_position_embeddings", MAX_TOKENS)))
+        positions = min(MAX_TOKENS, int(getattr(config, "max_position_embeddings", MAX_TOKENS)) - _skipped(encoder))
         self.max_tokens = positions // LENGTH_STEP * LENGTH_STEP
         self._tokenizing = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
         self._takes_pairs = tokenizer.sep_token_id is not None and not self.causal
@@ -174,15 +174,16 @@ class Backbone:
         encoder.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
-    def tokenize(self, pairs: Sequence[tuple[str, str]]) -> Tokens:
-        """Token ids of (prompt, text) pairs, cut to `max_tokens` from the end of the longer of the two."""
+    def tokenize(self, pairs: Sequence[tuple[str, str]], most: int | None = None) -> Tokens:
+        """Token ids of (prompt, text) pairs, cut to `most` (`max_tokens` unless given), the longer of the two first."""
+        limit = min(most or self.max_tokens, self.max_tokens)
         # One by one: what a pair becomes must not depend on the other pairs. (The tokenizer is fast; the encoder is
         # not.)
         with self._tokenizing:
-            return Tokens(tuple(self._tokenize_one(prompt, text) for prompt, text in pairs))
+            return Tokens(tuple(self._tokenize_one(prompt, text, limit) for prompt, text in pairs))
 
-    def _tokenize_one(self, prompt: str, text: str) -> tuple[int, ...]:
-        limit: dict[str, Any] = {"truncation": True, "max_length": self.max_tokens}
+    def _tokenize_one(self, prompt: str, text: str, most: int) -> tuple[int, ...]:
+        limit: dict[str, Any] = {"truncation": True, "max_length": most}
         if prompt and self._takes_pairs:
             ids = self.tokenizer(prompt, text, **limit)["input_ids"]
         else:
@@ -251,6 +252,13 @@ class Backbone:
             if progress is not None:
                 progress(done, len(pairs))
         return features_N_H
+
+
+def _skipped(encoder: torch.nn.Module) -> int:
+    """Positions that no token has: the kin of RoBERTa count theirs from behind that of padding."""
+    counted = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    padding = getattr(counted, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
 
 
 def _read_encoder(folder: Path) -> torch.nn.Module:

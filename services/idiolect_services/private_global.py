@@ -218,6 +218,7 @@ class PrivateGlobalTrainer:
         described = {
             "backbone": self._settings.backbone,
             "datasets": {} if self._before is None else self._before.card["training"].get("datasets", {}),
+            "tuned": self._before is not None and bool(self._before.card["training"].get("tuned")),
             "options": asdict(options),
             "before": None if self._before is None else self._before.digest,
             "privacy": privacy.to_json(),

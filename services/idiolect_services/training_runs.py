@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -43,11 +44,13 @@ def train_global_model(
     tenant: str,
     stages: Stages,
     *,
+    tune: bool | None = None,
     carry: bool = True,
     staged: bool = False,
     on_carried: Callable[[CarryReport], None] = _told_nobody,
 ) -> PreferenceModel:
     """Train on the tenant's public data sets and make the result live, with everybody's adapters carried to it.
+    `tune`: the encoder too (None: where it is known to pay).
 
     The old model keeps serving until then. A kill at any point leaves it so, and the same call again goes on. A
     `staged` one stays live for nobody: it waits for a rollout.
@@ -69,7 +72,8 @@ def train_global_model(
         "datasets": {info.name: info.digest for info in installation.store.datasets(tenant) if info.public},
     }
     before = _before(installation) if carry else None
-    model = build_global(installation.models, backbone, data, GLOBAL_OPTIONS, described, stages, before)
+    options = replace(GLOBAL_OPTIONS, tune=tune)
+    model = build_global(installation.models, backbone, data, options, described, stages, before)
     _put_out(installation, model, data.items, stages, carry, staged, on_carried)
     return model
 
@@ -84,8 +88,8 @@ def train_private_global_model(
     staged: bool = False,
     on_carried: Callable[[CarryReport], None] = _told_nobody,
 ) -> PrivateTraining:
-    """Train on the people of `sources` who opted in, on top of the live model if that has the same encoder, and make
-    the result live.
+    """Train on the people of `sources` who opted in, on top of the live model if that has the same encoder, tuned or
+    not, and make the result live.
 
     Public texts are those of the tenant's data sets that were declared public, or of the sample that ships where
     those are too few. A kill anywhere leaves the charge and the old model.
@@ -93,17 +97,28 @@ def train_private_global_model(
     _check_staged(installation, staged)
     installation.models.mkdir(parents=True, exist_ok=True)
     remove_staging(installation.models)
-    backbone = Backbone.load(find_backbone(installation.settings.backbone))
     public = _public_texts(installation, tenant)
     before = _before(installation)
-    probe = [(item.prompt, item.text) for item in public[:PROBES]]
-    if before is not None and not np.array_equal(before.backbone.features(probe), backbone.features(probe)):
-        before = None
+    if before is not None and _is_tuned(before, installation.settings.backbone):
+        backbone = before.backbone
+    else:
+        backbone = Backbone.load(find_backbone(installation.settings.backbone))
+        probe = [(item.prompt, item.text) for item in public[:PROBES]]
+        if before is not None and not np.array_equal(before.backbone.features(probe), backbone.features(probe)):
+            before = None
     trainer = PrivateGlobalTrainer(installation, backbone, public, before)
     training = trainer.train(sources, GLOBAL_OPTIONS, stages)
     _put_out(installation, training.model, public, stages, carry, staged, on_carried)
     trainer.settle(training)
     return training
+
+
+def _is_tuned(model: PreferenceModel, backbone: str) -> bool:
+    """Whether its encoder is `backbone`, tuned, and computes as trainings on people do. A private training on top of a
+    tuned one says so again."""
+    training = model.card["training"]
+    same = training.get("backbone") == backbone and model.backbone.precision == "float32"
+    return same and bool(training.get("tuned"))
 
 
 def _public_texts(installation: Installation, tenant: str) -> Sequence[Item]:

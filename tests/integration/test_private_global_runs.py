@@ -91,6 +91,21 @@ def first(tiny_bert: Path, tmp_path: Path) -> Iterator[Installation]:
         yield installation
 
 
+# What it starts from
+
+
+def test_it_goes_on_with_the_tuned_encoder_of_the_live_model(filled: Home) -> None:
+    """Twice: a private model's card passes on that its encoder was tuned."""
+    installation, probe = filled.installation, [("how?", "warm reply")]
+    tuned = training_runs.train_global_model(installation, TENANT, Quiet(), tune=True)
+    assert not np.array_equal(tuned.backbone.features(probe), filled.model.backbone.features(probe))
+    for _ in range(2):
+        before = installation.load_live_model().digest
+        model = train(installation, allow_weak_privacy=True).model
+        assert np.array_equal(model.backbone.features(probe), tuned.backbone.features(probe))
+        assert model.card["training"]["before"] == before
+
+
 # The order
 
 
@@ -352,6 +367,14 @@ def test_a_number_that_protects_nothing_is_refused_before_anything_is_charged(
     home = str(filled.installation.root)
     result = CliRunner().invoke(app, ["global", "--private", "--read", OTHER, "--home", home, *words])
     assert isinstance(result.exception, ConfigurationError | InvalidInputError)
+    assert not filled.store.runs(OTHER)
+
+
+@pytest.mark.parametrize("word", ["--tune", "--no-tune"])
+def test_a_private_training_is_not_asked_to_tune_an_encoder(filled: Home, word: str) -> None:
+    home = str(filled.installation.root)
+    result = CliRunner().invoke(app, ["global", "--private", "--read", OTHER, "--home", home, word])
+    assert isinstance(result.exception, InvalidInputError)
     assert not filled.store.runs(OTHER)
 
 

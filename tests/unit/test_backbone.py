@@ -1,4 +1,4 @@
-"""Any BERT-, ModernBERT-, Llama- or Qwen-type model, read from a folder; and nothing else from that folder."""
+"""Any BERT-, ModernBERT-, MPNet-, Llama- or Qwen-type model, read from a folder; and nothing else from that folder."""
 
 from __future__ import annotations
 
@@ -180,9 +180,10 @@ def test_batches_hold_every_row_once_and_one_padded_length_each(device: str, lon
         assert all(size == {padding.rows(length) + 1} for length, size in sizes.items())
 
 
-@pytest.mark.parametrize("positions", [20, 63])
-def test_padding_stays_within_the_positions_of_the_model(tmp_path: Path, positions: int) -> None:
-    tiny = Backbone.load(save_tiny(tmp_path, "bert", max_position_embeddings=positions))
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize("positions", [20, 25, 63])
+def test_padding_stays_within_the_positions_of_the_model(tmp_path: Path, positions: int, kind: str) -> None:
+    tiny = Backbone.load(save_tiny(tmp_path, kind, max_position_embeddings=positions))
     assert tiny.max_tokens <= positions
     assert np.isfinite(tiny.features([("", text(n)) for n in (1, positions - 3, positions, 200)])).all()
 

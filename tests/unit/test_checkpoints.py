@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,22 @@ def test_a_training_that_was_killed_reads_no_text_twice_and_chooses_no_constant_
     assert folders(tmp_path) == []
     whole = build(tmp_path / "whole", backbone, Stages())
     assert all(np.array_equal(whole.head.tensors()[name], tensor) for name, tensor in model.head.tensors().items())
+
+
+def test_a_training_that_was_killed_does_not_tune_its_encoder_twice(tiny_bert: Path, tmp_path: Path) -> None:
+    def tune(root: Path, stages: Stages) -> PreferenceModel:
+        options = replace(OPTIONS, tune=True)
+        return build_global(root, Backbone.load(tiny_bert), data(), options, {}, stages)
+
+    with pytest.raises(Killed):
+        tune(tmp_path, Stages(die_at="reading all texts again"))
+    stages = Stages()
+    model = tune(tmp_path, stages)
+    assert "tuning the encoder" not in stages.seen
+    assert (
+        tune(tmp_path / "whole", Stages()).backbone.features(TEXTS).tobytes()
+        == model.backbone.features(TEXTS).tobytes()
+    )
 
 
 def test_a_training_on_other_data_starts_anew_and_clears_the_rest_away(tiny_bert: Path, tmp_path: Path) -> None:

@@ -22,9 +22,11 @@ from idiolect_adapters.training.kernel_fit import (
     START,
     Parts,
     fit_kernel,
+    fit_shapes,
     make_lens,
     negative_log_likelihood,
     parts_between,
+    targets_of,
 )
 from idiolect_adapters.training.votes import Votes
 
@@ -58,7 +60,9 @@ def fitted(items: int = 120, people: int = 400, seed: int = 0) -> tuple[TextKern
     pooled = rng.normal(size=(items, 8)).astype(np.float32)  # an encoder that sees nothing of it
     lens = make_lens(pooled, pairs)
     factors = fit_factors(votes, 2, seed=0)
-    kernel = fit_kernel(lens.views(pooled, pairs), lens, pairs, votes, factors, rng, lambda _d, _t: None)
+    views = lens.views(pooled, pairs)
+    theta = fit_shapes(views, targets_of(votes, factors), rng, lambda _d, _t: None)
+    kernel = fit_kernel(views, lens, pairs, votes, factors, theta, rng, lambda _d, _t: None)
     return kernel, pairs, factors.item_mean_I_O
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from idiolect_adapters.preference import Head, PreferenceModel, Recipes, join_fe
 from idiolect_adapters.training.checkpoints import Checkpoint, identity_of, read_texts
 from idiolect_adapters.training.clip_noise import SecureNoise
 from idiolect_adapters.training.descent import Recipe
-from idiolect_adapters.training.global_model import GlobalOptions, train_global
+from idiolect_adapters.training.encoder_tuning import is_tuned, tuned_weights, with_weights
+from idiolect_adapters.training.global_model import GlobalOptions, Lesson, learn_texts, learn_votes, train_global
 from idiolect_adapters.training.pairs import groups, person_pairs
 from idiolect_adapters.training.tuning import (
     UserRecipes,
@@ -55,13 +57,16 @@ def build_global(
     before: PreferenceModel | None = None,
 ) -> PreferenceModel:
     """Train on 90% of the people, tune the public constants on the others, train again on all, and save under `root`.
+    Where the encoder is tuned, it is on those 90% alone.
 
-    After a kill the same call goes on: texts that were read and constants that were chosen are there (checkpoints.py).
+    After a kill the same call goes on: texts that were read, a tuned encoder and constants that were chosen are there
+    (checkpoints.py).
 
     `described` goes into the model's card: what the data was and that it is public. `before` is the model whose
     directions are followed where they are free, so that adapters can be carried from it.
     """
-    tuning_P = tuning_people(data)
+    tuning_P, judged_I = tuning_people(data), _times_judged(data)
+    tuned_too = is_tuned(options.tune, backbone, int((judged_I > 0).sum()))
     texts = [(item.prompt, item.text) for item in data.items]
     checkpoint = Checkpoint.at(root, identity_of(backbone, data, options, None if before is None else before.digest))
     pooled_I_H = read_texts(backbone, texts, checkpoint, stages.stage("reading all texts"))
@@ -73,11 +78,22 @@ def build_global(
     rank = options.user_rank
     before_I_K = None if before is None else projected_by(before, texts, pooled_I_H)[:, 1 : 1 + before.user_rank]
 
+    @functools.cache
+    def without_a_tenth() -> tuple[Lesson, Callable[[int, int], None]]:
+        shown = stages.stage("global model without a tenth")
+        return learn_votes(pooled_I_H, data, ~tuning_P, options, shown), shown
+
+    seen_I_H = pooled_I_H
+    if tuned_too:
+        backbone = _tuned(backbone, lambda: without_a_tenth()[0], options.seed, checkpoint, stages)
+        seen_I_H = read_texts(backbone, texts, checkpoint, stages.stage("reading all texts again"), "tuned")
+
     def projected(head: Head) -> FloatArray:
-        return project_features(join_features(pooled_I_H, texts, head.kernel), head)
+        return project_features(join_features(seen_I_H, texts, head.kernel), head)
 
     def tuned() -> dict[str, Any]:
-        first = train_global(pooled_I_H, data, ~tuning_P, options, stages.stage("global model without a tenth"))
+        lesson, shown = without_a_tenth()
+        first = learn_texts(lesson, seen_I_H, options, shown)
         temperature = fit_temperature(_margins(projected(first), held_out), held_out.weight_C.astype(np.float64))
         chosen = choose_user_recipes(
             projected(_cooled(first, temperature)), rank, pairs, SecureNoise(), stages.stage("private recipes")
@@ -86,17 +102,33 @@ def build_global(
 
     constants = checkpoint.document("constants", tuned)
     everybody_P = np.ones(len(data.people), dtype=np.bool_)
-    final = train_global(pooled_I_H, data, everybody_P, options, stages.stage("global model"), before_I_K)
+    shown = stages.stage("global model")
+    final = train_global(pooled_I_H, data, everybody_P, options, shown, before_I_K, seen_I_H)
     head = _cooled(final, float(constants["temperature"]))
     projected_I_P = projected(head)
     user = UserRecipes.from_json(constants["recipes"], user_curvature(projected_I_P, rank, pairs.adapt))
     recipes = Recipes(user, _domain_recipe(projected_I_P[:, 1 + rank :], _margins(projected_I_P, held_out), held_out))
-    training = {"options": asdict(options), "items": len(data.items), "people": len(data.people)}
-    contrasts = choose_contrasts(projected_I_P, rank, texts, _times_judged(data))
+    training = {
+        "options": asdict(options),
+        "tuned": tuned_too,
+        "items": len(data.items),
+        "people": len(data.people),
+    }
+    contrasts = choose_contrasts(projected_I_P, rank, texts, judged_I)
     described = training | dict(described)
     model = save_model(root, backbone, head, recipes, temperature=1.0, training=described, contrasts=contrasts)
     checkpoint.remove()
     return model
+
+
+def _tuned(
+    backbone: Backbone, lesson: Callable[[], Lesson], seed: int, checkpoint: Checkpoint, stages: Stages
+) -> Backbone:
+    def weights() -> NDArray[np.float32]:
+        learned = lesson()
+        return tuned_weights(backbone, learned, seed, stages.stage("tuning the encoder"))
+
+    return with_weights(backbone, checkpoint.array("encoder", weights))
 
 
 def _cooled(head: Head, temperature: float) -> Head:

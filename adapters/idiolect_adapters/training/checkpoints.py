@@ -98,9 +98,14 @@ def _digests(state: Mapping[str, Any]) -> list[str]:
 
 
 def read_texts(
-    backbone: Backbone, texts: list[tuple[str, str]], checkpoint: Checkpoint, progress: Callable[[int, int], None]
+    backbone: Backbone,
+    texts: list[tuple[str, str]],
+    checkpoint: Checkpoint,
+    progress: Callable[[int, int], None],
+    name: str = "features",
 ) -> NDArray[np.float32]:
-    """[N, H]: the same bits as in one go, since a text's features do not depend on its neighbours."""
+    """[N, H]: the same bits as in one go, since a text's features do not depend on its neighbours. `name` is the
+    encoder's in this training."""
     parts = [np.zeros((0, backbone.hidden_size), np.float32)]
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         some = texts[start : start + TEXTS_AT_ONCE]
@@ -111,6 +116,6 @@ def read_texts(
         def features(some: list[tuple[str, str]] = some) -> NDArray[np.float32]:
             return backbone.features(some, shown)
 
-        parts.append(checkpoint.array(f"features-{start}", features))
+        parts.append(checkpoint.array(f"{name}-{start}", features))
         progress(start + len(some), len(texts))
     return np.concatenate(parts)

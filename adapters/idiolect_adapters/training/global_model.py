@@ -3,8 +3,8 @@ data.
 
 Votes first, text second. A Bayesian factor model finds how popular every item is and how opinions on it differ
 (factors.py); crowds that share no items are turned into one another's directions (alignment.py); a kernel regression
-learns to tell both from the text (kernel_fit.py). The encoder itself is not tuned: on Polis that was weaker on new
-statements, alone or averaged with this (deploy/decisions/0006-items-first.md).
+learns to tell both from the text (kernel_fit.py). Where texts are many, the encoder is first moved towards what makes
+alike the texts that people judge alike (encoder_tuning.py).
 
 The kernel's outputs join the features of a text, so adapters stay what they are: a LoRA on a linear head, whose A is
 the shared basis. What was learned about single public people is thrown away.
@@ -22,11 +22,11 @@ from idiolect.errors import InvalidInputError
 from idiolect.signals.data import SharedData
 from idiolect_adapters.basis import principal_directions
 from idiolect_adapters.preference import Head, join_features
-from idiolect_adapters.text_kernel import TextKernel
+from idiolect_adapters.text_kernel import Lens, TextKernel, Views
 from idiolect_adapters.training.alignment import align, fit_averaged
 from idiolect_adapters.training.factors import Factors
-from idiolect_adapters.training.kernel_fit import fit_kernel, likeness, make_lens
-from idiolect_adapters.training.votes import votes_of
+from idiolect_adapters.training.kernel_fit import fit_kernel, fit_shapes, likeness, make_lens, targets_of
+from idiolect_adapters.training.votes import Votes, votes_of
 
 Progress = Callable[[int, int], None]
 
@@ -38,6 +38,19 @@ class GlobalOptions:
     user_rank: int = 6
     domain_rank: int = 16
     seed: int = 0
+    tune: bool | None = None  # the encoder; None: where it is known to pay (encoder_tuning.py)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What votes say of the items, and the shape of the kernel that tells it from how an encoder sees them."""
+
+    pairs: list[tuple[str, str]]
+    votes: Votes
+    factors: Factors
+    lens: Lens
+    views: Views
+    theta_O_A: NDArray[np.float64]
 
 
 def train_global(
@@ -47,9 +60,23 @@ def train_global(
     options: GlobalOptions,
     progress: Progress | None = None,
     before_I_K: NDArray[np.float64] | None = None,
+    tuned_I_H: NDArray[np.float32] | None = None,
 ) -> Head:
     """The head that the votes of the people in `keep_P` give. `pooled_I_H`: the encoder's features of all items;
-    `before_I_K`: the user directions of the model that this one is to follow, so that adapters can be carried to it."""
+    `before_I_K`: the user directions of the model that this one is to follow, so that adapters can be carried to it;
+    `tuned_I_H`: features of the same encoder, tuned, where the head is to read those."""
+    lesson = learn_votes(pooled_I_H, data, keep_P, options, progress, before_I_K)
+    return learn_texts(lesson, pooled_I_H if tuned_I_H is None else tuned_I_H, options, progress)
+
+
+def learn_votes(
+    pooled_I_H: NDArray[np.float32],
+    data: SharedData,
+    keep_P: NDArray[np.bool_],
+    options: GlobalOptions,
+    progress: Progress | None = None,
+    before_I_K: NDArray[np.float64] | None = None,
+) -> Lesson:
     rng = np.random.default_rng(options.seed)
     votes = votes_of(data, keep_P, rng)
     if not len(votes):
@@ -58,13 +85,30 @@ def train_global(
             mend="Import a data set with several candidates for a prompt: idiolect import --help.",
         )
     pairs = [(item.prompt, item.text) for item in data.items]
-    seen = votes.seen_items()
-    lens = make_lens(pooled_I_H[seen], [pairs[item] for item in seen])
+    lens = _lens(votes, pooled_I_H, pairs)
     views = lens.views(pooled_I_H, pairs)
     found = fit_averaged(votes, options.user_rank, options.seed)
     factors = _ordered(align(found, votes, likeness(views), rng, before_I_K))
-    kernel = fit_kernel(views, lens, pairs, votes, factors, rng, progress or _no_progress)
-    return _head(pairs, seen, pooled_I_H, kernel, options)
+    theta_O_A = fit_shapes(views, targets_of(votes, factors), rng, progress or _no_progress)
+    return Lesson(pairs, votes, factors, lens, views, theta_O_A)
+
+
+def learn_texts(
+    lesson: Lesson, pooled_I_H: NDArray[np.float32], options: GlobalOptions, progress: Progress | None = None
+) -> Head:
+    """`pooled_I_H` may be those of a tuned encoder, not those that the lesson was learned with. The kernel keeps the
+    shape that fits the encoder before: fitted anew, it takes what tuning learned by heart for what texts say."""
+    lens = _lens(lesson.votes, pooled_I_H, lesson.pairs)
+    views, rng = lens.views(pooled_I_H, lesson.pairs), np.random.default_rng(options.seed)
+    kernel = fit_kernel(
+        views, lens, lesson.pairs, lesson.votes, lesson.factors, lesson.theta_O_A, rng, progress or _no_progress
+    )
+    return _head(lesson.pairs, lesson.votes.seen_items(), pooled_I_H, kernel, options)
+
+
+def _lens(votes: Votes, pooled_I_H: NDArray[np.float32], pairs: list[tuple[str, str]]) -> Lens:
+    seen = votes.seen_items()
+    return make_lens(pooled_I_H[seen], [pairs[item] for item in seen])
 
 
 def _no_progress(_done: int, _total: int) -> None:

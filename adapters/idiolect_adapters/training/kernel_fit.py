@@ -79,31 +79,56 @@ def likeness(views: Views) -> Callable[[IntArray, IntArray], FloatArray]:
     return between
 
 
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What votes say of N items, each output scaled to variance 1: `mean_N_O`, known up to the variance `noise_N_O`."""
+
+    item_N: IntArray
+    mean_N_O: FloatArray
+    noise_N_O: FloatArray
+    scale_O: FloatArray
+
+
+def targets_of(votes: Votes, factors: Factors) -> Targets:
+    """Of the items with votes."""
+    seen = votes.seen_items()
+    mean_N_O, variance_N_O = factors.item_mean_I_O[seen], factors.item_variances()[seen]
+    scale_O = np.maximum(mean_N_O.std(axis=0), 1e-6)
+    return Targets(seen, mean_N_O / scale_O, variance_N_O / scale_O**2, scale_O)
+
+
+def fit_shapes(
+    views: Views, targets: Targets, rng: np.random.Generator, progress: Callable[[int, int], None]
+) -> FloatArray:
+    """[O, 8]: logarithms of each output's amplitudes, width and unexplained variance. The last step of `progress` is
+    left to `fit_kernel`."""
+    outputs = len(targets.scale_O)
+    sample = np.sort(rng.permutation(len(targets.item_N))[:FIT_ITEMS])
+    small = parts_between(views, views, targets.item_N[sample], targets.item_N[sample])
+    fitted = []
+    for output in range(outputs):
+        fitted.append(_maximise(small, targets.mean_N_O[sample, output], targets.noise_N_O[sample, output]))
+        progress(output + 1, outputs + 1)
+    return np.stack(fitted)
+
+
 def fit_kernel(
     views: Views,
     lens: Lens,
     pairs: Pairs,
     votes: Votes,
     factors: Factors,
+    theta_O_A: FloatArray,
     rng: np.random.Generator,
     progress: Callable[[int, int], None],
 ) -> TextKernel:
     """`pairs`, `views` and `factors` are of the same items; only those with votes are learned from."""
-    seen = votes.seen_items()
-    mean_N_O, variance_N_O = factors.item_mean_I_O[seen], factors.item_variances()[seen]
-    scale_O = np.maximum(mean_N_O.std(axis=0), 1e-6)
-    target_N_O, noise_N_O = mean_N_O / scale_O, variance_N_O / scale_O**2
-    sample = np.sort(rng.permutation(len(seen))[:FIT_ITEMS])
-    small = parts_between(views, views, seen[sample], seen[sample])
+    targets = targets_of(votes, factors)
+    seen, scale_O = targets.item_N, targets.scale_O
     landmark = np.sort(rng.permutation(len(seen))[:MAX_LANDMARKS])
-    fitted = []
-    for output in range(factors.rank + 1):
-        fitted.append(_maximise(small, target_N_O[sample, output], noise_N_O[sample, output]))
-        progress(output + 1, factors.rank + 2)
-    theta_O_A = np.stack(fitted)
     solved = [
-        _regress(views, seen, landmark, theta_O_A[output], target_N_O[:, output], noise_N_O[:, output])
-        for output in range(factors.rank + 1)
+        _regress(views, seen, landmark, theta_O_A[output], targets.mean_N_O[:, output], targets.noise_N_O[:, output])
+        for output in range(len(scale_O))
     ]
     weight_M_O = np.column_stack([one.weight_M for one in solved]) * scale_O
     kernel = _kernel(views, lens, seen[landmark], theta_O_A, weight_M_O)
@@ -112,7 +137,7 @@ def fit_kernel(
     prior.variance_I_O[seen] = np.column_stack([one.left_out_variance_N for one in solved]) * scale_O**2
     refined = refine_factors(votes, factors, prior)
     fitted_N_O = np.column_stack([one.fitted_N for one in solved]) * scale_O
-    progress(factors.rank + 2, factors.rank + 2)
+    progress(len(scale_O) + 1, len(scale_O) + 1)
     return _with_memory(kernel, [pairs[item] for item in seen], refined.item_mean_I_O[seen] - fitted_N_O)
 
 

@@ -45,6 +45,13 @@ def train_global(
         list[str] | None,
         typer.Option(help="A tenant whose people a private training reads (default: --tenant); may be repeated."),
     ] = None,
+    tune: Annotated[
+        bool | None,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Tune the encoder as well (default: where 1,000 texts were judged and it is a small one).",
+        ),
+    ] = None,
     carry: Annotated[bool, typer.Option(help="Carry everybody's adapters to the new model.")] = True,
     staged: Annotated[
         bool,
@@ -72,6 +79,10 @@ def train_global(
             "data that was declared public is trained on without privacy.",
             mend="Add --private, or leave --epsilon, --delta, --sample-rate, --domain and --read out.",
         )
+    if private and tune is not None:
+        raise InvalidInputError(
+            "a private training keeps the encoder of the live model as it is.", mend="Leave --tune and --no-tune out."
+        )
     settings = settings_for(home, global_epsilon=epsilon, delta=delta, domain_sample_rate=sample_rate)
     with open_installation(settings) as installation, bars() as shown:
         live = installation.store.live_global() if if_none else None
@@ -86,7 +97,7 @@ def train_global(
             model = done.model
         else:
             model = train_global_model(
-                installation, tenant, shown, carry=carry, staged=staged, on_carried=_say_what_was_carried
+                installation, tenant, shown, tune=tune, carry=carry, staged=staged, on_carried=_say_what_was_carried
             )
     _say_model(model.digest, staged)
     if private:
