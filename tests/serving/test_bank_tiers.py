@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import threading
@@ -117,7 +118,8 @@ def test_ten_thousand_swaps_loads_evictions_and_failures_never_serve_another_ver
     bank.check_integrity()
     stats = bank.stats()
     assert stats.draining == stats.pinned == 0
-    assert min(stats.evictions, stats.hits, stats.loads, stats.host_hits) > 0
+    assert min(stats.evictions, stats.hits, stats.loads, stats.host_hits, stats.host_evictions) > 0
+    assert stats.loading == 0
     for person in range(people):
         bank.purge("acme", owner(person).name)
     emptied = bank.stats()
@@ -144,6 +146,29 @@ def test_memory_returns_to_its_level_after_a_million_loads_and_unloads() -> None
     assert (len(slab), slab.bytes_used) == (0, 0)
     assert not slab.rows_S_K.any()
     slab.check_integrity()
+
+
+def test_what_the_bank_loads_verifies_and_lets_go_of_leaves_nothing_in_any_tier() -> None:
+    registry = Registry(60)
+    bank = registry.bank(max_adapters=20, host_bytes=30 * (700 + 4 * K))  # not for all
+
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            for person in range(60):
+                bank.weights(owner(person), registry.wanted[person][0])
+            for person in range(60):
+                bank.unload(owner(person), registry.wanted[person][0])
+        gc.collect()
+
+    rounds(2)
+    before = sys.getallocatedblocks()
+    rounds(10)
+    assert abs(sys.getallocatedblocks() - before) < 500
+    stats = bank.stats()
+    assert stats.loads == registry.loads == 60 * 12
+    assert min(stats.evictions, stats.host_evictions) > 0
+    assert (stats.entries, stats.bytes, stats.host_entries, stats.host_bytes) == (0, 0, 0, 0)
+    bank.check_integrity()
 
 
 def test_a_version_in_use_is_drained_not_torn() -> None:

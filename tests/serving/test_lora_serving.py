@@ -445,6 +445,33 @@ def test_too_many_bytes_are_refused_while_they_arrive(
         assert world.store.versions("acme") == []
 
 
+def test_a_scrape_shows_the_shelf_and_what_the_runtime_holds(
+    tmp_path: Path, empty_database: Path, backbone: Path, elsewhere: Callable[..., Path]
+) -> None:
+    shutil.copy(empty_database, tmp_path / "x.db")
+    with served_by(tmp_path, backbone, metrics_token="a-long-enough-token") as world:
+
+        def shown() -> dict[str, float]:
+            lines = world.api("a-long-enough-token").get("/metrics").text.splitlines()
+            return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+        assert {shown()[f"idiolect_lora_resident{part}"] for part in ("s", "_shapes", "_bytes")} == {0}
+        world.opt_in("ann")
+        api = world.api(world.key())
+        upload(world, api, elsewhere("a", seed=1, r=16), user="ann")
+        upload(world, api, elsewhere("b", seed=2, r=4), domain="chat")
+        assert api.rerank("ann", domain="chat")["personalization"]["applied"]
+        busy = shown()
+        assert busy["idiolect_lora_residents"] == busy["idiolect_lora_resident_shapes"] == 2
+        assert busy["idiolect_lora_resident_bytes"] > 0
+        assert busy['idiolect_bank_entries{tier="lora"}'] == 2
+        assert busy['idiolect_bank_evictions_total{tier="lora"}'] == busy["idiolect_bank_loading"] == 0
+        api.post("/v1/users/ann/personalization/reset", {"scope": "adapter"})
+        after = shown()
+        assert after["idiolect_lora_residents"] == after['idiolect_bank_entries{tier="lora"}'] == 1
+        assert after["idiolect_lora_resident_bytes"] < busy["idiolect_lora_resident_bytes"]
+
+
 # --- what goes wrong at load ------------------------------------------------------------------------------------------
 
 

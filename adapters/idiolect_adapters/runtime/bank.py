@@ -64,8 +64,8 @@ class Leased:
 
 @dataclass(frozen=True, slots=True)
 class BankStats:
-    """Counts since the start, but `entries`, `pinned`, `draining`, `bytes`, `prefetches_waiting` and those of the
-    host cache and of LoRAs, which are of now."""
+    """Counts since the start: `hits`, `loads`, `refused`, `evictions`, `turned_away`, `prefetches_dropped` and what is
+    named so of other tiers. The rest is of now."""
 
     entries: int
     max_adapters: int
@@ -85,6 +85,12 @@ class BankStats:
     lora_bytes: int
     prefetches_waiting: int
     prefetches_dropped: int
+    loading: int  # from the registry, or waiting for their turn
+    host_evictions: int
+    lora_evictions: int
+    resident_loras: int  # inner layers of LoRAs, in the batched runtime
+    resident_shapes: int
+    resident_bytes: int
 
 
 class AdapterBank:
@@ -339,6 +345,8 @@ class AdapterBank:
             self._host.add(evicted, held)
 
     def stats(self) -> BankStats:
+        # Not under the lock: a plan that is being made holds the runtime's.
+        residents = None if self.engine is None else self.engine.residents
         with self._lock:
             slabs = self._slabs.values()
             return BankStats(
@@ -360,6 +368,12 @@ class AdapterBank:
                 lora_bytes=self._shelf.bytes_used,
                 prefetches_waiting=self._prefetching,
                 prefetches_dropped=self._prefetches_dropped,
+                loading=len(self._flights),
+                host_evictions=self._host.evictions,
+                lora_evictions=self._shelf.evictions,
+                resident_loras=residents.members if residents else 0,
+                resident_shapes=residents.families if residents else 0,
+                resident_bytes=residents.bytes if residents else 0,
             )
 
     def check_integrity(self) -> None:

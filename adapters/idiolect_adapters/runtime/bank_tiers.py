@@ -26,7 +26,7 @@ class HostCache(Generic[Kept]):
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.bytes_used = self.hits = 0
+        self.bytes_used = self.hits = self.evictions = 0
         self._rows: OrderedDict[Digest, Kept] = OrderedDict()
         self._by_owner: dict[Digest, tuple[Digest, ...]] = {}
 
@@ -51,6 +51,7 @@ class HostCache(Generic[Kept]):
         self.bytes_used += _size(row)
         while self.bytes_used > self.max_bytes:
             self.discard(next(iter(self._rows)))
+            self.evictions += 1
 
     def discard(self, key: Digest) -> None:
         row = self._rows.pop(key, None)

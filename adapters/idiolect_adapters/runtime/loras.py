@@ -35,7 +35,7 @@ from idiolect_adapters.preference import PreferenceModel, beside_features, proje
 from idiolect_adapters.runtime.batched.families import padded_rank
 from idiolect_adapters.runtime.batched.forward import BatchedRuntime
 from idiolect_adapters.runtime.batched.plan import Applied
-from idiolect_adapters.runtime.batched.residents import Handle
+from idiolect_adapters.runtime.batched.residents import Handle, ResidentStats
 from idiolect_adapters.runtime.batched.shared_layers import SharedLayers
 
 Vector = NDArray[np.float64]
@@ -195,8 +195,13 @@ class LoraEngine:
                 continue
 
     @property
+    def residents(self) -> ResidentStats | None:
+        """Also LoRAs that left every tier, while somebody computes with them. None before the first."""
+        return self._runtime.residents.stats() if "_runtime" in self.__dict__ else None
+
+    @property
     def resident_bytes(self) -> int:
-        return self._runtime.residents.stats().bytes if "_runtime" in self.__dict__ else 0
+        return 0 if self.residents is None else self.residents.bytes
 
     def project(self, pairs: Pairs, stacks: Sequence[LoraStack | None]) -> Matrix:
         """[N, 1 + k + m], as PreferenceModel.project, each row under its own LoRAs: None is the bare model, to the bit.

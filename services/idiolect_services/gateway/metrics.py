@@ -91,21 +91,27 @@ def _model_families(state: ServerState) -> list[Family]:
 
 def _bank_families(bank: BankStats) -> list[Family]:
     tiers = {
-        "slab": (bank.entries, bank.bytes, bank.hits),
-        "host": (bank.host_entries, bank.host_bytes, bank.host_hits),
-        "lora": (bank.loras, bank.lora_bytes, bank.lora_hits),
+        "slab": (bank.entries, bank.bytes, bank.hits, bank.evictions),
+        "host": (bank.host_entries, bank.host_bytes, bank.host_hits, bank.host_evictions),
+        "lora": (bank.loras, bank.lora_bytes, bank.lora_hits, bank.lora_evictions),
     }
     return [
         _gauge("bank_entries", "Adapters in memory by tier.", _by("tier", {t: v[0] for t, v in tiers.items()})),
         _gauge("bank_bytes", "Memory of adapters by tier.", _by("tier", {t: v[1] for t, v in tiers.items()})),
         _counter("bank_hits_total", "Adapters found by tier.", _by("tier", {t: v[2] for t, v in tiers.items()})),
+        _counter(
+            "bank_evictions_total", "Adapters that went for others.", _by("tier", {t: v[3] for t, v in tiers.items()})
+        ),
         _gauge("bank_capacity", "Most adapters of people in the slab.", bank.max_adapters),
         _gauge("bank_pinned", "Adapters that are never evicted.", bank.pinned),
         _gauge("bank_draining", "Unloaded adapters that somebody still reads.", bank.draining),
         _gauge("bank_prefetches_waiting", "Loads ahead of need that wait.", bank.prefetches_waiting),
+        _gauge("bank_loading", "Adapters that are being read from the registry, or wait for it.", bank.loading),
+        _gauge("lora_residents", "LoRAs in the batched runtime, in any tier or still in use.", bank.resident_loras),
+        _gauge("lora_resident_shapes", "Different shapes among them; each has a slab.", bank.resident_shapes),
+        _gauge("lora_resident_bytes", "Memory of these slabs.", bank.resident_bytes),
         _counter("bank_loads_total", "Adapters read from the registry and verified.", bank.loads),
         _counter("bank_refused_total", "Adapters that were not there or did not verify.", bank.refused),
-        _counter("bank_evictions_total", "Adapters that went for others.", bank.evictions),
         _counter("bank_turned_away_total", "Adapters that got no place in the slab.", bank.turned_away),
         _counter("bank_prefetches_dropped_total", "Loads ahead of need beyond the bound.", bank.prefetches_dropped),
     ]
