@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from idiolect.rollouts.outcomes import Served
 from idiolect.rollouts.plan import ACTIVE, Rollout
 from idiolect.rollouts.verdicts import Evaluation, Move, evaluate, next_move
 from idiolect.stores.ports import Store
+from idiolect_services.periodic import Periodic
 from idiolect_services.wiring import Installation
 
 log = logging.getLogger("idiolect.rollouts")
@@ -107,36 +107,19 @@ def evaluate_all(installation: Installation) -> Sequence[Evaluated]:
     return done
 
 
-class RolloutLoop:
+class RolloutLoop(Periodic):
     """One thread that counts and evaluates. All that it decides from is in the store, so a crash loses a few counts."""
 
     def __init__(self, installation: Installation) -> None:
+        super().__init__("rollouts", EVALUATE_SECONDS)
         self._installation = installation
         self._counter = Counter(installation.store)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
         self.note = self._counter.note
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self) -> None:
         """What was served is still counted."""
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(EVALUATE_SECONDS):
-            self._try_once()
-        self._try_once()
-
-    def _try_once(self) -> None:
-        try:
-            self.run_once()
-        except IdiolectError as error:
-            log.warning("rollouts are looked at later: %s", error)
-        except Exception:
-            log.exception("looking at the rollouts failed; it is tried again in %.0f s", EVALUATE_SECONDS)
+        super().stop()
+        self.try_once()
 
     def run_once(self) -> Sequence[Evaluated]:
         self._counter.flush()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
-from idiolect.errors import IdiolectError
 from idiolect_services.candidate import RETRY_SECONDS, CandidateKeeper
 from idiolect_services.live import LiveScorer
+from idiolect_services.periodic import Periodic
 from idiolect_services.scorer import Scorer
 
 log = logging.getLogger("idiolect.takeover")
@@ -83,30 +82,15 @@ class Takeover:
         return self._live.current.model.digest[:12]
 
 
-class TakeoverLoop:
+class TakeoverLoop(Periodic):
     """One thread that looks every second. `on_switch` is told of each scorer that took over."""
 
     def __init__(self, takeover: Takeover, on_switch: Callable[[Scorer], None]) -> None:
+        super().__init__("takeover", LOOK_SECONDS)
         self._takeover = takeover
         self._on_switch = on_switch
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="takeover", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """A model that is being loaded is waited for."""
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
-            try:
-                scorer = self._takeover.look()
-                if scorer is not None:
-                    self._on_switch(scorer)
-            except IdiolectError as error:
-                log.info("the live global model is looked for later: %s", error)
-            except Exception:
-                log.exception("looking for the live global model failed")
+    def run_once(self) -> None:
+        scorer = self._takeover.look()
+        if scorer is not None:
+            self._on_switch(scorer)

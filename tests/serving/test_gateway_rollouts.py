@@ -341,7 +341,7 @@ def test_the_loops_thread_outlives_errors_and_stops(
         while len(looks) < 4 and time.monotonic() < until:
             time.sleep(0.01)
         loop.stop()
-    assert "looked at later" in caplog.text
+    assert "put off" in caplog.text
     assert "failed" in caplog.text
 
 
