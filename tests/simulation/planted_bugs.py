@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 from unittest import mock
 
+from idiolect.registry.resolution import ResolvedVersion
 from idiolect.registry.weights import load_weights
 from idiolect.stores.sql import SqlStore, resolving
 from idiolect_adapters.runtime import features
+from idiolect_adapters.runtime.bank import AdapterBank, Owner
 
 Planted = Callable[[], AbstractContextManager[Any]]
 
@@ -58,6 +60,23 @@ def _cached_for_all() -> AbstractContextManager[Any]:
     )
 
 
+@contextmanager
+def _cached_by_owner() -> Iterator[None]:
+    """Whatever was loaded for somebody first is what they get, until they are purged."""
+    part, purge = AdapterBank.part, AdapterBank.purge
+    first: dict[tuple[int, Owner], ResolvedVersion] = {}
+
+    def cached(self: AdapterBank, owner: Owner, wanted: ResolvedVersion) -> Any:
+        return part(self, owner, first.setdefault((id(self), owner), wanted))
+
+    def purged(self: AdapterBank, tenant: str, subject: str) -> int:
+        first.pop((id(self), Owner(tenant, "user", subject)), None)
+        return purge(self, tenant, subject)
+
+    with mock.patch.multiple(AdapterBank, part=cached, purge=purged):
+        yield
+
+
 def _unchecked(template: Any, version: Any, _signer: Any) -> Any:
     return load_weights(version.weights, template.tensors)
 
@@ -76,6 +95,7 @@ PLANTED: dict[str, tuple[Planted, str]] = {
         _always("idiolect_services.gateway.fencing.may_leave", True),
         "nothing older than an answered reset is served",
     ),
+    "adapters are cached by their owner": (_cached_by_owner, "a score is that of the versions it names"),
     "a training publishes for people who were reset meanwhile": (
         _always("idiolect.stores.sql.publishing.is_fenced", False),
         "answered reset",  # nothing is published after it, nothing is left behind by it
