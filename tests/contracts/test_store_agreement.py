@@ -5,14 +5,24 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import select
 
 from idiolect.errors import ConfigurationError
-from idiolect.stores.sql import SqlStore
+from idiolect.stores.sql import SqlStore, schema
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
+
+
+def agreements(store: SqlStore) -> set[tuple[str, str]]:
+    with store._database.reading(ALL_TENANTS) as connection:
+        return {(row.name, row.value) for row in connection.execute(select(schema.agreements))}
 
 
 def test_the_first_one_decides_and_whoever_has_the_same_keys_is_welcome(store: SqlStore) -> None:
     store.agree("master-1", "signing-1", ())
+    agreed = agreements(store)
+    assert len(agreed) == 2
     store.agree("master-1", "signing-1", ())
+    assert agreements(store) == agreed
 
 
 def test_another_master_key_is_refused(store: SqlStore) -> None:

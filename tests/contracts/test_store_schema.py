@@ -55,8 +55,10 @@ def test_check_passes_and_leaves_nothing(store: SqlStore) -> None:
 def test_threads_that_open_an_empty_database_at_once_all_succeed(empty_url: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(open_store, [empty_url] * 4))
+    stores[0].create_tenant(TENANT, at(0))
     for store in stores:
         store.check()
+        assert list(store.retentions()) == [TENANT]
         store.close()
 
 

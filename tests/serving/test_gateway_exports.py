@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from idiolect.canonical import canonical_json
 from idiolect.clock import SystemClock
-from idiolect.errors import ConflictError, UnavailableError
+from idiolect.errors import ConflictError, CorruptArtifactError, UnavailableError
 from idiolect.privacy.events import GaussianEvent
 from idiolect.resets.plan import plan_reset
 from idiolect.stores.sql import person_pages
@@ -99,7 +99,11 @@ def test_the_consent_in_an_export_is_signed(world: World) -> None:
     world.opt_in("ann")
     consent = opened(world.api(world.key()).post(PATH).content)["consent.json"]
     body = {name: value for name, value in consent.items() if name not in ("key_id", "signature")}
-    world.signer.verify(consent["key_id"], bytes.fromhex(consent["signature"]), canonical_json(body), what="consent")
+    signature = bytes.fromhex(consent["signature"])
+    world.signer.verify(consent["key_id"], signature, canonical_json(body), what="consent")
+    assert body["opted_in"]
+    with pytest.raises(CorruptArtifactError):
+        world.signer.verify(consent["key_id"], signature, canonical_json(body | {"opted_in": False}), what="consent")
 
 
 def test_an_export_holds_nothing_of_anybody_else(world: World) -> None:

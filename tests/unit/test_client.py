@@ -397,7 +397,8 @@ def test_a_base_url_of_this_machine_may_be_plain(url: str) -> None:
 
 
 def test_plain_http_elsewhere_has_to_be_asked_for() -> None:
-    Client("http://idiolect.internal", KEY, allow_http=True).close()
+    with Client("http://idiolect.internal", KEY, allow_http=True) as client:
+        assert "http://idiolect.internal" in repr(client)
 
 
 @pytest.mark.parametrize("key", ["", "idio_", "sk-123456789", KEY + "\r\nX-Evil: 1", KEY + "é", "idio_a b", "a.b"])
@@ -408,7 +409,15 @@ def test_a_key_that_can_not_be_one_is_refused_and_not_quoted(key: str) -> None:
 
 
 def test_an_end_users_token_is_taken_too() -> None:
-    Client("https://api.test", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl").close()
+    token, sent = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl", []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers["authorization"])
+        return httpx.Response(200, json={"status": "ok"})
+
+    with Client("https://api.test", token, transport=httpx.MockTransport(answer)) as client:
+        client.health()
+    assert sent == [f"Bearer {token}"]
 
 
 def test_the_key_is_in_no_repr_log_or_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from idiolect.errors import IdiolectError, InvalidInputError, TooLargeError
 from idiolect.ids import check_name
+from idiolect.signals.comparison import PreferenceDataset
 from idiolect.signals.importers import IMPORTERS, load_polis, load_ratings
 from idiolect.signals.importers.building import DomainNames, unusable_text
 from idiolect.signals.importers.reading import DataFiles, Limits
@@ -215,8 +216,12 @@ def test_reading_a_file_only_in_part_gives_no_digest(write_rows) -> None:
 def test_no_bytes_whatever_lead_to_anything_but_a_data_set_or_a_clear_error(tmp_path_factory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("any", numbered=True)
     for name in ("a.jsonl", "a.csv", "a.jsonl.gz"):
-        with contextlib.suppress(IdiolectError):
-            load_ratings(plain_ratings(folder, content, name))
+        outcome: Any = None
+        try:
+            outcome = load_ratings(plain_ratings(folder, content, name))
+        except IdiolectError as error:
+            outcome = error
+        assert isinstance(outcome, PreferenceDataset) or outcome.mend
 
 
 @given(st.lists(st.text(max_size=100), unique=True, max_size=10))

@@ -65,6 +65,7 @@ def test_less_than_half_a_step_of_difference_is_tolerated_wherever_the_scores_li
     bare = [score + 1.0 for score in scores]
     proof = prove(DIGEST, bare, scores)
     moved = [score + share * proof.step * (index == place % len(scores)) for index, score in enumerate(scores)]
+    assert proof.step > 0.0
     check_proof(proof, DIGEST, bare, moved)
 
 

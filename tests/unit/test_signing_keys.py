@@ -33,7 +33,10 @@ def test_a_running_process_trusts_a_key_that_was_rotated_in_after_it_started(key
     for _ in range(2):
         keys.rotate()
     fresh = keys.signer()
+    assert fresh.key_id != running.key_id
     running.verify(fresh.key_id, fresh.sign(b"m"), b"m", what="v1")
+    with pytest.raises(CorruptArtifactError):
+        running.verify(fresh.key_id, fresh.sign(b"m"), b"n", what="v1")
 
 
 def test_a_withdrawn_key_is_trusted_no_more(keys: SigningKeys) -> None:
