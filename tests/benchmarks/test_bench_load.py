@@ -87,7 +87,14 @@ def test_quantiles_are_those_of_good_answers() -> None:
 
 
 def test_what_the_load_writes_is_read_back() -> None:
-    assert answers_of([[3, "reset", 503, 1.5, True]]) == [Answer(3, "reset", 503, 1.5, True)]
+    assert answers_of([[3, "reset", 503, 1.5, True, ""]]) == [Answer(3, "reset", 503, 1.5, True)]
+
+
+def test_rankings_that_name_nobody_are_counted_among_those_that_say_something() -> None:
+    said = [Answer(0, "rerank_known", 200, 1.0, False, reason) for reason in ("applied", "unconfirmed", "no_adapter")]
+    quiet = [Answer(0, "consent", 200, 1.0, False), Answer(0, "rerank_known", 503, 1.0, True)]
+    assert measured(steady=Run(1.0, [*said, *quiet]))["steady_unconfirmed"].value == pytest.approx(1 / 3)
+    assert measured()["overload_unconfirmed"].value == 0.0
 
 
 def test_a_shorter_run_shrinks_all_of_it() -> None:
@@ -124,4 +131,4 @@ def test_the_load_calls_nothing_but_loopback_and_imports_nothing_of_ours() -> No
     }
     assert not {name for name in imported if name.startswith("idiolect")}
     assert source.count("http://") == 1
-    assert 'host = f"http://127.0.0.1:{plan' in source
+    assert 'host = f"http://127.0.0.1:{run.plan' in source

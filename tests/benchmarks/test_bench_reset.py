@@ -8,11 +8,15 @@ from quiet import QuietStages
 
 from idiolect_services.bench.reset_bench import (
     ANSWERS,
+    FAULTY_RATE,
+    FAULTY_UNCONFIRMED,
     METRICS,
     P50,
     P99,
     PLANTED,
+    RATE,
     RESETS,
+    UNCONFIRMED,
     VIOLATIONS,
     Run,
     Work,
@@ -45,12 +49,22 @@ def test_the_whole_benchmark_runs_finds_what_was_planted_and_nothing_else(
 
 def test_violations_of_both_runs_are_added_and_those_of_the_planted_one_only_caught() -> None:
     wrong = [Acknowledged("ann", 1), Answered("ann", 0, None, (0.0,))]
-    bad, good = (Run(Journal(list(log), [10.0, 20.0]), Counter({"cut": 2})) for log in (wrong, []))
+    bad, good = (Run(Journal(list(log), [10.0, 20.0]), Counter({"cut": 2}), 1.0) for log in (wrong, []))
     measured = {one.metric: one.value for one in summary(good, bad, good)}
     assert (measured[VIOLATIONS], measured[PLANTED]) == (1, 0)
     measured = {one.metric: one.value for one in summary(bad, bad, bad)}
     assert (measured[VIOLATIONS], measured[PLANTED]) == (2, 1)
     assert measured["faults"] == 2
+
+
+def test_answers_that_name_nobody_are_counted_for_each_run() -> None:
+    quiet = Run(Journal([Answered("ann", 0, None, (0.0,))] * 8, [10.0], reasons=Counter(applied=8)), Counter(), 4.0)
+    loud = Run(
+        Journal([Answered("ann", None, None, (0.0,))] * 4, [10.0], reasons=Counter(unconfirmed=1)), Counter(), 2.0
+    )
+    measured = {one.metric: one.value for one in summary(quiet, loud, quiet)}
+    assert (measured[RATE], measured[FAULTY_RATE]) == (2.0, 2.0)
+    assert (measured[UNCONFIRMED], measured[FAULTY_UNCONFIRMED]) == (0.0, 0.25)
 
 
 def test_a_size_that_was_asked_for_is_the_number_of_resets_under_faults() -> None:

@@ -34,6 +34,7 @@ from idiolect_services.wiring import open_installation
 
 CAPACITY, STEADY_RATE = "capacity", "steady_rate"
 STEADY_5XX, STEADY_REFUSED, STEADY_P50, STEADY_P99 = "steady_5xx", "steady_429", "steady_p50", "steady_p99"
+STEADY_UNCONFIRMED, OVERLOAD_UNCONFIRMED = "steady_unconfirmed", "overload_unconfirmed"
 MEMORY, MEMORY_GROWTH = "steady_memory", "steady_memory_growth"
 OFFERED, GOODPUT, REFUSED = "overload_offered", "overload_goodput", "overload_refused"
 UNCLEAR, OVERLOAD_P99, RECOVERY = "overload_unclear", "overload_p99", "recovery"
@@ -44,6 +45,7 @@ METRICS = (
     STEADY_REFUSED,
     STEADY_P50,
     STEADY_P99,
+    STEADY_UNCONFIRMED,
     MEMORY,
     MEMORY_GROWTH,
     OFFERED,
@@ -51,10 +53,12 @@ METRICS = (
     REFUSED,
     UNCLEAR,
     OVERLOAD_P99,
+    OVERLOAD_UNCONFIRMED,
     RECOVERY,
 )
 REFUSALS = (429, 503)
 SAMPLE_SECONDS = 2.0
+WARM_UP_SECONDS = 10.0  # what comes first is never as fast, and on a busy machine not there at once
 PEER = "the capacity"
 # So small that it is full long before the steady run is over: what grows after that is no cache.
 CACHE_BYTES = 2 << 20
@@ -94,6 +98,7 @@ class Answer:
     status: int
     milliseconds: float
     clear: bool
+    said: str = ""  # of personalization, if anything
 
     @property
     def good(self) -> bool:
@@ -121,6 +126,11 @@ class Run:
         took = [answer.milliseconds for answer in self.answers if answer.good]
         return float(np.quantile(took, share)) if took else float("nan")
 
+    def unconfirmed(self) -> float:
+        """Share of the rankings that name nobody, because their person could not be confirmed in time."""
+        said = [answer.said for answer in self.answers if answer.good and answer.said]
+        return said.count("unconfirmed") / max(1, len(said))
+
     def recovery(self) -> float:
         """Seconds until the first second from which on every answer is good."""
         return 1.0 + max((answer.second for answer in self.answers if not answer.good), default=-1)
@@ -145,7 +155,7 @@ def measure(root: Path, backbone: Path, work: Work, stages: Stages) -> list[Meas
 
 def _phases(load: _Load, pid: int, work: Work, stages: Stages) -> list[Measured]:
     progress = stages.stage("load")
-    load.run(work.capacity_callers, None, work.capacity_s / 4)  # what comes first is never as fast
+    load.run(work.capacity_callers, None, max(WARM_UP_SECONDS, work.capacity_s / 4))
     capacity = load.run(work.capacity_callers, None, work.capacity_s)
     progress(1, 4)
     at = capacity.rate(good=True)
@@ -172,6 +182,7 @@ def summary(capacity: Run, steady: Run, memory: Sequence[float], overload: Run, 
         Measured(STEADY_REFUSED, "answers", steady.count(429, 429)),
         Measured(STEADY_P50, "ms", steady.quantile(0.5)),
         Measured(STEADY_P99, "ms", steady.quantile(0.99)),
+        Measured(STEADY_UNCONFIRMED, "share", steady.unconfirmed()),
         Measured(MEMORY, "MB", last / 1e6, min(memory) / 1e6, max(memory) / 1e6),
         Measured(MEMORY_GROWTH, "x", last / before),
         Measured(OFFERED, "requests/s", overload.rate()),
@@ -179,6 +190,7 @@ def summary(capacity: Run, steady: Run, memory: Sequence[float], overload: Run, 
         Measured(REFUSED, "share", refused / max(1, len(overload.answers))),
         Measured(UNCLEAR, "answers", sum(answer.unclear for answer in overload.answers)),
         Measured(OVERLOAD_P99, "ms", overload.quantile(0.99)),
+        Measured(OVERLOAD_UNCONFIRMED, "share", overload.unconfirmed()),
         Measured(RECOVERY, "s", after.recovery()),
     ]
 

@@ -46,7 +46,12 @@ class BenchPostgres:
 
     def execute(self, statement: str) -> None:
         """As the superuser, outside any database that was created. Raises subprocess.SubprocessError."""
-        self._run(self._binaries / "psql", "-h", self._home / "run", "-U", "postgres", "-c", statement, "postgres")
+        self.ask(statement)
+
+    def ask(self, query: str) -> list[str]:
+        """Its rows. As `execute`."""
+        where = ("-h", self._home / "run", "-U", "postgres")
+        return self._run(self._binaries / "psql", *where, "-At", "-c", query, "postgres").splitlines()
 
     def data_bytes(self) -> int:
         """Of all databases, without the write-ahead log."""
@@ -113,9 +118,11 @@ class BenchPostgres:
         process.wait()
         raise TimeoutError((self._home / "log").read_text()[-500:])
 
-    def _run(self, *command: object, cwd: Path | None = None) -> None:
+    def _run(self, *command: object, cwd: Path | None = None) -> str:
         words = [str(word) for word in command]
-        subprocess.run(words, check=True, capture_output=True, timeout=_START_S, cwd=cwd, **self._as_user)  # noqa: S603
+        options: Mapping[str, Any] = {"timeout": _START_S, "cwd": cwd, **self._as_user}
+        done = subprocess.run(words, check=True, capture_output=True, **options)  # noqa: S603  fixed
+        return str(done.stdout, "utf-8", "replace")
 
 
 def _unprivileged() -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,8 +35,24 @@ from idiolect_services.wiring import open_installation
 P50, P99 = "reset_to_no_longer_served_p50", "reset_to_no_longer_served_p99"
 FAULTY_P50, FAULTY_P99 = "reset_under_faults_p50", "reset_under_faults_p99"
 RESETS, ANSWERS, FAULTS = "resets", "responses_checked", "faults"
+UNCONFIRMED, FAULTY_UNCONFIRMED = "unconfirmed", "unconfirmed_under_faults"
+RATE, FAULTY_RATE = "rankings", "rankings_under_faults"
 VIOLATIONS, PLANTED = "violations", "planted_violation_caught"
-METRICS = (P50, P99, FAULTY_P50, FAULTY_P99, RESETS, ANSWERS, FAULTS, VIOLATIONS, PLANTED)
+METRICS = (
+    P50,
+    P99,
+    FAULTY_P50,
+    FAULTY_P99,
+    RATE,
+    FAULTY_RATE,
+    UNCONFIRMED,
+    FAULTY_UNCONFIRMED,
+    RESETS,
+    ANSWERS,
+    FAULTS,
+    VIOLATIONS,
+    PLANTED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +65,7 @@ class Work:
     calm: int = 1_000
     planted: int = 30
     rate: float = 200.0
-    resets_rate: float = 20.0
+    resets_rate: float = 16.0  # with 10,000 of them the whole takes twelve minutes
     connections: int = 8  # to each server
     fault_spacing: float = 1.0  # seconds
     seed: int = 0
@@ -63,6 +80,16 @@ class Work:
 class Run:
     journal: Journal
     faults: Counter[str]
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.journal.answers / self.seconds
+
+    @property
+    def unconfirmed(self) -> float:
+        """Share of the rankings that name nobody, because their person could not be confirmed in time."""
+        return self.journal.reasons["unconfirmed"] / max(1, self.journal.answers)
 
     @property
     def violations(self) -> int:
@@ -96,6 +123,10 @@ def summary(calm: Run, faulty: Run, planted: Run) -> list[Measured]:
         Measured(P99, "ms", float(quiet[1])),
         Measured(FAULTY_P50, "ms", float(loud[0])),
         Measured(FAULTY_P99, "ms", float(loud[1])),
+        Measured(RATE, "answers/s", calm.rate),
+        Measured(FAULTY_RATE, "answers/s", faulty.rate),
+        Measured(UNCONFIRMED, "share", calm.unconfirmed),
+        Measured(FAULTY_UNCONFIRMED, "share", faulty.unconfirmed),
         Measured(RESETS, "resets", resets),
         Measured(ANSWERS, "responses", calm.journal.answers + faulty.journal.answers),
         Measured(FAULTS, "faults", faulty.faults.total()),
@@ -139,14 +170,16 @@ class _Bench:
         tasks = [asyncio.create_task(clients.connect(stop))]
         try:
             idle = await self._begin(clients)
+            began = time.monotonic()
             tasks.append(asyncio.create_task(clients.rank(work.rate, stop)))
             if fault_spacing is not None:
                 tasks.append(asyncio.create_task(faults.strike(stop)))
             await self._reset_all(clients, resets, idle, progress)
+            seconds = time.monotonic() - began
         finally:
             stop.set()
             await asyncio.gather(*tasks)
-        return Run(clients.journal, faults.done)
+        return Run(clients.journal, faults.done, seconds)
 
     async def _begin(self, clients: Clients) -> asyncio.Queue[str]:
         """Everybody, each reset once before anything is measured: so it is known which adapter and generation they

@@ -29,6 +29,7 @@ class Faults:
         kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "replica paused": self._pause,
             "replica killed": self._kill,
+            "replica cut off from postgres": self._cut_off,
             "postgres connections cut": self._cut,
             "redis flushed": self._flush,
             "redis killed": self._kill_redis,
@@ -59,6 +60,12 @@ class Faults:
         self._fleet.kill(index)
         await asyncio.sleep(self._while())
         await asyncio.to_thread(self._fleet.start, index)
+
+    async def _cut_off(self) -> None:
+        with suppress(SubprocessError):
+            hanging = await asyncio.to_thread(self._fleet.hang_connections, self._one())
+            await asyncio.sleep(self._while())
+            self._fleet.unhang(hanging)
 
     async def _cut(self) -> None:
         with suppress(SubprocessError):

@@ -9,22 +9,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
 from idiolect.errors import ConfigurationError, UnavailableError
 from idiolect_services.bench.postgres_server import BenchPostgres
-from idiolect_services.bench.reset_home import DATABASE, KEYS
+from idiolect_services.bench.reset_home import DATABASE, KEYS, replica_name
 
 # Nothing here has to survive a power cut.
 QUICK = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB", "listen_addresses=")
 START_SECONDS = 60.0
 _KILL = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name = 'idiolect'"
+    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name LIKE 'idiolect%'"
 )
+_BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = '{name}'"
 
 
 class RedisServer:
@@ -116,12 +117,22 @@ class Fleet:
     def _send(self, index: int, number: int) -> None:
         pid = self._pids[index]
         if pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+            _signal(pid, number)
 
     def cut_connections(self) -> None:
         """Of every process to Postgres."""
         self._postgres.execute(_KILL)
+
+    def hang_connections(self, index: int) -> list[int]:
+        """One server's to Postgres: it sends and nothing comes back, until `unhang`. What it was told late is old."""
+        backends = [int(line) for line in self._postgres.ask(_BACKENDS.format(name=replica_name(index)))]
+        for backend in backends:
+            _signal(backend, signal.SIGSTOP)
+        return backends
+
+    def unhang(self, backends: Sequence[int]) -> None:
+        for backend in backends:
+            _signal(backend, signal.SIGCONT)
 
     def stop(self) -> None:
         for index in range(len(self._pids)):
@@ -129,6 +140,11 @@ class Fleet:
         self._parent.communicate()
         for listener in self._listeners:
             listener.close()
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 @contextmanager

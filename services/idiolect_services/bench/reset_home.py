@@ -36,6 +36,11 @@ def replica_settings(home: Path, database_url: str, redis_url: str) -> Settings:
     return load_settings(home=home, database_url=database_url, keys_url=keys_url_of(database_url), redis_url=redis_url)
 
 
+def replica_name(index: int) -> str:
+    """What Postgres calls the connections of the server with this index."""
+    return f"idiolect-{index}"
+
+
 def keys_url_of(database_url: str) -> str:
     return database_url.replace(f"/{DATABASE}?", f"/{KEYS}?")
 

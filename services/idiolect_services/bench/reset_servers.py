@@ -10,6 +10,7 @@ server's process id. `planted` servers are wrong on purpose. All end with the in
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from idiolect.stores.ports import RecordOutcome, ShownInference
-from idiolect_services.bench.reset_home import replica_settings
+from idiolect_services.bench.reset_home import replica_name, replica_settings
 from idiolect_services.serving import create_server_app, server_for
 from idiolect_services.wiring import open_installation
 
@@ -36,7 +37,8 @@ def main(home: str, database_url: str, redis_url: str, descriptors: Sequence[str
         started = os.fork()
         if started == 0:
             try:
-                _serve(Path(home), database_url, redis_url, listeners[int(index)], planted=kind == "planted")
+                named = f"{database_url}&application_name={replica_name(int(index))}"
+                _serve(Path(home), named, redis_url, listeners[int(index)], planted=kind == "planted")
             finally:
                 os._exit(1)
         print(started, flush=True)
@@ -45,6 +47,7 @@ def main(home: str, database_url: str, redis_url: str, descriptors: Sequence[str
 def _serve(home: Path, database_url: str, redis_url: str, listener: socket.socket, *, planted: bool) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    logging.getLogger("idiolect").setLevel(logging.ERROR)  # that stores are out of reach is what is wanted here
     with open_installation(replica_settings(home, database_url, redis_url)) as installation:
         if planted:
             believe_the_cache(installation.store)
