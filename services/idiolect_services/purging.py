@@ -23,6 +23,8 @@ POLL_SECONDS = 0.25  # between processes; an embedded store has hardly ever a se
 EMBEDDED_POLL_SECONDS = 1.0
 BEAT_SECONDS = 5.0
 PAGE = 1000
+# Between two looks at least, however many hints come: with many resets a second one look finds several of them.
+GATHER_SECONDS = 0.1
 
 Forget = Callable[[str, str], None]  # (tenant, subject)
 
@@ -144,6 +146,7 @@ class PurgeFollower(PurgeListener):
             try:
                 self.follow()
                 self._failing = False
+                self._stop.wait(GATHER_SECONDS)
             except IdiolectError as error:
                 self._complain(error)
             except Exception:
@@ -152,11 +155,14 @@ class PurgeFollower(PurgeListener):
 
     def follow(self) -> None:
         """Purge what is new, and say so. What was purged counts only after it was: a crash repeats it."""
-        while purges := self._store.purges(max(self._cursor, 0), limit=PAGE):
+        found = PAGE
+        while found == PAGE:
+            after = max(self._cursor, 0)
+            purges = self._store.purges(after, limit=PAGE)
             for purge in purges:
                 self._forget(purge.tenant, purge.subject)
-            self._cursor = purges[-1].seq
-        self._cursor = max(self._cursor, 0)
+            found = len(purges)
+            self._cursor = purges[-1].seq if purges else after
         if self._cursor != self._said or self._monotonic() - self._beat_at > BEAT_SECONDS:
             self._store.sweep_blobs()
             self._say()

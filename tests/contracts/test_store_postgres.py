@@ -8,6 +8,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from postgres_server import PostgresServer
+from sqlalchemy import Connection
 from store_samples import TENANT, at, opt_in
 
 from idiolect.errors import ConfigurationError, UnavailableError
@@ -42,6 +43,37 @@ def test_a_server_that_closes_its_connections_is_found_again(postgres: PostgresS
     assert store.subject(TENANT, "ann").opted_in
     store.apply_reset(TENANT, "ann", "x1", plan_reset("all"), at(1))
     store.close()
+
+
+def test_a_connection_that_is_lost_in_the_middle_of_many_rows_is_thrown_away(
+    postgres: PostgresServer, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver is stuck between the rows: not even a rollback goes through."""
+    store = open_with_keys(postgres_url)
+
+    def work(connection: Connection) -> None:
+        statement = "SELECT pg_terminate_backend(pg_backend_pid()) WHERE %s = 3"
+        connection.exec_driver_sql(statement, [(number,) for number in range(1000)])
+
+    with pytest.raises(UnavailableError):
+        store._database.write(TENANT, work)
+    assert store._database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    opt_in(store, "ann")
+    assert store.subject(TENANT, "ann").opted_in
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    store.close()
+
+
+@pytest.mark.parametrize(("asked", "name"), [("", "idiolect"), ("&application_name=blue", "blue")])
+def test_the_url_may_name_the_connections_that_the_server_lists(
+    postgres: PostgresServer, postgres_url: str, asked: str, name: str
+) -> None:
+    store = open_store(postgres_url + asked)
+    with psycopg.connect(postgres.admin_url(), autocommit=True) as admin:
+        found = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", [name]).fetchone()
+    store.close()
+    assert found is not None
+    assert found[0] > 0
 
 
 def test_a_writer_that_waits_too_long_says_so(postgres: PostgresServer, postgres_url: str) -> None:

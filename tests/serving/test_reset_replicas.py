@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import random
 import signal
 import time
 import urllib.error
@@ -14,20 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from idiolect.settings import Settings
-from idiolect.tenancy import Caller, Scope
 from idiolect_services.bench.reset_bench import _fleet
 from idiolect_services.bench.reset_fleet import Fleet, RedisServer, stores
-from idiolect_services.bench.reset_home import DOCUMENTS, DOMAIN, QUERY, TENANT, People, replica_settings
-from idiolect_services.gateway.limits import RateLimits
+from idiolect_services.bench.reset_home import DOCUMENTS, DOMAIN, QUERY, People, replica_settings
 from idiolect_services.wiring import open_installation
 
-LONG = 10.0  # far more than anything here takes
+LONG = 60.0  # far more than anything here takes, also on a busy machine
+TRIES = 50
 _NUMBERS = count()
 
 
@@ -50,8 +45,15 @@ class Replicas:
         return answer
 
     def said(self, index: int, user: str) -> dict[str, Any]:
+        """Of an answer that names the person. A machine that is too busy to confirm their generation in time names
+        nobody, and says so: then it is asked again."""
         body = {"query": QUERY, "documents": DOCUMENTS, "user": user, "domain": DOMAIN}
-        return dict(self.send(index, "POST", "/rerank", body)["personalization"])
+        for _ in range(TRIES):
+            said = dict(self.send(index, "POST", "/rerank", body)["personalization"])
+            if said["reason"] != "unconfirmed":
+                return said
+            assert (said["applied"], said["adapter"], said["generation"]) == (False, None, None)
+        raise AssertionError(f"{TRIES} answers in a row name nobody")
 
     def reset(self, index: int, user: str, key: str | None = None) -> dict[str, Any]:
         return self.send(index, "POST", f"/users/{user}/personalization/reset", {"scope": "adapter"}, key)
@@ -174,27 +176,3 @@ def test_a_server_that_was_killed_is_not_said_to_be_purged_and_its_successor_has
     assert eventually(lambda: replicas.said(1, user)["generation"] == 1)
     caches = replicas.receipt(user, receipt["id"])["caches"]
     assert (caches["state"], caches["confirmed"], caches["pending"] + caches["silent"]) == ("pending", 1, 1)
-
-
-def test_cancelled_calls_leave_no_answer_in_a_connection_to_redis(replicas: Replicas, tmp_path: Path) -> None:
-    """The next one who uses the connection would take it for their own."""
-    callers = [Caller(TENANT, frozenset({Scope.INFER}), f"key-{number}") for number in range(2)]
-    chance = random.Random(0)
-
-    async def cut_off() -> list[int]:
-        limits = RateLimits.of(Settings(home=tmp_path, redis_url=replicas.redis.url, key_rate_limit="100000/hour"))
-        for _ in range(150):
-            task = asyncio.create_task(limits.take(callers[0]))
-            await asyncio.sleep(chance.uniform(0, 0.001))
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        left = [_left(await limits.take(callers[1])) for _ in range(20)]
-        await limits.close()
-        return left
-
-    assert asyncio.run(cut_off()) == list(range(99_999, 99_979, -1))
-
-
-def _left(headers: list[tuple[bytes, bytes]]) -> int:
-    value = dict(headers)[b"ratelimit"].decode()
-    return int(value.split("r=")[1].split(";")[0])

@@ -20,9 +20,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, and_, event, text
+from sqlalchemy import ColumnElement, Connection, Engine, ExceptionContext, Row, Table, and_, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import Insert
+from sqlalchemy.exc import DBAPIError
 
 from idiolect.errors import ConfigurationError, UnavailableError
 from idiolect.stores.blobs.port import BlobStore
@@ -77,8 +78,7 @@ class Database:
     def reading(self, whom: Behind) -> Iterator[Connection]:
         """One consistent snapshot, of the rows of `whom` (see `tenant_wall`)."""
         try:
-            with self._reader.begin() as connection:
-                stand_behind(connection, whom)
+            with _transaction(self._reader, whom) as connection:
                 yield connection
         except DRIVER_ERRORS as error:
             raise translated(error, self.where) from error
@@ -166,9 +166,8 @@ class Database:
                 with (
                     self._my_turn(),
                     changes_of_a_transaction(self.recovery_log) as changes,
-                    (self._writer if lasting else self._hasty_writer).begin() as connection,
+                    _transaction(self._writer if lasting else self._hasty_writer, whom) as connection,
                 ):
-                    stand_behind(connection, whom)
                     changes.collect(connection)
                     done = work(connection)
                     changes.write()
@@ -245,6 +244,33 @@ class _PointReading(Transaction):
             raise translated(error, self._where) from error
 
 
+@contextmanager
+def _transaction(engine: Engine, whom: Behind) -> Iterator[Connection]:
+    with _begun(engine, whom) as connection:
+        yield connection
+        connection.commit()
+
+
+def _begun(engine: Engine, whom: Behind) -> Connection:
+    """Its first words tell whether the connection still stands, and another is taken if it doesn't. So the pool need
+    not ask before every use, which is a journey to the server each time."""
+    for attempt in range(2):
+        connection = engine.connect()
+        try:
+            connection.begin()
+            stand_behind(connection, whom)
+        except DBAPIError as error:
+            connection.close()
+            if attempt or not error.connection_invalidated:
+                raise
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise AssertionError("the last attempt returns or raises")
+
+
 def _snapshot_reader(engine: Engine) -> Engine:
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -279,6 +305,13 @@ def prepare_postgres(engine: Engine, lock_timeout_s: float) -> None:
     def _connect(raw: Any, _record: Any) -> None:
         raw.execute(f"SET lock_timeout = {int(lock_timeout_s * 1000)}")
         raw.commit()
+
+    @event.listens_for(engine, "handle_error")
+    def _failed(context: ExceptionContext) -> None:
+        """A connection that broke in the middle of many rows is stuck there: it is thrown away, not rolled back."""
+        raw = context.connection.connection.dbapi_connection if context.connection is not None else None
+        if raw is not None and raw.info.pipeline_status:  # 0: it is in no pipeline
+            context.is_disconnect = True
 
 
 def hold(connection: Connection, tenant: str, what: Hold) -> None:

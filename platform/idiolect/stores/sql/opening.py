@@ -15,6 +15,7 @@ from idiolect.stores.sql.failures import DRIVER_ERRORS, is_locked, translated
 from idiolect.stores.sql.upgrading import upgrade
 
 _POSTGRES_NAMES = ("postgres", "postgresql", "postgresql+psycopg")
+_POSTGRES_DEFAULTS = {"connect_timeout": 10, "application_name": "idiolect"}  # where the URL does not say otherwise
 
 
 def open_database(url: str, lock_timeout_s: float) -> Database:
@@ -96,8 +97,7 @@ def _postgres(url: URL, lock_timeout_s: float) -> Engine:
             pool_size=8,
             max_overflow=32,
             pool_timeout=lock_timeout_s,
-            pool_pre_ping=True,
-            connect_args={"connect_timeout": 10, "application_name": "idiolect"},
+            connect_args={name: value for name, value in _POSTGRES_DEFAULTS.items() if name not in url.query},
         )
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise ConfigurationError(

@@ -159,9 +159,11 @@ class ControlRoutes:
         return await self._signed(record)
 
     async def _signed(self, record: ResetRecord, purged: str | None = None) -> Response:
-        progress = await self._gateway.lanes.control.run(self._progress, record, purged)
-        left = await self._gateway.lanes.control.run(self._blobs_left, record)
-        return _json(signed_receipt(record, self._services.signer, progress, blobs_left=left))
+        return _json(await self._gateway.lanes.control.run(self._receipt, record, purged))
+
+    def _receipt(self, record: ResetRecord, purged: str | None) -> dict[str, Any]:
+        progress, left = self._progress(record, purged), self._blobs_left(record)
+        return signed_receipt(record, self._services.signer, progress, blobs_left=left)
 
     def _blobs_left(self, record: ResetRecord) -> bool:
         """What can't be asked is not said to be done."""
