@@ -11,6 +11,8 @@ from idiolect.errors import InvalidInputError
 DAILY: Mapping[str, str] = {
     "signals": "signals of feedback in a day",
     "trainings": "trainings in a day",
+    # As they are served: also of a text that is stored already, so that nobody has to guess what will count.
+    "text_bytes": "bytes of served texts in a day",
 }
 STANDING: Mapping[str, str] = {"people": "people who are opted in"}
 QUOTAS: Mapping[str, str] = {**STANDING, **DAILY}

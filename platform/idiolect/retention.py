@@ -41,6 +41,11 @@ def check_days(days: int) -> int:
     return days
 
 
+def etag_of(days: int | None) -> str:
+    """Of what a tenant has set. It names the state alone, so going back to it is going back to its tag."""
+    return "default" if days is None else str(days)
+
+
 def oldest_kept(now: datetime, days: int) -> datetime:
     """What was served before this goes."""
     return now - timedelta(days=days)

@@ -52,8 +52,10 @@ Reason = Literal[
     "no_global_model",  # the installation has no live global model: this server's own ranks alone
     "model_changed",  # the installation's live global model is not the one that this server has loaded
     "store_unavailable",  # nothing about the person could be read
-    "unconfirmed",  # the person was reset again and again while this was computed
+    "unconfirmed",  # the person was reset again and again meanwhile, or could not be looked up in time
 ]
+
+Unrecorded = Literal["store_unavailable", "quota_exceeded"]
 
 # A store that is gone, busy, damaged or wrongly set: whatever it is, it confirms nothing.
 STORE_TROUBLE = (UnavailableError, ConfigurationError)
@@ -115,7 +117,7 @@ class ScoreResult:
     user_N: list[float]
     personalization: Personalization
     consented: bool  # the person is known and has opted in, also in this domain
-    recordable: bool = True  # False if the store is known to be out of reach
+    unrecorded: Unrecorded | None = None  # why nothing of it may be kept
     # Of fence.uptime, before the last read that says that the generation is the current one.
     looked_at: float = field(default=0.0, compare=False)
     domain_directions_N_M: list[list[float]] | None = None
@@ -492,9 +494,9 @@ def sum_stack(
         user_N = stack.personalization.strength * np.sum(domain_NW[:, 1 : 1 + user_rank] * stack.user_K, axis=1)
         score_N, user_list = score_N + user_N, user_N.tolist()
     said = stack.personalization
-    reachable = said.reason != "store_unavailable"
+    unrecorded: Unrecorded | None = "store_unavailable" if said.reason == "store_unavailable" else None
     lists = (score_N.tolist(), global_N.tolist(), domain_list, user_list)
-    result = ScoreResult(*lists, said, stack.consented, reachable, looked_at)
+    result = ScoreResult(*lists, said, stack.consented, unrecorded, looked_at)
     if not explain:
         return result
     domain_N_M = _each(bare_NW[:, 1 + user_rank :], stack.domain_M, 1.0)

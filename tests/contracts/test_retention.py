@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -20,8 +21,8 @@ from store_samples import (
     signal,
 )
 
-from idiolect.errors import InvalidInputError, NotFoundError
-from idiolect.retention import Swept, oldest_kept
+from idiolect.errors import InvalidInputError, NotFoundError, PreconditionError
+from idiolect.retention import Swept, etag_of, oldest_kept
 from idiolect.stores.sql import SqlStore
 from idiolect.stores.sql.retention import INFERENCES
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
@@ -162,6 +163,24 @@ def test_a_retention_that_is_none_is_refused(store: SqlStore, days: int) -> None
 def test_an_unknown_tenant_has_no_retention(store: SqlStore) -> None:
     with pytest.raises(NotFoundError):
         store.set_retention("nobody", 30, at(1), actor="operator")
+    with pytest.raises(NotFoundError):
+        store.retention("nobody")
+
+
+def test_of_two_who_change_it_at_once_one_is_told(store: SqlStore) -> None:
+    store.create_tenant(TENANT, at(0))
+    seen = etag_of(store.retention(TENANT))
+
+    def tries(days: int) -> bool:
+        try:
+            store.set_retention(TENANT, days, at(1), actor="operator", if_match=seen)
+        except PreconditionError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(tries, range(10, 14))) == 1
+    assert store.retention(TENANT) in range(10, 14)
 
 
 def test_a_day_is_24_hours_back_from_now() -> None:

@@ -9,8 +9,11 @@ import pytest
 from store_samples import EVENT, OPTED_IN, TENANT, at, dataset, opt_in, pairs, shown, signal
 
 from idiolect.consent import ConsentChange
-from idiolect.errors import InvalidInputError, NotFoundError, QuotaExceededError
+from idiolect.errors import IdiolectError, InvalidInputError, NotFoundError, QuotaExceededError
+from idiolect.ids import text_digest
 from idiolect.quotas import Quota
+from idiolect.signals.events import Inference
+from idiolect.stores.ports import ShownInference
 from idiolect.stores.sql import SqlStore
 
 MIDNIGHT = datetime(2026, 5, 2, tzinfo=UTC)
@@ -151,3 +154,61 @@ def test_a_quota_that_makes_no_sense_is_refused(store: SqlStore) -> None:
         store.set_quota(TENANT, "people", -1, at(0))
     with pytest.raises(NotFoundError):
         store.set_quota("nobody", "people", 1, at(0))
+
+
+def recorded(store: SqlStore, name: str, minutes: float = 0.0, subject: str | None = None, text: str = "four") -> str:
+    """How it ends for an answer that shows one text of four bytes, to a query of one."""
+    texts = ["q", text]
+    inference = Inference(name, subject, "chat", text_digest("q"), (text_digest(text),), (0,), at(minutes))
+    (outcome,) = store.record_inferences([ShownInference(TENANT, inference, texts)])
+    return outcome.code if isinstance(outcome, IdiolectError) else outcome
+
+
+def test_texts_are_counted_by_the_bytes_that_are_served_and_what_is_over_is_not_kept(store: SqlStore) -> None:
+    store.set_quota(TENANT, "text_bytes", 12, at(0))
+    assert [recorded(store, name) for name in ("i1", "i2", "i3")] == ["recorded", "recorded", "quota_exceeded"]
+    assert store.inference(TENANT, "i3") is None
+    assert recorded(store, "i4", text="é") == "quota_exceeded"  # three bytes, and two are left
+    assert recorded(store, "i5", text="") == "recorded"
+    assert store.quotas(TENANT, at(1)) == [Quota("text_bytes", 12, 11)]
+
+
+def test_an_answer_that_is_recorded_again_is_counted_once_and_a_new_day_begins_at_nothing(store: SqlStore) -> None:
+    store.set_quota(TENANT, "text_bytes", 5, at(0))
+    assert [recorded(store, "i1") for _ in range(3)] == ["recorded"] * 3
+    assert recorded(store, "i2") == "quota_exceeded"
+    day = (MIDNIGHT - at(0)).total_seconds() / 60
+    assert recorded(store, "i2", minutes=day) == "recorded"
+    assert store.quotas(TENANT, MIDNIGHT) == [Quota("text_bytes", 5, 5)]
+
+
+def test_of_a_group_what_fits_is_kept_and_other_tenants_are_not_bound(store: SqlStore) -> None:
+    store.set_quota(TENANT, "text_bytes", 5, at(0))
+    inference = [
+        Inference(f"i{n}", None, "chat", text_digest("q"), (text_digest("four"),), (0,), at(0)) for n in (1, 2)
+    ]
+    group = [ShownInference(tenant, one, ["q", "four"]) for one in inference for tenant in (TENANT, "other")]
+    said = [one.code if isinstance(one, IdiolectError) else one for one in store.record_inferences(group)]
+    assert said == ["recorded", "recorded", "quota_exceeded", "recorded"]
+    assert store.inference("other", "i2") is not None
+
+
+def test_answers_that_are_recorded_at_once_do_not_pass_the_quota_together(store: SqlStore) -> None:
+    store.set_quota(TENANT, "text_bytes", 25, at(0))
+    opt_in(store, "ann")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda number: recorded(store, f"i{number}", subject="ann"), range(16)))
+    assert found.count("recorded") == 5
+    assert store.quotas(TENANT, at(0)) == [Quota("text_bytes", 25, 25)]
+
+
+def test_feedback_on_what_was_shown_to_nobody_copies_its_texts_and_they_count(store: SqlStore) -> None:
+    opt_in(store, "ann")
+    inference = shown(store, "i1", None, texts=("q", "one", "two", "six"))
+    store.set_quota(TENANT, "text_bytes", 9, at(0))
+    with pytest.raises(QuotaExceededError, match="bytes of served texts"):
+        store.add_feedback(TENANT, "ann", signal("s1", inference), at(1))
+    assert len(store.personal_snapshot(TENANT).comparisons) == 0
+    store.set_quota(TENANT, "text_bytes", 10, at(0))
+    assert store.add_feedback(TENANT, "ann", signal("s1", inference), at(1))
+    assert store.quotas(TENANT, at(1)) == [Quota("text_bytes", 10, 10)]

@@ -17,7 +17,7 @@ from idiolect import AsyncClient, Client
 from idiolect.client import Document, DomainChoice, RetryPolicy, Signal, calls, results
 from idiolect.client.errors import ApiAuthenticationError, ApiConsentError, ApiInvalidInputError, ApiNotFoundError
 from idiolect.errors import NotFoundError, PreconditionError
-from idiolect_services.gateway.schemas import chat, common, controls, feedback, ranking, registry, tokens
+from idiolect_services.gateway.schemas import chat, common, controls, feedback, ranking, registry, retention, tokens
 
 
 class Through(httpx.BaseTransport):
@@ -91,6 +91,14 @@ def test_its_errors_are_those_of_the_platform(world: World, api: Client) -> None
         client_of(world, "idio_not_a_key_of_ours").rerank("q", ["a"])
 
 
+def test_the_retention_is_read_and_set_by_whoever_read_it_last(api: Client) -> None:
+    before = api.retention()
+    assert api.set_retention(90, based_on=before).own_days == 90
+    with pytest.raises(PreconditionError):
+        api.set_retention(30, based_on=before)
+    assert api.set_retention(None, based_on=api.retention()) == before
+
+
 @pytest.mark.parametrize("user", ["a/b", "..", "a b?c#d", "ä日", "%2e", "x;y=z", "100%"])
 def test_odd_ids_name_the_same_person_in_the_path_as_in_a_body(world: World, api: Client, user: str) -> None:
     api.set_consent(user, opted_in=True)
@@ -130,6 +138,7 @@ PAIRS: list[tuple[type[results.Result], type[BaseModel]]] = [
     (results.Completion, chat.ChatResponse),
     (results.Upstream, chat.UpstreamState),
     (results.Token, tokens.TokenResponse),
+    (results.Retention, retention.RetentionState),
 ]
 
 
@@ -169,6 +178,8 @@ def test_every_call_is_a_route_of_the_api(world: World) -> None:
         calls.upstream(),
         calls.set_upstream("https://api.example.com"),
         calls.remove_upstream(),
+        calls.retention(),
+        calls.set_retention(90),
         calls.feedback(signal),
         calls.feedback_batch([signal]),
         calls.consent("u"),

@@ -134,6 +134,23 @@ def test_a_key_without_the_scope_is_told_what_a_stranger_to_the_address_is_told(
                 assert said(response) == missing, (str(operation), query)
 
 
+def test_a_wrong_method_is_told_to_whoever_may_use_another_one_there_and_to_nobody_else(acme: Settled) -> None:
+    world = acme.world
+    routes = guarded(world.app)
+    keys = {scope: world.key("acme", scope) for scope in Scope}
+    for path in {acme.path(operation).partition("?")[0] for operation in routes}:
+        methods = {one.method: one.scope for one in routes if re.fullmatch(re.sub(r"{\w+}", "[^/]+", one.path), path)}
+        wrong = next(method for method in METHODS if method not in methods)
+        for scope, key in keys.items():
+            response = world.api(key).send(wrong, path)
+            mine = {method for method, needed in methods.items() if needed is scope}
+            if mine:
+                assert response.status_code == 405, (wrong, path)
+                assert set(response.headers["allow"].split(", ")) == mine
+            else:
+                assert said(response) == said(world.api(key).send(wrong, MISSING)), (wrong, path)
+
+
 def test_a_token_opens_what_is_said_to_open_and_only_for_its_person(acme: Settled, subtests: pytest.Subtests) -> None:
     world = acme.world
     world.opt_in("bob")

@@ -48,6 +48,21 @@ def test_of_a_batch_what_fits_is_stored_and_the_rest_is_named(world: World) -> N
 
 
 def test_rankings_go_on_whatever_is_used_up(world: World) -> None:
-    for name in ("people", "signals", "trainings"):
+    for name in ("people", "signals", "trainings", "text_bytes"):
         world.store.set_quota("acme", name, 0, world.clock.now())
-    assert world.api(world.key()).rerank("ann")["id"]
+    assert world.api(world.key()).rerank("ann")["results"]
+
+
+def test_texts_too_many_are_ranked_all_the_same_and_the_answer_says_that_it_is_not_kept(world: World) -> None:
+    world.opt_in("ann")
+    world.publish_user("ann")
+    api = world.api(world.key())
+    before = api.rerank("ann")
+    world.store.set_quota("acme", "text_bytes", 10, world.clock.now())
+    after = api.rerank("ann")
+    assert (after["id"], after["unrecorded"]) == (None, "quota_exceeded")
+    assert (after["results"], after["personalization"]) == (before["results"], before["personalization"])
+    assert "unrecorded" not in before
+    assert world.api(world.key("other")).rerank("ann")["id"] is not None
+    families = {one.name: one for one in world.app.state.gateway.metrics.families()}
+    assert families["idiolect_unrecorded_total"].samples == {(("reason", "quota_exceeded"),): 1.0}

@@ -18,6 +18,7 @@ import jsonschema
 import pytest
 from every_route import UPSTREAM, Settled, operations, with_upstream
 from openapi_spec_validator import validate
+from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 from serving_world import DOCUMENTS, World, world_at
 
 from idiolect_services.gateway.described import OPERATIONS
@@ -46,6 +47,9 @@ def bodies(operation: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
 
 def test_it_is_valid_openapi(document: dict[str, Any]) -> None:
     validate(document)
+    assert len(document["paths"]) > 30
+    with pytest.raises(OpenAPIValidationError):
+        validate({**document, "paths": {"no slash": {}}})
 
 
 def test_every_operation_says_what_it_does_under_a_name_of_its_own(document: dict[str, Any]) -> None:

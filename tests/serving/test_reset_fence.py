@@ -14,7 +14,7 @@ from idiolect.consent import ConsentChange, SubjectState
 from idiolect.errors import UnavailableError
 from idiolect.resets.fence import ANSWER_SECONDS, RESET_SECONDS
 from idiolect.resets.plan import plan_reset
-from idiolect_services.gateway.fencing import LOOKS, AnswerFence, Claim
+from idiolect_services.gateway.fencing import LOOKS, PATIENCE_SECONDS, AnswerFence, Claim
 from idiolect_services.gateway.gate import GenerationGate
 from idiolect_services.gateway.lanes import Lane
 from idiolect_services.gateway.pace import Began, Pace
@@ -29,9 +29,12 @@ class Person:
         self.now, self.cost, self.looks = 100.0, cost, 0
         self.state = SubjectState("ann", known=True, opted_in=True, paused=paused, generation=generation)
         self.fails = False
+        self.slow_looks: int | None = None  # from then on each costs nothing
 
     def subject(self, _tenant: str, _subject: str) -> SubjectState:
         self.looks += 1
+        if self.slow_looks is not None and self.looks > self.slow_looks:
+            self.cost = 0.0
         self.now += self.cost
         if self.fails:
             raise UnavailableError("gone")
@@ -109,7 +112,33 @@ def test_a_store_that_does_not_answer_confirms_nothing() -> None:
 def test_a_store_that_is_too_slow_confirms_nothing_and_is_not_asked_for_ever() -> None:
     person = Person(cost=STALE)
     assert not admits(person)
+    assert LOOKS <= person.looks <= PATIENCE_SECONDS / STALE + 1
+
+
+def test_a_store_that_is_slow_for_longer_than_the_patience_is_asked_a_few_times_all_the_same() -> None:
+    person = Person(cost=2 * PATIENCE_SECONDS)
+    assert not admits(person)
     assert person.looks == LOOKS
+
+
+def test_a_busy_machine_delays_an_answer_and_does_not_take_its_person_away() -> None:
+    person = Person(cost=STALE)
+    person.slow_looks = 3 * LOOKS
+    assert admits(person)
+    assert person.looks == 3 * LOOKS + 1
+
+
+def test_what_waits_for_a_thread_has_not_looked_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time in a queue does not count against the answer: the look begins when the store is asked."""
+    person, run = Person(), Lane.run
+
+    async def queued(lane: Lane, *args: Any) -> Any:
+        person.now += 2 * STALE
+        return await run(lane, *args)
+
+    monkeypatch.setattr(Lane, "run", queued)
+    assert admits(person)
+    assert person.looks == 1
 
 
 @pytest.mark.parametrize("resting", [False, True])

@@ -170,6 +170,21 @@ def remove_upstream() -> Call[results.Removal]:
     return Call("DELETE", "/v1/upstream", results.Removal)
 
 
+def retention() -> Call[results.Retention]:
+    """For how many days texts are kept."""
+    return Call("GET", "/v1/retention", results.Retention)
+
+
+def set_retention(days: int | None, *, based_on: results.Retention | None = None) -> Call[results.Retention]:
+    """Keep texts for so many days; None: for as long as the installation does.
+
+    `based_on`: what was read before. ApiPreconditionError if somebody changed it since.
+    """
+    headers = {} if based_on is None else {"If-Match": f'"{based_on.own_days or "default"}"'}
+    body = {"days": days}
+    return Call("PUT", "/v1/retention", results.Retention, body, headers=headers, safe=based_on is None)
+
+
 def feedback(signal: Signal) -> Call[results.SignalOutcome]:
     """Say what the person did with a ranking; they are trained again after a few of these."""
     return Call("POST", "/v1/feedback", results.SignalOutcome, _signal(signal))

@@ -56,9 +56,10 @@ class RankedDocument(Result):
 
 
 class Ranking(Result):
-    """`id` is what feedback refers to; None if the server could not store it."""
+    """`id` is what feedback refers to; None if the server did not store it, and `unrecorded` says why."""
 
     id: str | None
+    unrecorded: str | None = None
     model: str
     results: tuple[RankedDocument, ...]
     personalization: Personalization
@@ -298,6 +299,7 @@ class RankedCandidate(Result):
 
 class Choosing(Result):
     inference_id: str | None
+    unrecorded: str | None = None
     asked: int
     received: int
     ranked: int
@@ -346,6 +348,13 @@ class Upstream(Result):
     model: str | None
     has_api_key: bool
     updated_at: datetime
+
+
+class Retention(Result):
+    """`days` is what holds; `own_days` what the tenant has set, None if it is the installation's own."""
+
+    days: int
+    own_days: int | None
 
 
 class Removal(Result):

@@ -86,6 +86,8 @@ class Client:
     upstream = _method(calls.upstream)
     set_upstream = _method(calls.set_upstream)
     remove_upstream = _method(calls.remove_upstream)
+    retention = _method(calls.retention)
+    set_retention = _method(calls.set_retention)
     feedback = _method(calls.feedback)
     feedback_batch = _method(calls.feedback_batch)
     consent = _method(calls.consent)

@@ -15,9 +15,15 @@ def for_ever() -> bool:
 
 
 class RetentionStore(Protocol):
-    def set_retention(self, tenant: str, days: int | None, now: datetime, *, actor: str) -> None:
+    def set_retention(
+        self, tenant: str, days: int | None, now: datetime, *, actor: str, if_match: str | None = None
+    ) -> None:
         """None: the installation's own. Raises NotFoundError for an unknown tenant, InvalidInputError for a number
-        that is no retention."""
+        that is no retention, PreconditionError if `if_match` is not the `etag_of` what is set."""
+        ...
+
+    def retention(self, tenant: str) -> int | None:
+        """What the tenant has set; None: the installation's own. Raises NotFoundError for an unknown tenant."""
         ...
 
     def retentions(self) -> Mapping[str, int | None]:

@@ -24,9 +24,10 @@ def set_quota(
     most: Annotated[int, typer.Argument(min=0, help="How many.")],
     home: Home = None,
 ) -> None:
-    """Bound what a tenant may use: people who are opted in, or signals or trainings in a day (UTC).
+    """Bound what a tenant may use: people who are opted in; signals, trainings or bytes of served texts in a day (UTC).
 
-    It holds from the next use on. Whatever is over it already stays.
+    It holds from the next use on. Whatever is over it already stays. What is served over `text_bytes` is ranked and not
+    kept; together with the retention it bounds what is stored.
 
     Example: idiolect tenant quota set acme people 10000
     """

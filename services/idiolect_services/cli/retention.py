@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from idiolect.errors import NotFoundError
 from idiolect_services.cli.common import OPERATOR, Home, console, settings_for
 from idiolect_services.retention import sweep_all
 from idiolect_services.wiring import open_installation
@@ -40,10 +39,7 @@ def show(tenant: Name, home: Home = None) -> None:
     """
     settings = settings_for(home)
     with open_installation(settings) as installation:
-        retentions = installation.store.retentions()
-    if tenant not in retentions:
-        raise NotFoundError(f"the tenant {tenant[:80]!r} does not exist.", mend="Create it first.")
-    own = retentions[tenant]
+        own = installation.store.retention(tenant)
     whose = "its own" if own else "the installation's"
     console.print(f"{own or settings.retention_days:,} days ({whose})")
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from idiolect.errors import IdiolectError
+from idiolect.tenancy import Caller
 from idiolect_services.gateway.admission import Admission
 from idiolect_services.gateway.bodies import fields_error
 from idiolect_services.gateway.context import Gateway, GatewayServices
 from idiolect_services.gateway.edge import Edge
 from idiolect_services.gateway.hot_routes import HotRoutes, LayeredApp
 from idiolect_services.gateway.measured import Measured
-from idiolect_services.gateway.openapi import Documented, needed_by
+from idiolect_services.gateway.openapi import Documented, methods_for, needed_by
 from idiolect_services.gateway.problems import not_found, problem, problem_from
 from idiolect_services.gateway.routes.adapters import AdapterRoutes
 from idiolect_services.gateway.routes.chat import ChatRoutes
@@ -31,6 +33,7 @@ from idiolect_services.gateway.routes.health import HealthRoutes
 from idiolect_services.gateway.routes.ranking import RankingRoutes
 from idiolect_services.gateway.routes.registry import RegistryRoutes
 from idiolect_services.gateway.routes.releases import ReleaseRoutes
+from idiolect_services.gateway.routes.retention import RetentionRoutes
 from idiolect_services.gateway.routes.rollouts import RolloutRoutes
 from idiolect_services.gateway.routes.tokens import TokenRoutes
 from idiolect_services.gateway.routes.uploads import UploadRoutes
@@ -64,10 +67,10 @@ def create_app(services: GatewayServices) -> FastAPI:
     app.state.gateway = gateway
     documented = Documented()
     ranking = RankingRoutes(gateway)
-    app.include_router(ranking.router(documented))
-    for routes in (
+    others = (
         ChatRoutes,
         UpstreamRoutes,
+        RetentionRoutes,
         TokenRoutes,
         FeedbackRoutes,
         ControlRoutes,
@@ -78,10 +81,13 @@ def create_app(services: GatewayServices) -> FastAPI:
         UploadRoutes,
         RolloutRoutes,
         HealthRoutes,
-    ):
-        app.include_router(routes(gateway).router(documented))
+    )
+    routers = [ranking.router(documented), *(routes(gateway).router(documented) for routes in others)]
+    for router in routers:
+        app.include_router(router)
     documented.install(app)
-    for kind, handler in _handlers(gateway).items():
+    described = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    for kind, handler in _handlers(gateway, described).items():
         app.add_exception_handler(kind, handler)
     hot = HotRoutes(ranking.posts)
     edge = Edge(Admission(hot, most=services.settings.max_requests))
@@ -92,7 +98,7 @@ def create_app(services: GatewayServices) -> FastAPI:
 Handler = Callable[[Request, Any], Awaitable[Response]]
 
 
-def _handlers(gateway: Gateway) -> dict[type[Exception], Handler]:
+def _handlers(gateway: Gateway, routes: Sequence[APIRoute]) -> dict[type[Exception], Handler]:
     async def on_idiolect_error(request: Request, error: IdiolectError) -> Response:
         return problem_from(error, request)
 
@@ -116,14 +122,19 @@ def _handlers(gateway: Gateway) -> dict[type[Exception], Handler]:
         return problem_from(fields_error(found, len(found)), request)
 
     async def on_routing_error(request: Request, error: HTTPException) -> Response:
-        """404 and 405. Without a valid key every address under /v1 answers alike."""
-        refused = await _unauthenticated(request)
-        if refused is not None:
-            return refused
-        if error.status_code != 405:
+        """404 and 405. Without a valid key every address under /v1 answers alike, and with one those of which it may
+        use no method."""
+        caller: Caller | None = None
+        if request.url.path.startswith("/v1/"):
+            try:
+                caller = await gateway.authenticator.caller(request.headers.get("authorization"))
+            except IdiolectError as refused:
+                return problem_from(refused, request)
+        offered = methods_for(routes, request, caller) if error.status_code == 405 else set()
+        if not offered:
             return not_found(request)
         response = problem(request, 405, "method_not_allowed", "this method is not offered here.", "See /openapi.json.")
-        response.headers["Allow"] = (error.headers or {}).get("Allow", "")
+        response.headers["Allow"] = ", ".join(sorted(offered))
         return response
 
     return {

@@ -125,14 +125,12 @@ class Gateway:
         """After the commit and before the answer of whatever raised a generation: once it returns, no process answers
         under an older one. It fences here, and waits for the others where there may be any."""
         self.forget(tenant, subject, generation)
-        if await self.lanes.control.run(self._has_company):
+        if not self.services.store.embedded or await self.lanes.control.run(self._has_company):
             await self.fence.wait_for_others()
 
     def _has_company(self) -> bool:
         """An embedded store serves one process as a rule, but nobody keeps a second from being started on it."""
         services = self.services
-        if not services.store.embedded:
-            return True
         try:
             replicas = services.store.replicas(services.clock.now())
         except STORE_TROUBLE:

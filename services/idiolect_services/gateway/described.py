@@ -18,6 +18,11 @@ OPERATIONS: dict[Operation, tuple[str, str]] = {
     ("get", "/v1/upstream"): ("get_upstream", "Where the tenant's completions come from; never its key."),
     ("put", "/v1/upstream"): ("set_upstream", "Set where the tenant's completions come from."),
     ("delete", "/v1/upstream"): ("remove_upstream", "Forget where the tenant's completions come from, and the key."),
+    ("get", "/v1/retention"): ("get_retention", "For how many days the tenant's texts are kept."),
+    ("put", "/v1/retention"): (
+        "set_retention",
+        "Set for how many days the tenant's texts are kept. What is older is deleted within an hour.",
+    ),
     ("post", "/v1/tokens"): ("create_token", "Make a short-lived token with which one person's browser may call."),
     ("post", "/v1/feedback"): (
         "send_feedback",

@@ -16,7 +16,9 @@ from idiolect_services.gateway.lanes import Lane
 from idiolect_services.gateway.pace import Pace
 from idiolect_services.scorer import STORE_TROUBLE
 
-LOOKS = 3  # a store or machine that is too slow for so many in a row confirms nothing
+# A store or machine that is too slow for so many looks in a row, and for so long, confirms nothing. On a machine whose
+# cores are all busy a single look is often too slow, and hardly ever all that fit into this time.
+LOOKS, PATIENCE_SECONDS = 3, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,34 +58,38 @@ class AnswerFence:
 
         False: the person was reset meanwhile, or it can't be confirmed in time that they were not.
         """
-        looked_at = claim.looked_at
-        for look in range(1, LOOKS + 1):
+        looked_at: float | None = claim.looked_at
+        patience, looks = self._uptime() + PATIENCE_SECONDS, 0
+        while looked_at is not None:
             if not self._gate.admits(ticket, claim.tenant, claim.subject, claim.generation):
                 return False
-            if claim.subject is None or claim.generation is None or may_leave(looked_at, self._uptime()):
+            now = self._uptime()
+            if claim.subject is None or claim.generation is None or may_leave(looked_at, now):
                 return True
-            looked_at = self._uptime()
-            if not await self._look(claim, last=look == LOOKS):
+            if looks >= LOOKS and now > patience:
                 return False
-        current = self._gate.admits(ticket, claim.tenant, claim.subject, claim.generation)
-        return current and may_leave(looked_at, self._uptime())
+            looks += 1
+            looked_at = await self._look(claim, at_last=looks >= LOOKS)
+        return False
 
-    async def _look(self, claim: Claim, *, last: bool) -> bool:
-        """On a busy server the time may run out on the way to a thread and back, time and again. A file is read here
-        then, so that nothing comes between the look and the answer."""
-        if not self._pace.embedded or not (last or self._pace.allows(1)):
-            return await self._lane.run(self._holds, claim)
+    async def _look(self, claim: Claim, *, at_last: bool) -> float | None:
+        """When a look began that found it to hold. On a busy server the time may run out on the way to a thread and
+        back, time and again. A file is read here then, so that nothing comes between the look and the answer."""
+        if not self._pace.embedded or not (at_last or self._pace.allows(1)):
+            return await self._lane.run(self._held_at, claim)
         began = self._pace.begins()
-        holds = self._holds(claim)
+        looked_at = self._held_at(claim)
         self._pace.ends(began)
-        return holds
+        return looked_at
 
-    def _holds(self, claim: Claim) -> bool:
+    def _held_at(self, claim: Claim) -> float | None:
+        began = self._uptime()  # not before: what waits for its turn has not looked yet
         try:
             state = self._store.subject(claim.tenant, claim.subject or "")
         except STORE_TROUBLE:
-            return False
-        return state.generation == claim.generation and not (claim.personal and state.refusal(claim.domain))
+            return None
+        holds = state.generation == claim.generation and not (claim.personal and state.refusal(claim.domain))
+        return began if holds else None
 
     async def wait_for_others(self) -> None:
         """After the commit and before the answer of what fences a person."""

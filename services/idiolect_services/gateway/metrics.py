@@ -14,7 +14,7 @@ from idiolect_adapters.runtime.bank import BankStats
 from idiolect_adapters.runtime.features import FeatureStats
 from idiolect_services.gateway.batching import BatchStats
 from idiolect_services.gateway.exposition import Buckets, Family, Histogram, Labels
-from idiolect_services.scorer import Reason
+from idiolect_services.scorer import Reason, Unrecorded
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"))
@@ -27,6 +27,7 @@ class Metrics:
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._seconds: dict[str, Buckets] = {}
         self._outcomes: Counter[Reason] = Counter()
+        self._unrecorded: Counter[Unrecorded] = Counter()
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """`status` 0: the client went away, or the connection broke."""
@@ -39,6 +40,11 @@ class Metrics:
     def personalized(self, reason: Reason) -> None:
         self._outcomes[reason] += 1
 
+    def unrecorded(self, why: Unrecorded | None) -> None:
+        """`why` None: there was nothing to record."""
+        if why is not None:
+            self._unrecorded[why] += 1
+
     def families(self) -> list[Family | Histogram]:
         requests: dict[Labels, float] = {
             (("route", route), ("method", method), ("status", str(status or "none"))): float(count)
@@ -48,10 +54,12 @@ class Metrics:
         outcomes: dict[Labels, float] = {
             (("reason", str(reason)),): float(count) for reason, count in self._outcomes.items()
         }
+        lost: dict[Labels, float] = {(("reason", str(why)),): float(count) for why, count in self._unrecorded.items()}
         return [
             Family("idiolect_requests_total", "counter", "Answers by route and status.", requests),
             Histogram("idiolect_request_seconds", "Time until an answer was written.", seconds),
             Family("idiolect_rankings_total", "counter", "Rankings by what was said of personalization.", outcomes),
+            Family("idiolect_unrecorded_total", "counter", "Rankings that left without an id, and why.", lost),
         ]
 
 

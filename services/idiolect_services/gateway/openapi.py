@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.routing import Match
 
+from idiolect.errors import NotFoundError
 from idiolect.tenancy import Caller, Scope
 from idiolect_services.gateway.described import name_operations
 from idiolect_services.gateway.examples import add_examples
@@ -126,6 +130,13 @@ class Needed:
     scope: Scope
     people: bool
 
+    def lets_in(self, caller: Caller) -> bool:
+        try:
+            self.check(caller)
+        except NotFoundError:
+            return False
+        return True
+
     def check(self, caller: Caller) -> None:
         """Raises NotFoundError."""
         caller.require(self.scope)
@@ -137,6 +148,17 @@ def needed_by(route: Any) -> Needed | None:
     """What a route that was described here asks of its caller, None if nothing."""
     security = (getattr(route, "openapi_extra", None) or {}).get("security")
     return Needed(Scope(security[0]["key"][0]), len(security) > 1) if security else None
+
+
+def methods_for(routes: Iterable[APIRoute], request: Request, caller: Caller | None) -> set[str]:
+    """Of the address that is called: those that the caller may use; without a caller those that need none."""
+    found: set[str] = set()
+    for route in routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            needed = needed_by(route)
+            if needed is None or (caller is not None and needed.lets_in(caller)):
+                found |= route.methods or set()
+    return found
 
 
 def _any_of(models: Sequence[type[BaseModel]]) -> dict[str, Any]:

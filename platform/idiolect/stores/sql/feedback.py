@@ -18,12 +18,12 @@ from idiolect.stores.sql.engine import Hold, among, chunks, hold
 from idiolect.stores.sql.inference_rows import find_inference, inference_of, opened
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import check_subject, enqueue, load_state, requeue
-from idiolect.stores.sql.quotas import take_today
+from idiolect.stores.sql.quotas import TEXT_BYTES, take_today
 from idiolect.stores.sql.recording import Candidate, candidates_of, people_of, record_all
 from idiolect.stores.sql.rollout_members import note_answer
 from idiolect.stores.sql.sealing import opened_signal, sealed_comparison, sealed_signal, with_keys
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
-from idiolect.stores.sql.texts import load_texts, store_items, store_sealed_texts
+from idiolect.stores.sql.texts import encoded, load_texts, store_items, store_sealed_texts
 from idiolect.stores.sql.times import micros
 from idiolect.subject_keys import SubjectKey, signals_in
 
@@ -48,7 +48,9 @@ class Feedback(Part):
         found = {tenant: keys().ensure(tenant, people) for tenant, people in people_of(shown).items()}
         candidates = candidates_of(shown, found)
         usable = [one for one in candidates if isinstance(one, Candidate)]
-        done = self._database.small_write(NO_TENANT, lambda connection: record_all(connection, usable, keys))
+        tenants = {one.shown.tenant for one in usable}
+        whom = tenants.pop() if len(tenants) == 1 else NO_TENANT
+        done = self._database.small_write(whom, lambda connection: record_all(connection, usable, keys))
         return _in_their_order(candidates, done)
 
     def record_at_once(self, shown: Sequence[ShownInference]) -> Sequence[RecordOutcome] | None:
@@ -127,6 +129,7 @@ def _add(
         scope = subject, signals_in(inference.domain)
         key = keys().ensure(tenant, [scope])[scope]
         texts = load_texts(connection, keys, tenant, set(map(bytes.fromhex, _used(inference, signal))))
+        take_today(connection, tenant, TEXT_BYTES, micros(now), sum(len(encoded(text)) for text in texts.values()))
         store_sealed_texts(connection, tenant, key, texts.values())
     rows = _comparison_rows(connection, tenant, key, inference, signal, micros(now))
     person = {"tenant": tenant, "subject": subject, "generation": state.generation}

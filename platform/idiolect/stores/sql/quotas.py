@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, bindparam, delete, exists, func, select, update
 
 from idiolect.audit import AuditEvent
 from idiolect.errors import NotFoundError, QuotaExceededError
@@ -22,6 +22,19 @@ from idiolect.stores.sql.times import micros
 
 _Q, _S = schema.quotas.c, schema.subjects.c
 _PEOPLE = "people"
+TEXT_BYTES = "text_bytes"
+# Constant, so that they may be prepared.
+_TODAY = (
+    select(_Q.most, _Q.day, _Q.used)
+    .where(_Q.tenant == bindparam("tenant"), _Q.name == bindparam("name"))
+    .with_for_update()
+)
+_IS_SET = select(exists().where(_Q.tenant == bindparam("tenant"), _Q.name == bindparam("name")).label("is_set"))
+_TAKE = (
+    update(schema.quotas)
+    .where(_Q.tenant == bindparam("of"), _Q.name == bindparam("called"))
+    .values(day=bindparam("today"), used=bindparam("taken"))
+)
 
 
 class Quotas(Part):
@@ -53,21 +66,25 @@ def _set(connection: Connection, tenant: str, name: str, most: int | None, at: i
     append(connection, tenant, AuditEvent(actor, "quota.set", f"quota {name}", details={"most": most}), at)
 
 
-def take_today(connection: Connection, tenant: str, name: str, at: int) -> None:
-    """One more today. Raises QuotaExceededError, which has to end the transaction."""
+def is_bounded(connection: Connection, tenant: str, name: str) -> bool:
+    return bool(connection.scalar(_IS_SET, {"tenant": tenant, "name": name}))
+
+
+def take_today(connection: Connection, tenant: str, name: str, at: int, amount: int = 1) -> None:
+    """So much more today. Raises QuotaExceededError, after which what it was for must not be done."""
     day = at // DAY_MICROS
-    mine = (_Q.tenant == tenant, _Q.name == name)
-    quota = connection.execute(select(_Q.most, _Q.day, _Q.used).where(*mine).with_for_update()).one_or_none()
+    mine = {"tenant": tenant, "name": name}
+    quota = connection.execute(_TODAY, mine).one_or_none()
     if quota is None:
         return
     used = quota.used if quota.day >= day else 0  # a clock that went back frees nothing
-    if used >= quota.most:
+    if used + amount > quota.most:
         raise QuotaExceededError(
             f"the quota of {quota.most} {QUOTAS[name]} is used up.",
             mend="Try again after midnight UTC, or ask the operator for more.",
             retry_after_s=max(1, ((max(day, quota.day) + 1) * DAY_MICROS - at) // 1_000_000),
         )
-    connection.execute(update(schema.quotas).where(*mine).values(day=max(day, quota.day), used=used + 1))
+    connection.execute(_TAKE, {"of": tenant, "called": name, "today": max(day, quota.day), "taken": used + amount})
 
 
 def take_place(connection: Connection, tenant: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import BindParameter, ColumnElement, Connection, Insert, Select, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from idiolect.errors import ConflictError, IdiolectError, InvalidInputError
+from idiolect.errors import ConflictError, IdiolectError, InvalidInputError, QuotaExceededError
 from idiolect.ids import text_digest
 from idiolect.signals.events import Inference
 from idiolect.stores.key_ports import SubjectKeys, Wanted
@@ -24,6 +24,7 @@ from idiolect.stores.ports import RecordOutcome, ShownInference
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import CHUNK, AnyRow, Hold, chunks, hold
 from idiolect.stores.sql.inference_rows import INFERENCE, hour_of, inference_row, opened, unpack_digests
+from idiolect.stores.sql.quotas import TEXT_BYTES, is_bounded, take_today
 from idiolect.stores.sql.sealing import sealed_inference
 from idiolect.stores.sql.tenant_wall import stand_behind
 from idiolect.stores.sql.texts import encoded
@@ -90,6 +91,7 @@ class Candidate:
 class Gathered:
     """What passed every check: written together at the end, in one order, so that no two writers can deadlock."""
 
+    is_bounded: bool  # whether the tenant has a quota of texts
     inferences: dict[str, Candidate] = field(default_factory=dict)
     texts: dict[bytes, dict[str, Any]] = field(default_factory=dict)  # their rows
     links: set[tuple[bytes, str]] = field(default_factory=set)
@@ -130,6 +132,7 @@ def _candidate_of(shown: ShownInference, keys: Mapping[Wanted, SubjectKey]) -> C
 def record_all(
     connection: Connection, candidates: Sequence[Candidate], keys: Callable[[], SubjectKeys]
 ) -> list[RecordOutcome]:
+    """In a transaction that is already behind the wall of their tenant, if it is one."""
     by_tenant: dict[str, list[int]] = defaultdict(list)
     for place, one in enumerate(candidates):
         by_tenant[one.shown.tenant].append(place)
@@ -138,7 +141,8 @@ def record_all(
         hold(connection, tenant, Hold.NOTHING_ERASED)
     outcomes: dict[int, RecordOutcome] = {}
     for tenant in tenants:
-        stand_behind(connection, tenant)
+        if len(tenants) > 1:
+            stand_behind(connection, tenant)
         places = by_tenant[tenant]
         found = _record(connection, tenant, [candidates[place] for place in places], keys)
         outcomes.update(zip(places, found, strict=True))
@@ -152,7 +156,7 @@ def _record(
     ids = {one.id for one in candidates}
     stored = {row.id: row for row in _STORED.rows(connection, ids, {"tenant": tenant})}
     linked = _linked(connection, tenant, candidates)
-    gathered = Gathered()
+    gathered = Gathered(is_bounded=is_bounded(connection, tenant, TEXT_BYTES))
     outcomes: list[RecordOutcome] = []
     for one in candidates:
         if _is_fenced(one, tombstones.get(one.shown.inference.subject or "")):
@@ -214,12 +218,24 @@ def _gather(
     unknown = sum(not _is_known(connection, one.shown.tenant, name) for name in unsent)
     if unknown:
         return _unsent(one.shown.inference, unknown)
+    if gathered.is_bounded and (refused := _refused(connection, one)) is not None:
+        return refused
     for name in missing:
         gathered.links.add((name, one.holder))
         if name not in gathered.texts and one.used[name] in sent:
             gathered.texts[name] = _text_row(one, name, encoded(sent[one.used[name]]))
     gathered.inferences[one.id] = one
     return "recorded"
+
+
+def _refused(connection: Connection, one: Candidate) -> QuotaExceededError | None:
+    """It is not kept then, and the others of its group are."""
+    size = sum(len(encoded(body)) for body in set(one.shown.texts))
+    try:
+        take_today(connection, one.shown.tenant, TEXT_BYTES, one.row["created_at"], size)
+    except QuotaExceededError as error:
+        return error
+    return None
 
 
 def _text_row(one: Candidate, name: bytes, body: bytes) -> dict[str, Any]:

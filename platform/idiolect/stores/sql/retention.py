@@ -10,8 +10,8 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, select, update
 
 from idiolect.audit import AuditEvent
-from idiolect.errors import NotFoundError
-from idiolect.retention import Swept, check_days
+from idiolect.errors import NotFoundError, PreconditionError
+from idiolect.retention import Swept, check_days, etag_of
 from idiolect.stores.retention_ports import for_ever
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
@@ -32,11 +32,17 @@ COMPARISONS = 2_000
 
 
 class Retention(Part):
-    def set_retention(self, tenant: str, days: int | None, now: datetime, *, actor: str) -> None:
+    def set_retention(
+        self, tenant: str, days: int | None, now: datetime, *, actor: str, if_match: str | None = None
+    ) -> None:
         """Saying it again changes nothing, and is not logged."""
         if days is not None:
             check_days(days)
-        self._database.write(tenant, lambda connection: _set(connection, tenant, days, micros(now), actor))
+        self._database.write(tenant, lambda connection: _set(connection, tenant, days, micros(now), actor, if_match))
+
+    def retention(self, tenant: str) -> int | None:
+        with self._database.reading(tenant) as connection:
+            return _own_days(connection, tenant)
 
     def retentions(self) -> Mapping[str, int | None]:
         with self._database.reading(ALL_TENANTS) as connection:
@@ -73,14 +79,23 @@ class Retention(Part):
             )
 
 
-def _set(connection: Connection, tenant: str, days: int | None, at: int, actor: str) -> None:
-    row = connection.execute(select(_T.retention_days).where(_T.name == tenant).with_for_update()).one_or_none()
+def _own_days(connection: Connection, tenant: str, *, lock: bool = False) -> int | None:
+    query = select(_T.retention_days).where(_T.name == tenant)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise NotFoundError(f"the tenant {tenant[:80]!r} does not exist.", mend="Create it first.")
-    if row.retention_days == days:
+    days: int | None = row.retention_days
+    return days
+
+
+def _set(connection: Connection, tenant: str, days: int | None, at: int, actor: str, if_match: str | None) -> None:
+    old = _own_days(connection, tenant, lock=True)
+    if if_match is not None and if_match != etag_of(old):
+        raise PreconditionError("the retention was changed meanwhile.", mend="Read it again and decide.")
+    if old == days:
         return
     connection.execute(update(schema.tenants).where(_T.name == tenant).values(retention_days=days))
-    details = {"old": row.retention_days, "days": days}
+    details = {"old": old, "days": days}
     append(connection, tenant, AuditEvent(actor, "retention.set", f"tenant {tenant}", details=details), at)
 
 

@@ -27,6 +27,7 @@ from idiolect_services.gateway.routes.ranking import (
     _parts,
     _shown,
     relevance_of,
+    unrecorded_of,
 )
 from idiolect_services.gateway.schemas.chat import MAX_MESSAGES, ChatRequest, ChatResponse
 from idiolect_services.gateway.statuses import StatusError
@@ -118,7 +119,7 @@ class ChatRoutes(RankingRoutes):
         order = sorted(range(len(result.score_N)), key=result.score_N.__getitem__, reverse=True)
         returned = order if wanted.candidates else order[:1]
         relevance = relevance_of(result.score_N, scored.model.temperature)
-        shown = _shown(ask, scored, returned) if result.recordable else None
+        shown = _shown(ask, scored, returned) if result.unrecorded is None else None
         ranking = [
             {"index": index, "score": result.score_N[index], "relevance_score": relevance[index]}
             | ({"parts": _parts(result, index)} if wanted.explain else {})
@@ -128,6 +129,7 @@ class ChatRoutes(RankingRoutes):
             found,
             [found.rankable[index] for index in returned],
             inference_id=None if shown is None else shown.inference.id,
+            unrecorded=unrecorded_of(result),
             ranking=ranking,
             personalization=result.personalization.to_json(),
         )
@@ -152,6 +154,7 @@ def _completion(
     inference_id: str | None,
     ranking: list[dict[str, Any]],
     personalization: dict[str, Any] | None,
+    unrecorded: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     batch = found.batch
     return {
@@ -163,6 +166,7 @@ def _completion(
         "usage": batch.usage,
         "idiolect": {
             "inference_id": inference_id,
+            **(unrecorded or {}),
             "asked": found.call.n,
             "received": len(batch.candidates),
             "ranked": len(found.rankable),

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from idiolect.errors import InvalidInputError, TooLargeError
+from idiolect.errors import InvalidInputError, QuotaExceededError, TooLargeError
 from idiolect.ids import check_name, new_id
 from idiolect.signals.events import Inference
 from idiolect.stores.ports import ShownInference
@@ -42,7 +42,7 @@ from idiolect_services.gateway.schemas.ranking import (
 )
 from idiolect_services.gateway.warm import WarmRankings
 from idiolect_services.models import Models
-from idiolect_services.scorer import STORE_TROUBLE, Scorer, ScoreRequest, ScoreResult, Under
+from idiolect_services.scorer import STORE_TROUBLE, Scorer, ScoreRequest, ScoreResult, Under, Unrecorded
 
 DEFAULT_DOMAIN = "default"
 FENCE_TRIES = 2
@@ -204,10 +204,12 @@ class RankingRoutes:
     async def _recorded(self, render: Render, ready: Ready) -> Response | None:
         """The answer, once what it shows is committed. None if its person was reset before that.
 
-        If the store can't be reached it leaves without an id: no feedback on it is possible.
+        If the store can't be reached, or the tenant may keep no more today, it leaves without an id and says why: no
+        feedback on it is possible.
         """
         draft, outcome = ready.draft, ready.outcome
         if draft.shown is None:
+            self._gateway.metrics.unrecorded(ready.scored.result.unrecorded)
             return _response(draft)
         if outcome is None:
             outcome = await self._gateway.recorder.record(draft.shown)
@@ -215,9 +217,11 @@ class RankingRoutes:
             return _response(draft)
         if outcome == "outdated":
             return None
-        if not isinstance(outcome, STORE_TROUBLE):
+        if not isinstance(outcome, (*STORE_TROUBLE, QuotaExceededError)):
             raise outcome
-        said = replace(ready.scored.result, recordable=False)
+        why: Unrecorded = "quota_exceeded" if isinstance(outcome, QuotaExceededError) else "store_unavailable"
+        self._gateway.metrics.unrecorded(why)
+        said = replace(ready.scored.result, unrecorded=why)
         return _response(render(replace(ready.scored, result=said)))
 
     def _ranked(self, call: RerankRequest, ask: ScoreRequest, scored: Scored) -> Draft:
@@ -226,12 +230,13 @@ class RankingRoutes:
         # Python's sort is stable even when reversed, so ties stay in the order of the request.
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: call.top_n]
         relevance = relevance_of(scores, scored.model.temperature)
-        shown = _shown(ask, scored, order) if result.recordable else None
+        shown = _shown(ask, scored, order) if result.unrecorded is None else None
         entries = [_ranked_entry(call, result, relevance, index) for index in order]
         contrasts = {"contrasts": Directions.of(scored.model).named(_named(entries))} if call.explain else {}
         body = to_json(
             {
                 "id": None if shown is None else shown.inference.id,
+                **unrecorded_of(result),
                 "model": scored.model.digest,
                 "results": entries,
                 **contrasts,
@@ -275,6 +280,10 @@ class RankingRoutes:
             }
         )
         return Draft(body)
+
+
+def unrecorded_of(result: ScoreResult) -> dict[str, str]:
+    return {} if result.unrecorded is None else {"unrecorded": result.unrecorded}
 
 
 def _seconds(request: Request, most: float) -> float:

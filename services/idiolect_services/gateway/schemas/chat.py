@@ -16,6 +16,7 @@ from idiolect_services.gateway.schemas.common import (
     ResponseModel,
     Strength,
     UserId,
+    WhyUnrecorded,
 )
 
 MAX_CANDIDATES = 16
@@ -94,6 +95,7 @@ class RankedCandidate(ResponseModel):
 
 class BestOfBlock(ResponseModel):
     inference_id: str | None = Field(description="For feedback; null if nothing was ranked, or could not be stored.")
+    unrecorded: WhyUnrecorded = None
     asked: int
     received: int = Field(description="Candidates that came; fewer than asked for if some requests failed.")
     ranked: int = Field(description="Those with text. Without any, the first candidate is returned as it came.")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from idiolect_services.scorer import Reason
+from idiolect_services.scorer import Reason, Unrecorded
 
 
 class RequestModel(BaseModel):
@@ -42,6 +42,10 @@ Mode = Annotated[
 Strength = Annotated[
     float,
     Field(ge=0.0, le=1.0, description="Multiplies the person's own strength; from 0 (none) to 1.", examples=[1.0]),
+]
+WhyUnrecorded = Annotated[
+    Unrecorded | None,
+    Field(description="Why it was ranked but not stored: `store_unavailable`, or a quota that is used up for today."),
 ]
 
 

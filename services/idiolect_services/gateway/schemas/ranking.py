@@ -15,6 +15,7 @@ from idiolect_services.gateway.schemas.common import (
     ResponseModel,
     Strength,
     UserId,
+    WhyUnrecorded,
 )
 
 
@@ -170,9 +171,8 @@ class RerankResult(ResponseModel):
 
 
 class RerankResponse(ResponseModel):
-    id: str | None = Field(
-        description="Inference id, for feedback; null if it could not be stored, so none is possible."
-    )
+    id: str | None = Field(description="Inference id, for feedback; null if it was not stored, so none is possible.")
+    unrecorded: WhyUnrecorded = None
     model: str = Field(description="Digest of the global model.")
     results: list[RerankResult] = Field(description="Best first; equal scores in the order of the request.")
     contrasts: dict[str, Contrast] | None = Field(None, description="With `explain`: of the directions that are named.")
