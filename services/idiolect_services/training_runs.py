@@ -44,13 +44,13 @@ def train_global_model(
     tenant: str,
     stages: Stages,
     *,
-    tune: bool | None = None,
+    tune: bool = False,
     carry: bool = True,
     staged: bool = False,
     on_carried: Callable[[CarryReport], None] = _told_nobody,
 ) -> PreferenceModel:
     """Train on the tenant's public data sets and make the result live, with everybody's adapters carried to it.
-    `tune`: the encoder too (None: where it is known to pay).
+    `tune`: the encoder too.
 
     The old model keeps serving until then. A kill at any point leaves it so, and the same call again goes on. A
     `staged` one stays live for nobody: it waits for a rollout.

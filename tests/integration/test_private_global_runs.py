@@ -370,10 +370,9 @@ def test_a_number_that_protects_nothing_is_refused_before_anything_is_charged(
     assert not filled.store.runs(OTHER)
 
 
-@pytest.mark.parametrize("word", ["--tune", "--no-tune"])
-def test_a_private_training_is_not_asked_to_tune_an_encoder(filled: Home, word: str) -> None:
+def test_a_private_training_is_not_asked_to_tune_an_encoder(filled: Home) -> None:
     home = str(filled.installation.root)
-    result = CliRunner().invoke(app, ["global", "--private", "--read", OTHER, "--home", home, word])
+    result = CliRunner().invoke(app, ["global", "--private", "--read", OTHER, "--home", home, "--tune"])
     assert isinstance(result.exception, InvalidInputError)
     assert not filled.store.runs(OTHER)
 

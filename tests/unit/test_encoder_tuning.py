@@ -1,4 +1,4 @@
-"""An encoder that is moved towards seeing as alike what people judge alike, and where that is done."""
+"""An encoder that is moved towards seeing as alike what people judge alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from idiolect_adapters.backbone import Backbone
 from idiolect_adapters.preference import load_model
 from idiolect_adapters.training import encoder_tuning
 from idiolect_adapters.training.build import build_global
-from idiolect_adapters.training.encoder_tuning import Surprise, is_tuned, tuned_weights, with_weights
+from idiolect_adapters.training.encoder_tuning import Surprise, tuned_weights, with_weights
 from idiolect_adapters.training.global_model import GlobalOptions, Lesson, learn_votes
 from idiolect_adapters.training.kernel_fit import START, negative_log_likelihood, parts_between, targets_of
 from tasteful_world import make_world, shared_data
@@ -133,22 +133,7 @@ def test_one_pair_of_one_person_can_be_tuned_on(tiny_bert: Path, tmp_path: Path)
     assert np.isfinite(model.project(texts_of(data))).all()
 
 
-def test_an_encoder_is_tuned_where_texts_are_many_and_it_is_small(
-    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backbone = Backbone.load(tiny_bert)
-    many = encoder_tuning.MIN_TEXTS
-    assert is_tuned(None, backbone, many)
-    assert not is_tuned(None, backbone, many - 1)
-    assert is_tuned(True, backbone, 2)
-    assert not is_tuned(False, backbone, many)
-    monkeypatch.setattr(encoder_tuning, "MAX_WEIGHTS", 10)
-    assert not is_tuned(None, backbone, many)
-    assert is_tuned(True, backbone, many)
-
-
-def test_an_encoder_in_another_precision_is_not_tuned(tiny_bert: Path) -> None:
-    backbone = Backbone.load(tiny_bert, "int8")
-    assert not is_tuned(None, backbone, encoder_tuning.MIN_TEXTS)
+def test_an_encoder_in_another_precision_is_not_tuned(tiny_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="int8"):
-        is_tuned(True, backbone, encoder_tuning.MIN_TEXTS)
+        build_global(tmp_path, Backbone.load(tiny_bert, "int8"), world(), OPTIONS, {}, Quiet())
+    assert not list(tmp_path.iterdir())

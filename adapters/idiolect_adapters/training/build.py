@@ -22,7 +22,7 @@ from idiolect_adapters.preference import Head, PreferenceModel, Recipes, join_fe
 from idiolect_adapters.training.checkpoints import Checkpoint, identity_of, read_texts
 from idiolect_adapters.training.clip_noise import SecureNoise
 from idiolect_adapters.training.descent import Recipe
-from idiolect_adapters.training.encoder_tuning import is_tuned, tuned_weights, with_weights
+from idiolect_adapters.training.encoder_tuning import check_tunable, tuned_weights, with_weights
 from idiolect_adapters.training.global_model import GlobalOptions, Lesson, learn_texts, learn_votes, train_global
 from idiolect_adapters.training.pairs import groups, person_pairs
 from idiolect_adapters.training.tuning import (
@@ -66,7 +66,8 @@ def build_global(
     directions are followed where they are free, so that adapters can be carried from it.
     """
     tuning_P, judged_I = tuning_people(data), _times_judged(data)
-    tuned_too = is_tuned(options.tune, backbone, int((judged_I > 0).sum()))
+    if options.tune:
+        check_tunable(backbone)
     texts = [(item.prompt, item.text) for item in data.items]
     checkpoint = Checkpoint.at(root, identity_of(backbone, data, options, None if before is None else before.digest))
     pooled_I_H = read_texts(backbone, texts, checkpoint, stages.stage("reading all texts"))
@@ -84,7 +85,7 @@ def build_global(
         return learn_votes(pooled_I_H, data, ~tuning_P, options, shown), shown
 
     seen_I_H = pooled_I_H
-    if tuned_too:
+    if options.tune:
         backbone = _tuned(backbone, lambda: without_a_tenth()[0], options.seed, checkpoint, stages)
         seen_I_H = read_texts(backbone, texts, checkpoint, stages.stage("reading all texts again"), "tuned")
 
@@ -110,7 +111,7 @@ def build_global(
     recipes = Recipes(user, _domain_recipe(projected_I_P[:, 1 + rank :], _margins(projected_I_P, held_out), held_out))
     training = {
         "options": asdict(options),
-        "tuned": tuned_too,
+        "tuned": options.tune,
         "items": len(data.items),
         "people": len(data.people),
     }

@@ -31,26 +31,17 @@ EPOCHS, BATCH, RATE, DECAY, WARMING = 4, 96, 1e-4, 0.01, 0.1
 KEPT = 0.5  # of the way that the weights went
 MAX_TOKENS = 64
 LEAST_SHARE = 0.1  # of a direction's part in the loss, beside popularity's 1: they differ by their variance otherwise
-# Fewer texts teach too little; larger encoders gain hardly more than noise, at many times the cost (0023).
-MIN_TEXTS, MAX_WEIGHTS = 1000, 30_000_000
 
 IntArray = NDArray[np.int64]
 
 
-def is_tuned(tune: bool | None, backbone: Backbone, judged: int) -> bool:
-    """What a choice of None comes to for `judged` texts. Raises ConfigurationError where tuning was asked for and can't
-    be."""
+def check_tunable(backbone: Backbone) -> None:
+    """Raises ConfigurationError for an encoder that can't be tuned."""
     if backbone.precision != "float32":
-        if tune:
-            raise ConfigurationError(
-                f"an encoder that computes in {backbone.precision} can't be tuned.",
-                mend="Set IDIOLECT_PRECISION=float32, or leave --tune out.",
-            )
-        return False
-    if tune is not None:
-        return tune
-    weights = sum(parameter.numel() for parameter in _layers(backbone.encoder))
-    return judged >= MIN_TEXTS and weights <= MAX_WEIGHTS
+        raise ConfigurationError(
+            f"an encoder that computes in {backbone.precision} can't be tuned.",
+            mend="Set IDIOLECT_PRECISION=float32, or leave --tune out.",
+        )
 
 
 def tuned_weights(

@@ -3,8 +3,8 @@ data.
 
 Votes first, text second. A Bayesian factor model finds how popular every item is and how opinions on it differ
 (factors.py); crowds that share no items are turned into one another's directions (alignment.py); a kernel regression
-learns to tell both from the text (kernel_fit.py). Where texts are many, the encoder is first moved towards what makes
-alike the texts that people judge alike (encoder_tuning.py).
+learns to tell both from the text (kernel_fit.py). If asked for, the encoder is first moved towards seeing as alike what
+people judge alike (encoder_tuning.py).
 
 The kernel's outputs join the features of a text, so adapters stay what they are: a LoRA on a linear head, whose A is
 the shared basis. What was learned about single public people is thrown away.
@@ -38,7 +38,7 @@ class GlobalOptions:
     user_rank: int = 6
     domain_rank: int = 16
     seed: int = 0
-    tune: bool | None = None  # the encoder; None: where it is known to pay (encoder_tuning.py)
+    tune: bool = False  # the encoder too (encoder_tuning.py)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,12 +46,8 @@ def train_global(
         typer.Option(help="A tenant whose people a private training reads (default: --tenant); may be repeated."),
     ] = None,
     tune: Annotated[
-        bool | None,
-        typer.Option(
-            "--tune/--no-tune",
-            help="Tune the encoder as well (default: where 1,000 texts were judged and it is a small one).",
-        ),
-    ] = None,
+        bool, typer.Option("--tune", help="Tune the encoder too: personal rankings of new texts gain a little.")
+    ] = False,
     carry: Annotated[bool, typer.Option(help="Carry everybody's adapters to the new model.")] = True,
     staged: Annotated[
         bool,
@@ -79,9 +75,9 @@ def train_global(
             "data that was declared public is trained on without privacy.",
             mend="Add --private, or leave --epsilon, --delta, --sample-rate, --domain and --read out.",
         )
-    if private and tune is not None:
+    if private and tune:
         raise InvalidInputError(
-            "a private training keeps the encoder of the live model as it is.", mend="Leave --tune and --no-tune out."
+            "a private training keeps the encoder of the live model as it is.", mend="Leave --tune out."
         )
     settings = settings_for(home, global_epsilon=epsilon, delta=delta, domain_sample_rate=sample_rate)
     with open_installation(settings) as installation, bars() as shown:
