@@ -27,6 +27,9 @@ class Recorder:
     def __init__(self, app: ASGIApp) -> None:
         self.app, self.left = app, list[tuple[str, bytes]]()
 
+    def resets(self) -> int:
+        return sum(path.endswith("/reset") for path, _ in list(self.left))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def recorded(message: Message) -> None:
             if message["type"] == "http.response.body":
@@ -107,19 +110,18 @@ def storm(world: World, port: int, key: str, resets: int) -> list[dict[str, Any]
     return answers
 
 
-def run_storm(world: World, resets: int = 15) -> tuple[int, list[dict[str, Any]]]:
+def run_storm(world: World, recorder: Recorder, resets: int = 15) -> tuple[int, list[dict[str, Any]]]:
     key = world.key()
     for user in PEOPLE:
         world.opt_in(user)
-    recorder = Recorder(world.app)
     with serving(recorder) as port:
         answers = storm(world, port, key, resets)
-    assert sum(path.endswith("/reset") for path, _ in recorder.left) == resets * len(PEOPLE)
+    assert recorder.resets() == resets * len(PEOPLE)
     return violations(recorder.left, {world.pseudonym("acme", user): user for user in PEOPLE}), answers
 
 
 def test_no_ranking_leaves_under_an_older_generation_than_an_answered_reset(world: World) -> None:
-    found, answers = run_storm(world)
+    found, answers = run_storm(world, Recorder(world.app))
     assert found == 0
     assert any(answer["personalization"]["applied"] for answer in answers)
     assert any(not answer["personalization"]["applied"] for answer in answers)
@@ -135,19 +137,21 @@ def test_no_ranking_leaves_under_an_older_generation_than_an_answered_reset(worl
 
 
 def test_the_checker_sees_a_gate_that_is_left_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the gate, and with a ranking that dawdles after its confirmation, old generations do leave."""
-    real = world.store.record_inferences
+    """Without the gate, and with rankings that dawdle after their confirmation, until a reset is answered, old
+    generations do leave."""
+    recorder, real = Recorder(world.app), world.store.record_inferences
 
     def dawdle(*args: Any) -> Any:
-        outcomes = real(*args)
-        time.sleep(0.03)
+        outcomes, before, patience = real(*args), recorder.resets(), time.monotonic() + 1.0
+        while recorder.resets() == before and time.monotonic() < patience:
+            time.sleep(0.002)
         return outcomes
 
     monkeypatch.setattr(world.store, "record_inferences", dawdle)
     monkeypatch.setattr(world.store, "record_at_once", lambda _shown: None)  # nothing can come in between there
     monkeypatch.setattr(type(world.app.state.gateway.gate), "admits", lambda *_: True)
     monkeypatch.setattr("idiolect_services.gateway.fencing.may_leave", lambda *_: True)
-    found, _ = run_storm(world, resets=8)
+    found, _ = run_storm(world, recorder, resets=8)
     assert found > 0
 
 
