@@ -29,8 +29,8 @@ from idiolect_adapters.training.inner_layers import attached
 from lora_samples import preference_model, random_adapter
 from tiny_models import KINDS, WORDS, save_tiny
 
-LAYERS = {"bert": "encoder.encoder.layer", "modernbert": "encoder.layers"}
-PROJECTION = {"bert": "attention.self.query", "modernbert": "attn.Wqkv"}
+LAYERS = {"bert": "encoder.encoder.layer", "modernbert": "encoder.layers", "mpnet": "encoder.encoder.layer"}
+PROJECTION = {"bert": "attention.self.query", "modernbert": "attn.Wqkv", "mpnet": "attention.attn.q"}
 SAMPLES: tuple[dict[str, Any], ...] = (
     {"layers": {2: 8}},
     {"layers": {1: 3, 2: 9}, "rslora": True},

@@ -28,7 +28,8 @@ from idiolect_adapters.backbone import Backbone, Tokens
 
 FloatArray = NDArray[np.float64]
 
-QUERY_AND_VALUE = ("query", "value", "q_proj", "v_proj", "Wqkv")  # ModernBERT's are one matrix, with the keys
+# ModernBERT's are one matrix, with the keys; MPNet calls them q and v.
+QUERY_AND_VALUE = ("query", "value", "q_proj", "v_proj", "q", "v", "Wqkv")
 KEPT_BYTES = 1 << 30  # of what the layers below give; texts beyond it are read anew in each step
 
 
@@ -175,7 +176,7 @@ def adapted_layers(backbone: Backbone, layers: int) -> tuple[dict[str, nn.Linear
     if len(found) < layers:
         raise ConfigurationError(
             f"{type(encoder).__name__} has {len(found)} layers whose query and value are known, not {layers}.",
-            mend="Use fewer layers, or a BERT-, ModernBERT-, Llama- or Qwen-type backbone.",
+            mend="Use fewer layers, or a BERT-, MPNet-, ModernBERT-, Llama- or Qwen-type backbone.",
         )
     adapted = sorted(found)[-layers:]
     every: Any = encoder.get_submodule(stack)

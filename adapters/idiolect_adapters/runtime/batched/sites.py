@@ -14,6 +14,7 @@ from idiolect_adapters.precision import LINEAR, Int8Linear, dtype_of
 FUSED = (
     ("query", "key", "value"),
     ("q_proj", "k_proj", "v_proj"),
+    ("q", "k", "v"),
     ("gate_proj", "up_proj"),
 )
 
