@@ -20,7 +20,18 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Connection, Engine, ExceptionContext, Row, Table, and_, event, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    ExceptionContext,
+    RootTransaction,
+    Row,
+    Table,
+    and_,
+    event,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.exc import DBAPIError
@@ -246,18 +257,18 @@ class _PointReading(Transaction):
 
 @contextmanager
 def _transaction(engine: Engine, whom: Behind) -> Iterator[Connection]:
-    with _begun(engine, whom) as connection:
+    connection, transaction = _begun(engine, whom)
+    with connection, transaction:  # rolls back too what fails in its commit
         yield connection
-        connection.commit()
 
 
-def _begun(engine: Engine, whom: Behind) -> Connection:
+def _begun(engine: Engine, whom: Behind) -> tuple[Connection, RootTransaction]:
     """Its first words tell whether the connection still stands, and another is taken if it doesn't. So the pool need
     not ask before every use, which is a journey to the server each time."""
     for attempt in range(2):
         connection = engine.connect()
         try:
-            connection.begin()
+            transaction = connection.begin()
             stand_behind(connection, whom)
         except DBAPIError as error:
             connection.close()
@@ -267,7 +278,7 @@ def _begun(engine: Engine, whom: Behind) -> Connection:
             connection.close()
             raise
         else:
-            return connection
+            return connection, transaction
     raise AssertionError("the last attempt returns or raises")
 
 
