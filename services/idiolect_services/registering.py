@@ -35,6 +35,7 @@ from idiolect.registry.pointers import Adapter
 from idiolect.registry.signing import Signer
 from idiolect.registry.strict import check_template
 from idiolect.registry.weights import dump_weights, verify_version
+from idiolect.signals.context import Context
 from idiolect.stores.ports import Store
 
 if TYPE_CHECKING:  # they import torch
@@ -55,6 +56,7 @@ class Origin:
     privacy: PrivacyStatement | None
     data_window: str
     run: str | None = None
+    context: Context | None = None
 
 
 ELSEWHERE = Origin(None, "not known: trained elsewhere and registered here")
@@ -136,6 +138,7 @@ class Registrar:
             run=origin.run or new_id(),
             created_at=self._clock.now(),
             lora=layout,
+            context=origin.context,
         )
         check_template(template)
         return template

@@ -25,6 +25,7 @@ from idiolect.registry.manifest import AdapterScope, ReleaseTemplate, TensorSpec
 from idiolect.registry.pointers import Adapter
 from idiolect.registry.weights import dump_weights, verify_version
 from idiolect.signals.comparison import Item
+from idiolect.signals.context import Context
 from idiolect.signals.data import Comparisons, PersonalSnapshot, SharedData
 from idiolect_adapters.lora.trained import trained_adapter
 from idiolect_adapters.preference import PreferenceModel
@@ -99,11 +100,13 @@ class Trainer:
         *,
         staged: bool = False,
         inner: LoraOptions | None = None,
+        context: Context | None = None,
     ) -> TrainingReport:
-        """Train the head, and with `inner` a LoRA on the encoder's last layers after it.
+        """Train the head, and with `inner` a LoRA on the encoder's last layers after it. With a `context` only what was
+        said of texts within it is read; everybody is charged, since whether they said such a thing is looked up.
 
-        Raises NotFoundError if nobody has said anything there, BudgetExceededError if nobody may be read, and
-        ConfigurationError if this model has no such layers.
+        Raises NotFoundError if nobody has said anything there or no text is within `context`, BudgetExceededError if
+        nobody may be read, and ConfigurationError if this model has no such layers.
 
         A `staged` release is live for nobody: it waits for a rollout or a promotion.
         """
@@ -114,6 +117,8 @@ class Trainer:
             raise NotFoundError(
                 f"domain {domain!r} has no feedback to learn from.", mend="Import data or wait for some."
             )
+        if context is not None:
+            self._check_context(tenant, domain, context)
         recipe = self._model.recipes.domain
         budget = budget_of(self._settings, "subject", delta_of(self._settings, len(people)))
         event = plan_run(
@@ -127,17 +132,18 @@ class Trainer:
         )
         reservation = self._reserve(tenant, "subject", f"domain {domain}", event, people, budget)
         data = self._store.shared_data(tenant, domain=domain)
-        said = self._said(tenant, data, reservation, progress)
-        window, reason = f"all feedback in {domain}", f"training of domain {domain}"
+        said = self._said(tenant, data if context is None else data.within(context), reservation, progress)
+        window = f"all feedback in {domain}" if context is None else f"feedback in {domain} of {context}"
+        reason = f"training of domain {domain}"
         if inner is not None:
             privacy = self._statement(recipe, event, budget)
-            origin = Origin(privacy, window, reservation.run)
+            origin = Origin(privacy, window, reservation.run, context)
             template, version = self._inner_domain(tenant, domain, said, inner, event, origin, progress)
             return self._publish(template, [version], reservation, reason, staged)
         adapter_M = train_domain(
             said.comparisons(), recipe, event.noise_multiplier, self._noise, sample_rate=event.sample_rate
         )
-        template = self._template(tenant, "domain", recipe, event, budget, reservation.run, window)
+        template = self._template(tenant, "domain", recipe, event, budget, reservation.run, window, context)
         parent = self._store.resolve(tenant, None, domain).domain
         version = self._version("", domain, 0, parent.id if parent else None, adapter_M)
         return self._publish(template, [version], reservation, reason, staged)
@@ -186,6 +192,13 @@ class Trainer:
         report = self._publish(template, versions, reservation, "training of user adapters", staged)
         self._store.mark_trained(tenant, people, started)
         return report
+
+    def _check_context(self, tenant: str, domain: str, context: Context) -> None:
+        """Before anybody is charged. It looks at what texts there are, and at nobody who judged them."""
+        known = self._store.contexts(tenant, domain)
+        if not any(context.covers(task, language) for task, language in known):
+            there = ", ".join(f"{task or 'no task'} in {language}" for task, language in known[:10])
+            raise NotFoundError(f"domain {domain!r} has no texts of {context}.", mend=f"There are texts of: {there}.")
 
     def _reserve(
         self, tenant: str, unit: Unit, purpose: str, event: Event, people: Sequence[str], budget: Budget
@@ -290,6 +303,7 @@ class Trainer:
         budget: Budget,
         run: str,
         window: str,
+        context: Context | None = None,
     ) -> ReleaseTemplate:
         model = self._model
         user = scope == "user"
@@ -309,6 +323,7 @@ class Trainer:
             producer=f"idiolect {package_version('idiolect')}",
             run=run,
             created_at=self._installation.clock.now(),
+            context=context,
         )
 
     def _statement(self, recipe: Recipe, event: Event, budget: Budget) -> PrivacyStatement:

@@ -24,7 +24,7 @@ from store_samples import (
 from idiolect.consent import ConsentChange
 from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.resets.plan import plan_reset
-from idiolect.signals.comparison import Comparison, Rating
+from idiolect.signals.comparison import Comparison, Item, Rating
 from idiolect.signals.data import SharedData
 from idiolect.stores.ports import ImportOptions, Store
 from idiolect.stores.sql import SqlStore, columns
@@ -102,6 +102,14 @@ def test_feedback_is_shared_with_domains_but_is_not_public(store: Store) -> None
     give_feedback(store)
     assert len(store.shared_data(TENANT).comparisons) == 2
     assert len(store.shared_data(TENANT, public_only=True).comparisons) == 0
+
+
+def test_a_domain_names_the_tasks_and_languages_of_its_texts(store: Store) -> None:
+    texts = (Item("chat", "p", "a", "de"), Item("chat", "p", "b", "en", "reply"), Item("chat", "p", "c", "de"))
+    data = dataset(items=(*texts, Item("mail", "p", "d", "fr")), ratings=tuple(rating("ann", n) for n in range(4)))
+    store.import_dataset(TENANT, data, PUBLIC, at(0))
+    assert store.contexts(TENANT, "chat") == [("", "de"), ("reply", "en")]
+    assert store.contexts(TENANT, "elsewhere") == store.contexts("other", "chat") == []
 
 
 def test_a_domain_reads_only_its_own(store: Store) -> None:

@@ -19,7 +19,9 @@ from idiolect.privacy.budget import PrivacyStatement, plan_run, statement_for
 from idiolect.registry.lora_layout import LoadProof, LoraLayout, LoraTarget
 from idiolect.registry.manifest import Carried, Imported, ReleaseTemplate, TensorSpec, Version, manifest_bytes
 from idiolect.registry.signing import Signer, key_id
+from idiolect.registry.strict import template_from_json
 from idiolect.registry.weights import dump_weights, verify_version
+from idiolect.signals.context import Context
 
 SIGNER = Signer(b"\x01" * 32)
 WEIGHTS = dump_weights({"B": np.array([[0.1, -0.2]], np.float32)})
@@ -114,6 +116,8 @@ def edited_templates() -> Iterator[tuple[str, ReleaseTemplate]]:
             changed = list(layouts())
         elif field.name == "imported":
             changed = [Imported("acme", "a" * 64), Imported("other", "a" * 64), Imported("acme", "b" * 64)]
+        elif field.name == "context":
+            changed = [Context(("reply",)), Context(languages=("de",)), Context(("reply",), ("de",))]
         elif field.name == "privacy":
             changed = [
                 replace(value, **{part.name: new})
@@ -276,3 +280,37 @@ def test_where_a_release_was_carried_from_comes_back_and_is_left_out_where_there
 def test_where_a_release_was_carried_from_is_told_in_full_or_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(CorruptArtifactError, match="carried"):
         ReleaseTemplate.from_json(CARRIED.to_json() | {"carried": broken})
+
+
+OF_A_DOMAIN = replace(TEMPLATE, scope="domain", context=Context(("reply", "summary"), ("de",)))
+
+
+def test_a_context_comes_back_and_is_left_out_where_everything_was_read() -> None:
+    assert template_from_json(OF_A_DOMAIN.to_json()) == OF_A_DOMAIN
+    assert "context" not in TEMPLATE.to_json()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"tasks": ["reply"]},
+        {"tasks": ["reply"], "languages": [], "people": ["5" * 32]},
+        {"tasks": [], "languages": []},
+        {"tasks": ["summary", "reply"], "languages": []},
+        {"tasks": "reply", "languages": []},
+        {"tasks": [1], "languages": []},
+        {"tasks": ["a\nb"], "languages": []},
+        {"tasks": [], "languages": ["../de"]},
+        {"tasks": [f"task {number:03}" for number in range(100)], "languages": []},
+        None,
+        ["reply"],
+    ],
+)
+def test_a_context_is_told_in_full_or_refused(broken: Any) -> None:
+    with pytest.raises(CorruptArtifactError):
+        template_from_json(OF_A_DOMAIN.to_json() | {"context": broken})
+
+
+def test_no_manifest_says_which_languages_one_person_reads() -> None:
+    with pytest.raises(CorruptArtifactError, match="context is not usable: 'of scope user'"):
+        template_from_json(OF_A_DOMAIN.to_json() | {"scope": "user"})

@@ -17,6 +17,7 @@ from idiolect.canonical import canonical_json
 from idiolect.errors import CorruptArtifactError
 from idiolect.privacy.budget import PrivacyStatement
 from idiolect.registry.lora_layout import LoraLayout
+from idiolect.signals.context import Context
 
 AdapterScope = Literal["domain", "user"]
 ReleaseScope = Literal["domain", "user", "global"]
@@ -107,11 +108,13 @@ class ReleaseTemplate:
     carried: Carried | None = None
     lora: LoraLayout | None = None  # of the kind LORA; rank and alpha above are then the largest rank, twice
     imported: Imported | None = None
+    context: Context | None = None  # of a domain release: what its training was told to read; None: all
 
     def to_json(self) -> dict[str, Any]:
         optional = {} if self.carried is None else {"carried": self.carried.to_json()}
         optional |= {} if self.lora is None else {"lora": self.lora.to_json()}
         optional |= {} if self.imported is None else {"imported": self.imported.to_json()}
+        optional |= {} if self.context is None else {"context": self.context.to_json()}
         return optional | {
             "format": MANIFEST_FORMAT,
             "tenant": self.tenant,
@@ -152,6 +155,7 @@ class ReleaseTemplate:
             carried=Carried.from_json(data["carried"]) if "carried" in data else None,
             lora=LoraLayout.from_json(data["lora"]) if "lora" in data else None,
             imported=Imported.from_json(data["imported"]) if "imported" in data else None,
+            context=Context.from_json(data["context"]) if "context" in data else None,
         )
 
 

@@ -48,6 +48,8 @@ def check_template(template: ReleaseTemplate) -> None:
     if template.imported is not None:
         _name("imported", template.imported.tenant)
         _name("imported", template.imported.public_key)
+    if template.context is not None and template.scope != "domain":  # a person's languages are theirs
+        raise _unusable("context", f"of scope {template.scope}")
     _whole("rank", template.rank, MAX_RANK)
     _number("alpha", template.alpha, MAX_ALPHA)
     for target in _listed("targets", template.targets):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.signals.comparison import Item
+from idiolect.signals.context import Context
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
@@ -49,6 +50,26 @@ class SharedData:
     people: tuple[str, ...]  # pseudonyms
     ratings: Ratings
     comparisons: Comparisons
+
+    def within(self, context: Context) -> SharedData:
+        """What was said of the items that `context` covers, and the people who said it."""
+        kept_I = np.array([context.covers(item.task, item.language) for item in self.items], dtype=np.bool_)
+        rated_R = kept_I[self.ratings.item_R]
+        pairs = self.comparisons.where(kept_I[self.comparisons.chosen_C] & kept_I[self.comparisons.rejected_C])
+        kept_P = np.zeros(len(self.people), dtype=np.bool_)
+        kept_P[self.ratings.person_R[rated_R]] = True
+        kept_P[pairs.person_C] = True
+        item_I, person_P = (np.cumsum(kept, dtype=np.int32) - np.int32(1) for kept in (kept_I, kept_P))
+        return SharedData(
+            tuple(item for item, kept in zip(self.items, kept_I, strict=True) if kept),
+            tuple(person for person, kept in zip(self.people, kept_P, strict=True) if kept),
+            Ratings(
+                person_P[self.ratings.person_R[rated_R]],
+                item_I[self.ratings.item_R[rated_R]],
+                self.ratings.value_R[rated_R],
+            ),
+            Comparisons(person_P[pairs.person_C], item_I[pairs.chosen_C], item_I[pairs.rejected_C], pairs.weight_C),
+        )
 
 
 @dataclass(frozen=True, slots=True)

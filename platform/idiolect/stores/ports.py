@@ -243,6 +243,10 @@ class SignalStore(Protocol):
         """Every domain that the tenant has items in, in order of name."""
         ...
 
+    def contexts(self, tenant: str, domain: str) -> Sequence[tuple[str, str]]:
+        """Every (task, language) that the domain has items of, in order; the task is empty where nobody said."""
+        ...
+
     def contributors(self, tenant: str, domain: str) -> Sequence[str]:
         """The people whose data a training of this domain would read: whom to charge before reading any of it."""
         ...

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from idiolect.errors import BudgetExceededError, InvalidInputError, NotFoundError
+from idiolect.signals.context import declared
 from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, console, settings_for
 from idiolect_services.wiring import open_installation
 
@@ -145,6 +146,12 @@ def train_domain(
     layers: Annotated[
         int, typer.Option(help="Train a LoRA on so many of the encoder's last layers as well, after the head.", min=0)
     ] = 0,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Read only what was said of texts for this task; may be repeated.")
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Read only what was said of texts in this language; may be repeated.")
+    ] = None,
     staged: Staged = False,
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
@@ -152,6 +159,8 @@ def train_domain(
     """Train domain adapters, private for each whole subject.
 
     Sampling needs less noise for the same epsilon of one training, and takes more of the budget.
+
+    The adapter's manifest says for which --task and --language it was trained. It serves the whole domain all the same.
 
     Layers pay where the global model does not know the domain and its people judge the same texts again. Each new text
     is then read by the encoder twice, and a new global model needs the domain trained again.
@@ -165,10 +174,13 @@ def train_domain(
     with open_installation(settings) as installation, bars() as shown:
         trainer = open_trainer(installation)
         inner = LoraOptions(layers) if layers else None
+        context = declared(task or (), language or ())
         trained, left_out = 0, None
         for name in domain or installation.store.domains(tenant):
             try:
-                report = trainer.train_domain(tenant, name, shown.stage(name), staged=staged, inner=inner)
+                report = trainer.train_domain(
+                    tenant, name, shown.stage(name), staged=staged, inner=inner, context=context
+                )
             except (BudgetExceededError, NotFoundError) as error:
                 if domain:
                     raise

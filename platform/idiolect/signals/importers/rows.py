@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from idiolect.errors import InvalidInputError
+from idiolect.signals.context import LANGUAGE_TAG, MAX_NAME_CHARS
 
 _MAX_MILLISECONDS = 4_102_444_800_000  # 2100-01-01: later ones are in another unit
-_MAX_NAME_CHARS = 64
-_LANGUAGE_TAG = re.compile(r"[A-Za-z0-9-]{1,35}")  # BCP 47
 _MAX_NUMBER = 1e9  # numbers become float32 in training, which must not overflow
 
 
@@ -49,16 +47,16 @@ class Row:
 
     def language(self, column: str, default: str | None = None) -> str:
         tag = self.text(column) if default is None else self.text_or(column, default)
-        if not _LANGUAGE_TAG.fullmatch(tag):
+        if not LANGUAGE_TAG.fullmatch(tag):
             raise self.wrong(f"{column} {tag[:40]!r} is not a language tag.", "Use one like en or pt-BR.")
         return tag
 
     def name_or(self, column: str, default: str) -> str:
         """A word for a table: short, and printable."""
         name = self.text_or(column, default)
-        if len(name) > _MAX_NAME_CHARS or not name.isprintable():
+        if len(name) > MAX_NAME_CHARS or not name.isprintable():
             raise self.wrong(
-                f"{column} {name[:40]!r} is not a name.", f"Use at most {_MAX_NAME_CHARS} printable characters."
+                f"{column} {name[:40]!r} is not a name.", f"Use at most {MAX_NAME_CHARS} printable characters."
             )
         return name
 

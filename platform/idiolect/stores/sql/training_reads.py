@@ -55,6 +55,11 @@ class TrainingReads(Part):
         with self._database.reading(tenant) as connection:
             return connection.scalars(query).all()
 
+    def contexts(self, tenant: str, domain: str) -> Sequence[tuple[str, str]]:
+        query = select(_I.task, _I.language).where(_I.tenant == tenant, _I.domain == domain).distinct()
+        with self._database.reading(tenant) as connection:
+            return sorted((task, language) for task, language in connection.execute(query))
+
     def contributors(self, tenant: str, domain: str) -> Sequence[str]:
         """In order of pseudonym."""
         with self._database.reading(tenant) as connection:
