@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from idiolect.signals.data import Comparisons
 from idiolect_adapters.carrying import fit_carry
-from idiolect_adapters.evaluation.accuracy import person_accuracies
+from idiolect_adapters.evaluation.accuracy import Accuracy, person_accuracies, ratio_of_means
 from idiolect_adapters.evaluation.stacks import margins
 from idiolect_adapters.training.clip_noise import NoiseSource
 from idiolect_adapters.training.descent import Recipe
@@ -35,44 +35,57 @@ class Adaptation:
 
 @dataclass(frozen=True, slots=True)
 class CarriedGain:
-    """Gains in accuracy. `kept` is NaN where there was nothing to keep."""
+    """Gains in accuracy, person by person [P]: of the adapters on the old model, carried to the new one, and trained on
+    the new one instead. Means over the noise draws."""
 
-    before: float
-    carried: float
+    before_P: FloatArray
+    carried_P: FloatArray
+    fresh_P: FloatArray
 
     @property
-    def kept(self) -> float:
-        return self.carried / self.before if self.before > 0.0 else float("nan")
+    def kept(self) -> Accuracy:
+        """The share of the gain that is kept, with a 95% bootstrap interval over people. Where the gain itself may be
+        nothing the interval is wide and says so; NaN where there was no gain at all."""
+        return ratio_of_means(self.carried_P, self.before_P)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A model: what it says of all items, and how adapters are trained on it."""
+
+    score_I: FloatArray
+    taste_I_K: FloatArray
+    recipe: Recipe
+    noise_multiplier: float
+
+    def trained(self, adaptation: Adaptation, noise: NoiseSource) -> FloatArray:
+        """[P, K]"""
+        adapt, people = adaptation.adapt, np.arange(adaptation.people)
+        padded = pad_comparisons(adapt, people, self.taste_I_K, margins(self.score_I, adapt), limit=adaptation.pairs)
+        return train_users(padded, self.recipe, self.noise_multiplier, noise)
+
+    def gains(self, adapters_P_K: FloatArray, test: Comparisons) -> FloatArray:
+        """[P] of people with enough pairs: how much more accurate their adapters make the model."""
+        base_C = margins(self.score_I, test)
+        difference_C_K = self.taste_I_K[test.chosen_C] - self.taste_I_K[test.rejected_C]
+        delta_C = (difference_C_K * adapters_P_K[test.person_C]).sum(axis=1)
+        gains_P: FloatArray = person_accuracies(base_C + delta_C, test.person_C)
+        return gains_P - person_accuracies(base_C, test.person_C)
 
 
 def carried_gain(
-    old_I_P: FloatArray,
-    new_I_P: FloatArray,
-    group_I: NDArray[np.int64],
-    user_rank: tuple[int, int],
-    adaptation: Adaptation,
-    recipe: Recipe,
-    noise_multiplier: float,
-    noise: NoiseSource,
+    old: Side, new: Side, group_I: NDArray[np.int64], adaptation: Adaptation, noise: NoiseSource, *, draws: int = 1
 ) -> CarriedGain:
-    """`old_I_P` and `new_I_P`: what both models say of all items, which are the anchors too; `user_rank` of both;
-    `recipe` is the old model's."""
-    old_I_K, new_I_K = old_I_P[:, 1 : 1 + user_rank[0]], new_I_P[:, 1 : 1 + user_rank[1]]
-    adapt = adaptation.adapt
-    padded = pad_comparisons(
-        adapt, np.arange(adaptation.people), old_I_K, margins(old_I_P[:, 0], adapt), limit=adaptation.pairs
-    )
-    adapters_P_K = train_users(padded, recipe, noise_multiplier, noise)
-    carry = fit_carry(old_I_K, new_I_K, group_I)
-    return CarriedGain(
-        _gain(old_I_P[:, 0], old_I_K, adapters_P_K, adaptation.test),
-        _gain(new_I_P[:, 0], new_I_K, adapters_P_K @ carry.matrix_O_N, adaptation.test),
-    )
-
-
-def _gain(score_I: FloatArray, taste_I_K: FloatArray, adapters_P_K: FloatArray, test: Comparisons) -> float:
-    base_C = margins(score_I, test)
-    difference_C_K = taste_I_K[test.chosen_C] - taste_I_K[test.rejected_C]
-    delta_C = (difference_C_K * adapters_P_K[test.person_C]).sum(axis=1)
-    with_C, without_C = (person_accuracies(margin_C, test.person_C) for margin_C in (base_C + delta_C, base_C))
-    return float(with_C.mean() - without_C.mean())
+    """All items are the anchors too; `group_I` names their prompts. `draws` of the noise are averaged."""
+    matrix_O_N = fit_carry(old.taste_I_K, new.taste_I_K, group_I).matrix_O_N
+    gains = []
+    for _ in range(draws):
+        adapters_P_O = old.trained(adaptation, noise)
+        gains.append(
+            (
+                old.gains(adapters_P_O, adaptation.test),
+                new.gains(adapters_P_O @ matrix_O_N, adaptation.test),
+                new.gains(new.trained(adaptation, noise), adaptation.test),
+            )
+        )
+    return CarriedGain(*np.mean(gains, axis=0))
