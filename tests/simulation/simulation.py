@@ -9,7 +9,6 @@ import logging
 import random
 import sqlite3
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -156,13 +155,11 @@ def _drawn_ids(chance: random.Random, first: int = 1 << 20) -> Iterator[None]:
     """UUIDv7 and people's keys of this run's own: after those of the scene, and the same every time."""
     numbers, keys = count(first), random.Random(first + chance.getrandbits(32))
 
-    class Drawn:
-        @staticmethod
-        def uuid7() -> uuid.UUID:
-            return uuid.UUID(int=(next(numbers) << 80) | (7 << 76) | (2 << 62) | chance.getrandbits(48))
+    def drawn_id() -> int:
+        return (next(numbers) << 80) | (7 << 76) | (2 << 62) | chance.getrandbits(48)
 
     drawn_keys = SimpleNamespace(urandom=keys.randbytes)
-    with mock.patch("idiolect.ids.uuid6", Drawn), mock.patch("idiolect.subject_keys.os", drawn_keys):
+    with mock.patch("idiolect.ids._uuid7", drawn_id), mock.patch("idiolect.subject_keys.os", drawn_keys):
         yield
 
 
