@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 
 import pytest
 
-from idiolect_services.gateway.turns import MOST_WORK, Turns, in_step
+from idiolect_services.gateway.turns import MOST_TURNS, MOST_WORK, Turns, in_step
 
 
 class Doubling:
@@ -38,6 +38,31 @@ def test_those_of_one_turn_are_answered_together_and_later_ones_apart() -> None:
 
     asyncio.run(scenario())
     assert double.groups == [[1, 2, 3], [4]]
+
+
+async def ask_later(turns: Turns[int, int], numbers: Sequence[int]) -> list[int]:
+    """Each so many turns of the loop later as the number says."""
+
+    async def later(number: int) -> int:
+        for _ in range(number):
+            await asyncio.sleep(0)
+        return await turns.join(number, 1)
+
+    return await asyncio.gather(*map(later, numbers))
+
+
+def test_who_was_on_their_way_is_waited_for() -> None:
+    double = Doubling()
+    assert asyncio.run(ask_later(Turns(double), [0, 1, 3])) == [0, 2, 6]
+    assert double.groups == [[0, 1, 3]]
+
+
+def test_a_turn_that_never_falls_quiet_ends_all_the_same() -> None:
+    double = Doubling()
+    numbers = list(range(4 * MOST_TURNS))
+    assert asyncio.run(ask_later(Turns(double), numbers)) == [2 * number for number in numbers]
+    assert [number for group in double.groups for number in group] == numbers
+    assert 1 < max(map(len, double.groups)) <= MOST_TURNS
 
 
 def test_a_turn_takes_only_so_much_work() -> None:

@@ -1,8 +1,11 @@
-"""Requests that become ready in one turn of the event loop are worked on together, one stage after the other.
+"""Requests that become ready at about the same time are worked on together, one stage after the other.
 
 What they share, such as a transaction, they pay for once. And a stage that has just run for one request finds its code
 and data in the processor's caches when it runs for the next, where the stages of one request after the other push each
 other out: see deploy/decisions/0021-warm-requests.md.
+
+A turn gathers as long as requests keep coming, which is counted in turns of the event loop and not in time: nobody
+waits while the loop has nothing to do.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Generic, TypeVar
 
 MOST_WORK = 160  # of one turn, in texts: the loop has others to serve too
+# Of the loop. A request is read in one of its turns and ready in the next: after two that brought nobody, nobody who
+# has come is still on their way.
+QUIET_TURNS, MOST_TURNS = 2, 8
 
 Asked = TypeVar("Asked")
 Given = TypeVar("Given")
@@ -21,6 +27,7 @@ class _Turn(Generic[Asked, Given]):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.work = 0
+        self.turns = self.quiet = 0
         self.asked: list[Asked] = []
         self.waiting: list[asyncio.Future[Given]] = []
 
@@ -36,14 +43,24 @@ class Turns(Generic[Asked, Given]):
         turn = self._open
         if turn is None or turn.loop is not loop:
             turn = self._open = _Turn(loop)
-            loop.call_soon(self._end, turn)
+            loop.call_soon(self._gather, turn)
         landed: asyncio.Future[Given] = loop.create_future()
         turn.asked.append(one)
         turn.waiting.append(landed)
         turn.work += work
+        turn.quiet = 0
         if turn.work >= MOST_WORK:
-            self._open = None  # it ends as it would have; whoever comes later is in the next one
+            self._open = None  # whoever comes later is in the next one
         return await landed
+
+    def _gather(self, turn: _Turn[Asked, Given]) -> None:
+        """In every turn of the loop, until it ends."""
+        turn.turns += 1
+        turn.quiet += 1
+        if self._open is not turn or turn.quiet > QUIET_TURNS or turn.turns >= MOST_TURNS:
+            self._end(turn)
+        else:
+            turn.loop.call_soon(self._gather, turn)
 
     def _end(self, turn: _Turn[Asked, Given]) -> None:
         if self._open is turn:
