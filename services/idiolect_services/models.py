@@ -7,14 +7,15 @@ not verify, a store that is gone) the live model answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from idiolect.registry.resolution import Resolution
 from idiolect.rollouts.outcomes import Served
 from idiolect_adapters.runtime.features import Features, Projector
-from idiolect_services.scorer import NOTHING_UNDER, STORE_TROUBLE, Scorer, ScoreRequest, ScoreResult, Under
+from idiolect_services.looks import STORE_TROUBLE, Asking
+from idiolect_services.scorer import NOTHING_UNDER, Scorer, ScoreRequest, ScoreResult, Under
 
 if TYPE_CHECKING:
     from idiolect_adapters.runtime.loras import LoraStack
@@ -33,8 +34,8 @@ class OnAnotherModelError(Exception):
 class CandidateScorer(Scorer):
     """Serves nobody but those whom `resolve` puts on its model."""
 
-    def _resolved(self, request: ScoreRequest) -> Resolution:
-        found = super()._resolved(request)
+    def _resolving(self, request: ScoreRequest) -> Asking[Resolution | None]:
+        found = yield from super()._resolving(request)
         if found is None or found.global_digest != self.model.digest:
             raise OnAnotherModelError(confirmed=found is not None)
         return found
@@ -77,7 +78,7 @@ class Models:
             return self.live.try_score(request, resident=resident)
         return self._by_the_chosen(request, lambda scorer: scorer.try_score(request, resident=resident))
 
-    def trying(self, request: ScoreRequest, *, resident: bool = False) -> Generator[None, None, ScoreResult | None]:
+    def trying(self, request: ScoreRequest, *, resident: bool = False) -> Asking[ScoreResult | None]:
         """`try_score` in stages, as `Scorer.trying`; in one while there is a candidate."""
         if self.candidate is None:
             return (yield from self.live.trying(request, resident=resident))

@@ -11,15 +11,15 @@ that is read under it: its part is what the score is there, less what it is with
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from idiolect.consent import SubjectState
 from idiolect.errors import (
-    ConfigurationError,
     ConsentError,
     CorruptArtifactError,
     IdiolectError,
@@ -32,6 +32,7 @@ from idiolect.rollouts.outcomes import Served, Trial
 from idiolect.stores.ports import Store
 from idiolect_adapters.runtime.bank import AdapterBank, Owner, Weights
 from idiolect_adapters.runtime.features import FeatureCache, Features, Pair
+from idiolect_services.looks import STORE_TROUBLE, Asking, LookAgain, Resolve, alone
 from idiolect_services.quarantine import Quarantine
 
 if TYPE_CHECKING:  # it imports torch
@@ -56,9 +57,6 @@ Reason = Literal[
 ]
 
 Unrecorded = Literal["store_unavailable", "quota_exceeded"]
-
-# A store that is gone, busy, damaged or wrongly set: whatever it is, it confirms nothing.
-STORE_TROUBLE = (UnavailableError, ConfigurationError)
 
 # Versions of one stack that may turn out bad within one request; the next request goes on from there.
 FALLBACKS = 8
@@ -205,28 +203,20 @@ class Scorer:
 
         With `resident` also None if an adapter had to be loaded first; all that is left are point reads of the store.
         """
-        trying = self.trying(request, resident=resident)
-        while True:
-            try:
-                next(trying)
-            except StopIteration as done:
-                found: ScoreResult | None = done.value
-                return found
+        return alone(self.trying(request, resident=resident), self.store)
 
-    def trying(self, request: ScoreRequest, *, resident: bool = False) -> Generator[None, None, ScoreResult | None]:
+    def trying(self, request: ScoreRequest, *, resident: bool = False) -> Asking[ScoreResult | None]:
         """`try_score` in stages, for whoever tries several requests: each stage is faster right after another's."""
         features_NW = self.features.cached(request.tenant, request.pairs, request.subject)
         if features_NW is None:
             return None
-        yield
         looked_at = self.uptime()
-        resolution = self._resolved(request)
-        yield
+        resolution = yield from self._resolving(request)
         try:
             stack = self._stack(request, resolution, self._resident_part if resident else None)
             rows = self._cached_rows(request, stack, features_NW, NOTHING_UNDER)
-            yield
-            return None if rows is None else self._finish(request, stack, rows, looked_at)
+            yield None
+            return None if rows is None else (yield from self._finishing(request, stack, rows, looked_at))
         except _NotResidentError:
             return None
         except Exception as error:
@@ -311,9 +301,12 @@ class Scorer:
         return self._rows(request, stack, bare_NW, {**under, **computed}) if rows is None else rows
 
     def _resolved(self, request: ScoreRequest) -> Resolution | None:
+        return alone(self._resolving(request), self.store)
+
+    def _resolving(self, request: ScoreRequest) -> Asking[Resolution | None]:
         """None if the store can't be read: then nothing about anybody is confirmed."""
         try:
-            found = self.store.resolve(request.tenant, request.subject, request.domain)
+            found: Resolution = yield Resolve(request.tenant, request.subject, request.domain)
         except STORE_TROUBLE:
             return None
         return found if found.candidate is None else found.seen_by(self.model.digest)
@@ -406,22 +399,25 @@ class Scorer:
             return None, "store_unavailable"
 
     def _finish(self, request: ScoreRequest, stack: Stack, rows: Rows, looked_at: float) -> ScoreResult:
+        return alone(self._finishing(request, stack, rows, looked_at), self.store)
+
+    def _finishing(self, request: ScoreRequest, stack: Stack, rows: Rows, looked_at: float) -> Asking[ScoreResult]:
         """`looked_at`: before what `stack` was resolved from was read."""
         if stack.personal:
             looked_at = self.uptime()  # it is read once more
         result = sum_stack(stack, rows, self.model.user_rank, looked_at, explain=request.explain)
-        confirmed = _required_holds(request, self._confirmed(request, stack)) if stack.personal else stack
+        confirmed = _required_holds(request, (yield from self._confirming(request, stack))) if stack.personal else stack
         if confirmed is not stack:
             return sum_stack(confirmed, rows, self.model.user_rank, looked_at, explain=request.explain)
         if stack.trials:
             self._served(request, stack)
         return result
 
-    def _confirmed(self, request: ScoreRequest, stack: Stack) -> Stack:
+    def _confirming(self, request: ScoreRequest, stack: Stack) -> Asking[Stack]:
         """`stack` itself, or without its personal part if the person's generation or consent moved meanwhile."""
         said = stack.personalization
         try:
-            state = self.store.subject(request.tenant, request.subject or "")
+            state: SubjectState = yield LookAgain(request.tenant, request.subject or "")
         except STORE_TROUBLE:
             return _without_person(stack, "store_unavailable", None, consented=False)
         refusal = state.refusal(request.domain)

@@ -218,13 +218,13 @@ def test_an_abort_between_the_two_looks_is_answered_by_the_live_model(
     installed.takeover.look()
     person = min(installed.on_candidate())
     before = scores(installed.api.rerank(person, domain="chat", personalization="off"))
-    real = CandidateScorer._resolved
+    real = CandidateScorer._resolving
 
     def aborted_first(scorer: CandidateScorer, request: Any) -> Any:
         installed.end(rollout)
         return real(scorer, request)
 
-    monkeypatch.setattr(CandidateScorer, "_resolved", aborted_first)
+    monkeypatch.setattr(CandidateScorer, "_resolving", aborted_first)
     answer = installed.ask(person)
     assert (answer["model"], answer["personalization"]["applied"]) == (OLD, True)
     assert scores(answer) != before

@@ -121,16 +121,38 @@ def test_a_loop_that_ended_before_its_turn_leaves_nothing_behind() -> None:
 
 def test_work_goes_on_in_step_each_to_its_own_end() -> None:
     seen: list[str] = []
+    asked: list[list[int]] = []
 
-    def work(name: str, stages: int, error: Exception | None = None) -> Generator[None, None, str]:
+    def work(name: str, stages: int, error: Exception | None = None) -> Generator[int, str, str]:
         for stage in range(stages):
-            seen.append(f"{name}{stage}")
-            yield
+            told = yield stage
+            seen.append(f"{name}{told}")
         if error is not None:
             raise error
         return name
 
+    def answers(questions: Sequence[int]) -> list[str]:
+        asked.append(list(questions))
+        return [f"-{question}" for question in questions]
+
     bug = ValueError("a bug")
-    assert in_step([work("a", 2), work("b", 0), work("c", 1, bug), work("d", 3)]) == ["a", "b", bug, "d"]
-    assert seen == ["a0", "c0", "d0", "a1", "d1", "d2"]
-    assert in_step([]) == []
+    assert in_step([work("a", 2), work("b", 0), work("c", 1, bug), work("d", 3)], answers) == ["a", "b", bug, "d"]
+    assert seen == ["a-0", "c-0", "d-0", "a-1", "d-1", "d-2"]
+    assert asked == [[0, 0, 0], [1, 1], [2]]
+    assert in_step([], answers) == []
+
+
+def test_an_answer_that_is_an_exception_is_raised_where_it_was_asked_for() -> None:
+    def work(number: int) -> Generator[int, None, str]:
+        try:
+            yield number
+        except KeyError:
+            return "caught"
+        return "told"
+
+    def answers(questions: Sequence[int]) -> list[Exception | None]:
+        return [[KeyError(), ValueError(), None][question] for question in questions]
+
+    caught, refused, told = in_step([work(0), work(1), work(2)], answers)
+    assert (caught, told) == ("caught", "told")
+    assert isinstance(refused, ValueError)

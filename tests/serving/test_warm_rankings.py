@@ -12,6 +12,7 @@ import pytest
 from serving_world import DOCUMENTS, World
 
 from idiolect.errors import CorruptArtifactError
+from idiolect.resets.plan import plan_reset
 from idiolect_services.gateway.pace import Pace
 
 PEOPLE = ("ann", "bob")
@@ -73,6 +74,28 @@ def test_each_of_one_turn_gets_what_it_gets_alone(people: World, monkeypatch: py
             inference = people.store.inference("acme", answer.json()["id"])
             assert inference is not None
             assert inference.subject == (people.pseudonym("acme", ask["user"]) if ask.get("user") in PEOPLE else None)
+
+
+def test_a_reset_between_the_two_looks_of_a_turn_takes_that_persons_part_away_and_nobody_elses(
+    people: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = [("/v1/rerank", {"user": user}) for user in ("ann", "bob")]
+    key = people.key()
+    before = [said(one) for one in asyncio.run(send(people, key, asks, at_once=False))]
+    real = people.store.resolve_each
+
+    def then_reset(asked: Any) -> Any:
+        found = real(asked)
+        people.store.apply_reset(
+            "acme", people.pseudonym("acme", "ann"), "elsewhere", plan_reset("adapter"), people.clock.now()
+        )
+        return found
+
+    monkeypatch.setattr(people.store, "resolve_each", then_reset)
+    ann, bob = [said(one) for one in asyncio.run(send(people, key, asks, at_once=True))]
+    assert before[0][1]["personalization"]["applied"]
+    assert (ann[1]["personalization"]["applied"], ann[1]["personalization"]["generation"]) == (False, 1)
+    assert bob == before[1]
 
 
 def test_a_bad_adapter_in_a_turn_takes_nobody_elses_answer_away(people: World, monkeypatch: pytest.MonkeyPatch) -> None:

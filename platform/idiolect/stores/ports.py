@@ -172,6 +172,10 @@ class SubjectStore(Protocol):
         """The state of a person; of an unknown one, the default state with `known=False`."""
         ...
 
+    def subject_each(self, people: Sequence[tuple[str, str]]) -> Sequence[SubjectState]:
+        """As `subject` for each (tenant, subject), in one snapshot."""
+        ...
+
     def change_subject(
         self,
         tenant: str,
@@ -342,6 +346,10 @@ class RegistryStore(Protocol):
     def resolve(self, tenant: str, subject: str | None, domain: str | None) -> Resolution:
         """What may be served. A version of a revoked release, of an older generation or bound to another global
         model is never returned: the newest other version that fits is, or None."""
+        ...
+
+    def resolve_each(self, asked: Sequence[tuple[str, str | None, str | None]]) -> Sequence[Resolution]:
+        """As `resolve` for each (tenant, subject, domain), in one snapshot."""
         ...
 
     def version(self, tenant: str, version_id: str) -> StoredVersion | None: ...

@@ -31,8 +31,8 @@ from idiolect_services.gateway.recorder import InferenceRecorder
 from idiolect_services.gateway.tokens import Tokens
 from idiolect_services.gateway.upstream import UpstreamClient
 from idiolect_services.live import LiveScorer
+from idiolect_services.looks import STORE_TROUBLE
 from idiolect_services.purging import PurgeListener
-from idiolect_services.scorer import STORE_TROUBLE
 from idiolect_services.vault import Vault
 
 

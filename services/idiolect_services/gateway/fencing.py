@@ -14,7 +14,7 @@ from idiolect.stores.ports import SubjectStore
 from idiolect_services.gateway.gate import GenerationGate
 from idiolect_services.gateway.lanes import Lane
 from idiolect_services.gateway.pace import Pace
-from idiolect_services.scorer import STORE_TROUBLE
+from idiolect_services.looks import STORE_TROUBLE
 
 # A store or machine that is too slow for so many looks in a row, and for so long, confirms nothing. On a machine whose
 # cores are all busy a single look is often too slow, and hardly ever all that fit into this time.

@@ -24,7 +24,7 @@ from idiolect.stores.people_ports import KeptAnswer
 from idiolect.tenancy import Caller
 from idiolect_services.gateway.context import Gateway
 from idiolect_services.gateway.lanes import Lane
-from idiolect_services.scorer import STORE_TROUBLE
+from idiolect_services.looks import STORE_TROUBLE
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"  # on an answer that was kept

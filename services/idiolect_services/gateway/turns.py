@@ -21,6 +21,8 @@ QUIET_TURNS, MOST_TURNS = 2, 8
 
 Asked = TypeVar("Asked")
 Given = TypeVar("Given")
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
 
 
 class _Turn(Generic[Asked, Given]):
@@ -80,17 +82,28 @@ class Turns(Generic[Asked, Given]):
             return [error] * len(asked)
 
 
-def in_step(works: Sequence[Generator[None, None, Given]]) -> list[Given | Exception]:
-    """What each gives in the end, or raises. All are brought to their next `yield` before any goes on from it."""
+def in_step(
+    works: Sequence[Generator[Question, Answer, Given]],
+    answers: Callable[[Sequence[Question]], Sequence[Answer | Exception]],
+) -> list[Given | Exception]:
+    """What each gives in the end, or raises. All are brought to their next `yield` before any goes on from it, with its
+    part of what `answers` says to the questions of all; an exception is raised there."""
     given: dict[int, Given | Exception] = {}
-    while len(given) < len(works):
-        for place, work in enumerate(works):
-            if place in given:
-                continue
+    told: dict[int, Answer | Exception | None] = dict.fromkeys(range(len(works)))
+    while told:
+        asked: dict[int, Question] = {}
+        for place, answer in told.items():
             try:
-                next(work)
+                asked[place] = _go_on(works[place], answer)
             except StopIteration as done:
                 given[place] = done.value
             except Exception as error:
                 given[place] = error
+        told = dict(zip(asked, answers(list(asked.values())), strict=True)) if asked else {}
     return [given[place] for place in range(len(works))]
+
+
+def _go_on(work: Generator[Question, Answer, Given], answer: Answer | Exception | None) -> Question:
+    if isinstance(answer, Exception):
+        return work.throw(answer)
+    return next(work) if answer is None else work.send(answer)

@@ -27,6 +27,7 @@ from idiolect.consent import DomainChoice, SubjectState, refused_domains
 from idiolect.errors import InvalidInputError
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow, among, chunks, insert, queue_up
+from idiolect.stores.sql.look_ups import LookUp
 from idiolect.stores.sql.tenant_wall import beyond_the_wall
 from idiolect.stores.sql.times import micros, moment
 
@@ -44,6 +45,7 @@ STATE_COLUMNS = (
 )
 _STATE = select(*STATE_COLUMNS).where(_S.tenant == bindparam("tenant"), _S.subject == bindparam("subject"))
 _STATE_LOCKED = _STATE.with_for_update()
+_STATES = LookUp(select(*STATE_COLUMNS).where(_S.tenant == bindparam("tenant")), _S.subject)
 
 
 def check_subject(subject: str) -> str:
@@ -84,6 +86,12 @@ def load_state(connection: Connection, tenant: str, subject: str, *, lock: bool 
     statement = _STATE_LOCKED if lock else _STATE
     row = connection.execute(statement, {"tenant": tenant, "subject": subject}).one_or_none()
     return SubjectState(subject) if row is None else state_of(row)
+
+
+def load_states(connection: Connection, tenant: str, subjects: Collection[str]) -> dict[str, SubjectState]:
+    """By person."""
+    known = {row.subject: state_of(row) for row in _STATES.rows(connection, subjects, {"tenant": tenant})}
+    return {subject: known.get(subject) or SubjectState(subject) for subject in subjects}
 
 
 def save_state(connection: Connection, tenant: str, before: SubjectState, after: SubjectState) -> None:

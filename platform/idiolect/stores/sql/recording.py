@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Connection, Insert, Select, bindparam, select
+from sqlalchemy import BindParameter, Connection, Insert, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from idiolect.errors import ConflictError, IdiolectError, InvalidInputError, QuotaExceededError
@@ -24,40 +23,18 @@ from idiolect.stores.ports import RecordOutcome, ShownInference
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import CHUNK, AnyRow, Hold, chunks, hold
 from idiolect.stores.sql.inference_rows import INFERENCE, hour_of, inference_row, opened, unpack_digests
+from idiolect.stores.sql.look_ups import LookUp
 from idiolect.stores.sql.quotas import TEXT_BYTES, is_bounded, take_today
 from idiolect.stores.sql.sealing import sealed_inference
 from idiolect.stores.sql.tenant_wall import stand_behind
 from idiolect.stores.sql.texts import encoded
 from idiolect.subject_keys import SubjectKey, signals_in
 
-FEW = 16  # values that a look-up takes at once
-
-
-class _LookUp:
-    """Rows by some of their values. Of one value or of as many as can be, so that its texts are always the same two."""
-
-    def __init__(self, query: Select[Any], column: ColumnElement[Any]) -> None:
-        some = [bindparam(f"few{place}", type_=column.type) for place in range(FEW)]
-        self._one = query.where(column == some[0])
-        self._some = query.where(column.in_(some))
-
-    def rows(self, connection: Connection, values: Collection[Any], names: dict[str, str]) -> list[AnyRow]:
-        if len(values) == 1:
-            (value,) = values
-            return list(connection.execute(self._one, {**names, "few0": value}))
-        found: list[AnyRow] = []
-        for few in chunks(sorted(values), FEW):
-            bound: dict[str, Any] = dict(zip_longest(_FEW_NAMES, few, fillvalue=few[-1]))
-            found += connection.execute(self._some, bound | names)
-        return found
-
-
-_FEW_NAMES = [f"few{place}" for place in range(FEW)]
 _T, _I, _L = schema.tombstones.c, schema.inferences.c, schema.inference_texts.c
 _TENANT: BindParameter[str] = bindparam("tenant")
-_TOMBSTONES = _LookUp(select(_T.subject, _T.at, _T.generation).where(_T.tenant == _TENANT), _T.subject)
-_STORED = _LookUp(select(*INFERENCE).where(_I.tenant == _TENANT), _I.id)
-_LINKED = _LookUp(select(_L.digest).where(_L.tenant == _TENANT, _L.inference == bindparam("holder")), _L.digest)
+_TOMBSTONES = LookUp(select(_T.subject, _T.at, _T.generation).where(_T.tenant == _TENANT), _T.subject)
+_STORED = LookUp(select(*INFERENCE).where(_I.tenant == _TENANT), _I.id)
+_LINKED = LookUp(select(_L.digest).where(_L.tenant == _TENANT, _L.inference == bindparam("holder")), _L.digest)
 _TEXT = select(schema.texts.c.digest).where(
     schema.texts.c.tenant == _TENANT, schema.texts.c.digest == bindparam("digest")
 )

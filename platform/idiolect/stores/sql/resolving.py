@@ -5,9 +5,15 @@
 3. Only for an owner whose live version does not fit: the newest that does.
 4. Only while the tenant has a rollout: which of them this person takes part in (see `rollout_serving`).
 5. Only while a global model is rolled out: whether the person is on it (see `global_serving`).
+
+Several people of one tenant on one surface are looked up together, but for 3 to 5.
 """
 
 from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 from sqlalchemy import BindParameter, Connection, and_, bindparam, exists, literal, or_, select
 
@@ -16,9 +22,11 @@ from idiolect.registry.resolution import POINTER_LIVE, Resolution, ResolvedVersi
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow
 from idiolect.stores.sql.global_serving import under_global_trial
+from idiolect.stores.sql.look_ups import LookUp
 from idiolect.stores.sql.part import Part
-from idiolect.stores.sql.people import STATE_COLUMNS, state_of
+from idiolect.stores.sql.people import STATE_COLUMNS, load_states, state_of
 from idiolect.stores.sql.rollout_serving import under_trial
+from idiolect.stores.sql.tenant_wall import NO_TENANT, stand_behind
 from idiolect.stores.sql.withheld import KEY_WITHDRAWN
 
 _TENANT: BindParameter[str] = bindparam("tenant")
@@ -47,17 +55,17 @@ _VERSION = (_V.id, _V.release, _V.weights_sha256, _V.generation, _V.subject, _V.
 _BOUND = and_(_R.tenant == _V.tenant, _R.id == _V.release)
 
 # An owner is (subject, "") or ("", domain); no row has both empty.
-_LIVE = (
+_LIVE_OF_ALL = (
     select(*_VERSION, _R.revoked_at, _R.global_digest, _V.withheld, KEY_WITHDRAWN.label("key_withdrawn"))
     .select_from(schema.pointers)
     .join(schema.versions, and_(_V.tenant == _P.tenant, _V.id == _P.version))
     .join(schema.releases, _BOUND)
-    .where(
-        _P.tenant == _TENANT,
-        _P.name == POINTER_LIVE,
-        or_(and_(_P.subject == _SUBJECT, _P.domain == ""), and_(_P.subject == "", _P.domain == _DOMAIN)),
-    )
+    .where(_P.tenant == _TENANT, _P.name == POINTER_LIVE)
 )
+_LIVE = _LIVE_OF_ALL.where(
+    or_(and_(_P.subject == _SUBJECT, _P.domain == ""), and_(_P.subject == "", _P.domain == _DOMAIN))
+)
+_LIVE_OF_PEOPLE = LookUp(_LIVE_OF_ALL.where(_P.domain == ""), _P.subject)
 
 _NEWEST = (
     select(*_VERSION)
@@ -84,6 +92,51 @@ class Resolving(Part):
         with self._database.point_reading(tenant) as connection:
             return _resolve(connection, tenant, subject or None, domain or None)
 
+    def resolve_each(self, asked: Sequence[tuple[str, str | None, str | None]]) -> Sequence[Resolution]:
+        people: dict[tuple[str, str | None], set[str | None]] = defaultdict(set)  # by tenant and domain
+        for tenant, subject, domain in asked:
+            people[tenant, domain or None].add(subject or None)
+        found: dict[tuple[str, str | None, str | None], Resolution] = {}
+        with self._database.point_reading(NO_TENANT) as connection:
+            for (tenant, domain), subjects in people.items():
+                stand_behind(connection, tenant)
+                resolved = _resolve_all(connection, tenant, subjects, domain)
+                found.update(((tenant, subject, domain), one) for subject, one in resolved.items())
+        return [found[tenant, subject or None, domain or None] for tenant, subject, domain in asked]
+
+
+def _resolve_all(
+    connection: Connection, tenant: str, subjects: Collection[str | None], domain: str | None
+) -> dict[str | None, Resolution]:
+    """By person. Each alone where there is nothing to share, or a rollout to look into."""
+    people = {subject for subject in subjects if subject is not None}
+    if len(people) > 1:
+        nobody = {"tenant": tenant, "subject": None, "domain": domain}
+        standing = connection.execute(_STANDING, nobody).one()
+        if not (standing.has_rollouts or standing.has_global_trial):
+            return _resolve_together(connection, nobody, standing, people)
+    return {subject: _resolve(connection, tenant, subject, domain) for subject in subjects}
+
+
+def _resolve_together(
+    connection: Connection, nobody: Mapping[str, str | None], standing: AnyRow, people: Collection[str]
+) -> dict[str | None, Resolution]:
+    tenant, domain, digest = cast(str, nobody["tenant"]), nobody["domain"], standing.global_digest
+    states = load_states(connection, tenant, people)
+    live: dict[str, AnyRow] = {}
+    if digest is not None:
+        served = [subject for subject, state in states.items() if state.refusal(domain) is None]
+        rows = _LIVE_OF_PEOPLE.rows(connection, served, {"tenant": tenant})
+        if domain is not None:
+            rows += connection.execute(_LIVE, nobody)
+        live = {row.subject: row for row in rows}
+    of_domain = _fitting(connection, live.get(""), tenant, "", domain or "", digest, 0)
+    found: dict[str | None, Resolution] = {
+        subject: _resolution(connection, tenant, standing, of_domain, state, live.get(subject))
+        for subject, state in states.items()
+    }
+    return found | {None: _resolution(connection, tenant, standing, of_domain, None, None)}
+
 
 def _resolve(connection: Connection, tenant: str, subject: str | None, domain: str | None) -> Resolution:
     names = {"tenant": tenant, "subject": subject, "domain": domain}
@@ -91,23 +144,33 @@ def _resolve(connection: Connection, tenant: str, subject: str | None, domain: s
     state = _state(standing, subject)
     served = state is not None and state.refusal(domain) is None
     digest = standing.global_digest
-    user = found_domain = None
     live: dict[str, AnyRow] = {}
     if digest is not None and (served or domain is not None):
         live = {row.subject: row for row in connection.execute(_LIVE, names | {"subject": subject if served else None})}
-        if domain is not None:
-            found_domain = _fitting(connection, live.get(""), tenant, "", domain, digest, 0)
-        if served:
-            assert subject is not None
-            assert state is not None
-            user = _fitting(connection, live.get(subject), tenant, subject, "", digest, state.generation)
-    withheld = user is None and _is_withheld(live.get(subject or ""))
-    found = Resolution(digest, found_domain, user, state, bool(standing.domain_known), withheld)
+    of_domain = _fitting(connection, live.get(""), tenant, "", domain or "", digest, 0)
+    of_person = None if subject is None else live.get(subject)
+    found = _resolution(connection, tenant, standing, of_domain, state, of_person)
     if not served or digest is None:
         return found
     if standing.has_rollouts:
         found = under_trial(connection, names, found, {owner: row.seq for owner, row in live.items()})
     return under_global_trial(connection, names, found) if standing.has_global_trial else found
+
+
+def _resolution(
+    connection: Connection,
+    tenant: str,
+    standing: AnyRow,
+    of_domain: ResolvedVersion | None,
+    state: SubjectState | None,
+    live: AnyRow | None,
+) -> Resolution:
+    """`live`: the person's live version, None unless they may be served."""
+    digest, user = standing.global_digest, None
+    if state is not None:
+        user = _fitting(connection, live, tenant, state.subject, "", digest, state.generation)
+    withheld = user is None and _is_withheld(live)
+    return Resolution(digest, of_domain, user, state, bool(standing.domain_known), withheld)
 
 
 def _is_withheld(live: AnyRow | None) -> bool:

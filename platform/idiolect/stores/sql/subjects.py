@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -18,12 +19,14 @@ from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.erasure import erase
 from idiolect.stores.sql.large_weights import sweep
+from idiolect.stores.sql.look_ups import FEW
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import (
     STATE_COLUMNS,
     check_subject,
     fence,
     load_state,
+    load_states,
     requeue,
     save_state,
     state_of,
@@ -31,6 +34,7 @@ from idiolect.stores.sql.people import (
 )
 from idiolect.stores.sql.quotas import take_place
 from idiolect.stores.sql.rollout_members import note_complaint
+from idiolect.stores.sql.tenant_wall import NO_TENANT, stand_behind
 from idiolect.stores.sql.times import micros
 
 
@@ -38,6 +42,19 @@ class Subjects(Part):
     def subject(self, tenant: str, subject: str) -> SubjectState:
         with self._database.point_reading(tenant, single=True) as connection:
             return load_state(connection, tenant, subject)
+
+    def subject_each(self, people: Sequence[tuple[str, str]]) -> Sequence[SubjectState]:
+        by_tenant: dict[str, set[str]] = defaultdict(set)
+        for tenant, subject in people:
+            by_tenant[tenant].add(subject)
+        found: dict[tuple[str, str], SubjectState] = {}
+        single = len(by_tenant) == 1 and len(people) <= FEW
+        with self._database.point_reading(NO_TENANT, single=single) as connection:
+            for tenant, subjects in by_tenant.items():
+                stand_behind(connection, tenant)
+                states = load_states(connection, tenant, subjects)
+                found.update(((tenant, subject), state) for subject, state in states.items())
+        return [found[one] for one in people]
 
     def change_subject(
         self,

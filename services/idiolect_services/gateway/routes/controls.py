@@ -44,7 +44,8 @@ from idiolect_services.gateway.schemas.controls import (
     ResetReceipt,
     ResetRequest,
 )
-from idiolect_services.scorer import STORE_TROUBLE, Scorer
+from idiolect_services.looks import STORE_TROUBLE
+from idiolect_services.scorer import Scorer
 from idiolect_services.spent import delta_for_person
 
 _ETAG = re.compile(r'"(\d{1,18})"')

@@ -38,7 +38,7 @@ from idiolect_services.gateway.schemas.feedback import (
     SignalOutcome,
     SignalRequest,
 )
-from idiolect_services.scorer import STORE_TROUBLE
+from idiolect_services.looks import STORE_TROUBLE
 
 CLOCK_SKEW = timedelta(minutes=5)
 PASSING = frozenset({UnavailableError.code, QuotaExceededError.code})  # sent again later, it may be taken

@@ -17,7 +17,7 @@ from idiolect_services.gateway.exposition import MEDIA_TYPE, exposition
 from idiolect_services.gateway.metrics import ServerState, state_families
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.schemas.common import ResponseModel
-from idiolect_services.scorer import STORE_TROUBLE
+from idiolect_services.looks import STORE_TROUBLE
 
 _OK = b'{"status":"ok"}'
 

@@ -41,8 +41,9 @@ from idiolect_services.gateway.schemas.ranking import (
     text_of,
 )
 from idiolect_services.gateway.warm import WarmRankings
+from idiolect_services.looks import STORE_TROUBLE
 from idiolect_services.models import Models
-from idiolect_services.scorer import STORE_TROUBLE, Scorer, ScoreRequest, ScoreResult, Under, Unrecorded
+from idiolect_services.scorer import Scorer, ScoreRequest, ScoreResult, Under, Unrecorded
 
 DEFAULT_DOMAIN = "default"
 FENCE_TRIES = 2
@@ -70,7 +71,7 @@ class RankingRoutes:
         self._gateway = gateway
         self._services = gateway.services
         self._most = dict.fromkeys(SIDE_NAMES, self._services.settings.max_documents)
-        self._warm = WarmRankings(self._services.clock, gateway.pace, gateway.recorder)
+        self._warm = WarmRankings(self._services.store, self._services.clock, gateway.pace, gateway.recorder)
         self.posts = {"/v1/rerank": self.rerank, "/v1/score": self.score, "/v1/compare": self.compare}
 
     def router(self, documented: Documented) -> APIRouter:
