@@ -43,6 +43,29 @@ def test_the_gain_is_taken_within_each_person() -> None:
     assert judged([1.0] * 8).gain is None
 
 
+def test_of_several_draws_every_figure_is_their_mean_and_people_count_once() -> None:
+    rng = np.random.default_rng(0)
+    rows = pairs(*[(person, *rng.choice(4, 2, replace=False)) for person in range(12) for _ in range(9)])
+    draws = rng.normal(size=(5, len(rows)))
+    below = ("global", rng.normal(size=len(rows)))
+    one_by_one = [judge(Pairs("part", ITEMS, rows), "stack", draw, 1.0, below=below) for draw in draws]
+    together = judge(Pairs("part", ITEMS, rows), "stack", draws, 1.0, below=below)
+    for read in (
+        lambda found: found.accuracy.value,
+        lambda found: found.gain.value,
+        lambda found: found.worst,
+        lambda found: found.calibration_error,
+        lambda found: found.curve,
+        lambda found: [bias.model for bias in found.biases],
+        lambda found: [part.accuracy.value for part in found.slices],
+        lambda found: [part.calibration_error for part in found.slices],
+    ):
+        np.testing.assert_allclose(read(together), np.mean([read(one) for one in one_by_one], axis=0))
+    assert (together.accuracy.people, together.pairs) == (12, len(rows))
+    widths = [one.accuracy.high - one.accuracy.low for one in one_by_one]
+    assert 0.0 < together.accuracy.high - together.accuracy.low < max(widths)
+
+
 def test_the_worst_tenth_is_at_least_one_person() -> None:
     assert worst_mean(np.array([0.9, 0.2, 0.8])) == pytest.approx(0.2)
     assert worst_mean(np.linspace(0, 1, 40)) == pytest.approx(np.linspace(0, 1, 40)[:4].mean())

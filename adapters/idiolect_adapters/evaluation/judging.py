@@ -82,31 +82,48 @@ class Pairs:
 def judge(
     pairs: Pairs,
     stack: str,
-    margin_C: FloatArray,
+    margins: FloatArray,
     temperature: float,
     *,
     below: tuple[str, FloatArray] | None = None,
 ) -> Judged:
-    """`margin_C`: chosen minus rejected; `below`: name and margins of the stack to measure the gain over."""
-    person_C = pairs.comparisons.person_C
-    shares_P = person_accuracies(margin_C, person_C)
+    """`margins`: chosen minus rejected [C], or [D, C] of D draws of a training's noise, over which all figures are
+    means; `below`: name and margins [C] of the stack to measure the gain over.
+    """
+    person_C, margin_D_C = pairs.comparisons.person_C, np.atleast_2d(margins)
+    shares_D_P = _shares(margin_D_C, person_C)
     gain = None
     if below is not None:
         # The same people in the same order: the difference is taken within each person.
-        gain = bootstrap_mean(shares_P - person_accuracies(below[1], person_C))
+        gain = bootstrap_mean(shares_D_P.mean(axis=0) - person_accuracies(below[1], person_C))
     return Judged(
         part=pairs.part,
         stack=stack,
         pairs=len(person_C),
-        accuracy=bootstrap_mean(shares_P),
-        worst=worst_mean(shares_P),
-        calibration_error=expected_calibration_error(margin_C, temperature),
-        biases=biases(pairs, margin_C),
-        slices=tuple(slice_scores(pairs, margin_C, temperature)),
-        curve=reliability_curve(margin_C, temperature),
+        accuracy=bootstrap_mean(shares_D_P.mean(axis=0)),
+        worst=float(np.mean([worst_mean(shares_P) for shares_P in shares_D_P])),
+        calibration_error=_calibration_error(margin_D_C, temperature),
+        biases=biases(pairs, margin_D_C),
+        slices=tuple(slice_scores(pairs, margin_D_C, temperature)),
+        curve=_mean_curve(margin_D_C, temperature),
         gain=gain,
         gain_over=None if below is None else below[0],
     )
+
+
+def _shares(margin_D_C: FloatArray, person_C: NDArray[np.int32]) -> FloatArray:
+    """[D, P] of people with enough pairs."""
+    return np.stack([person_accuracies(margin_C, person_C) for margin_C in margin_D_C])
+
+
+def _calibration_error(margin_D_C: FloatArray, temperature: float) -> float:
+    return float(np.mean([expected_calibration_error(margin_C, temperature) for margin_C in margin_D_C]))
+
+
+def _mean_curve(margin_D_C: FloatArray, temperature: float) -> tuple[tuple[float, float], ...]:
+    """Bin by bin."""
+    curves_D_B_2 = [reliability_curve(margin_C, temperature) for margin_C in margin_D_C]
+    return tuple((float(stated), float(held)) for stated, held in np.mean(curves_D_B_2, axis=0))
 
 
 def worst_mean(shares_P: FloatArray) -> float:
@@ -117,35 +134,36 @@ def worst_mean(shares_P: FloatArray) -> float:
     return float(np.sort(shares_P)[:count].mean())
 
 
-def biases(pairs: Pairs, margin_C: FloatArray) -> tuple[Bias, ...]:
+def biases(pairs: Pairs, margin_D_C: FloatArray) -> tuple[Bias, ...]:
     """Verbosity and position. A score never sees which text came first, so a position bias above chance tells of order
     that leaked into the data."""
     words_I = np.array([len(item.text.split()) for item in pairs.items], dtype=np.float64)
     chosen, rejected = pairs.comparisons.chosen_C, pairs.comparisons.rejected_C
     return (
-        _bias("longer wins", words_I[chosen] - words_I[rejected], margin_C),
-        _bias("listed first wins", (rejected - chosen).astype(np.float64), margin_C),
+        _bias("longer wins", words_I[chosen] - words_I[rejected], margin_D_C),
+        _bias("listed first wins", (rejected - chosen).astype(np.float64), margin_D_C),
     )
 
 
-def _bias(name: str, ahead_C: FloatArray, margin_C: FloatArray) -> Bias:
+def _bias(name: str, ahead_C: FloatArray, margin_D_C: FloatArray) -> Bias:
     """`ahead_C`: how far the chosen text is ahead in the quality in question; pairs that are level say nothing."""
     unlike_C = ahead_C != 0
-    ahead_C, margin_C = ahead_C[unlike_C], margin_C[unlike_C]
+    ahead_C, margin_D_C = ahead_C[unlike_C], margin_D_C[:, unlike_C]
     if not len(ahead_C):
         return Bias(name, float("nan"), float("nan"), 0)
-    model_C = np.where(margin_C == 0, 0.5, (margin_C > 0) == (ahead_C > 0))
-    return Bias(name, float(model_C.mean()), float((ahead_C > 0).mean()), len(ahead_C))
+    model_D_C = np.where(margin_D_C == 0, 0.5, (margin_D_C > 0) == (ahead_C > 0))
+    return Bias(name, float(model_D_C.mean()), float((ahead_C > 0).mean()), len(ahead_C))
 
 
-def slice_scores(pairs: Pairs, margin_C: FloatArray, temperature: float) -> list[SliceScore]:
+def slice_scores(pairs: Pairs, margin_D_C: FloatArray, temperature: float) -> list[SliceScore]:
     """By domain, language, task, length of the texts and activity of the person; largest slices first."""
     comparisons, found = pairs.comparisons, []
     for kind, value_C in slice_values(pairs).items():
         for value, count in Counter(value_C).most_common(MAX_SLICES):
             inside_C = np.array([each == value for each in value_C])
-            accuracy = bootstrap_mean(person_accuracies(margin_C[inside_C], comparisons.person_C[inside_C]))
-            error = expected_calibration_error(margin_C[inside_C], temperature)
+            within_D_C = margin_D_C[:, inside_C]
+            accuracy = bootstrap_mean(_shares(within_D_C, comparisons.person_C[inside_C]).mean(axis=0))
+            error = _calibration_error(within_D_C, temperature)
             found.append(SliceScore(kind, value, count, accuracy, error))
     return found
 

@@ -44,7 +44,7 @@ def evaluate(
     Example: idiolect eval polis --pairs 5 --pairs 50 --epsilon 1 --report polis-report
     """
     from idiolect_adapters.evaluation.report import check_folder, save_report
-    from idiolect_services.evaluation import evaluate_dataset
+    from idiolect_services.evaluation import TRIAL_DRAWS, evaluate_dataset
 
     if report is not None:
         check_folder(report)
@@ -55,7 +55,8 @@ def evaluate(
         _show([one for one in evaluation.judged if one.part == part])
     if pairs:
         console.print(
-            f"Adapters of so many pairs were tried at epsilon {settings.user_epsilon:g}, with one draw of noise."
+            f"Adapters of so many pairs were tried at epsilon {settings.user_epsilon:g}, {TRIAL_DRAWS} times: the "
+            "table shows means over the draws of noise."
         )
     if report is not None:
         page, *drawn = save_report(report, evaluation)
