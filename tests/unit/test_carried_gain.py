@@ -30,7 +30,7 @@ def measured(new: np.ndarray) -> CarriedGain:
         Side(known[:, 0], known[:, 1:], Recipe(1.0, 1.0, 20, 5.0 * np.eye(known.shape[1] - 1)), 0.0)
         for known in (old, new)
     ]
-    return carried_gain(*sides, groups(WORLD.items), SAID, SecureNoise())
+    return carried_gain(*sides, groups(WORLD.items), np.arange(len(WORLD.items)), SAID, SecureNoise())
 
 
 def test_a_model_that_knows_the_same_in_other_words_keeps_all_of_it() -> None:

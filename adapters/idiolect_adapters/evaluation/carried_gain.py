@@ -74,10 +74,18 @@ class Side:
 
 
 def carried_gain(
-    old: Side, new: Side, group_I: NDArray[np.int64], adaptation: Adaptation, noise: NoiseSource, *, draws: int = 1
+    old: Side,
+    new: Side,
+    group_I: NDArray[np.int64],
+    anchor_A: NDArray[np.int64],
+    adaptation: Adaptation,
+    noise: NoiseSource,
+    *,
+    draws: int = 1,
 ) -> CarriedGain:
-    """All items are the anchors too; `group_I` names their prompts. `draws` of the noise are averaged."""
-    matrix_O_N = fit_carry(old.taste_I_K, new.taste_I_K, group_I).matrix_O_N
+    """`group_I` names the items' prompts; `anchor_A` are the items that the matrix is fitted on. `draws` of the noise
+    are averaged."""
+    matrix_O_N = fit_carry(old.taste_I_K[anchor_A], new.taste_I_K[anchor_A], group_I[anchor_A]).matrix_O_N
     gains = []
     for _ in range(draws):
         adapters_P_O = old.trained(adaptation, noise)

@@ -9,7 +9,7 @@ domain adapters at `DOMAIN_EPSILON`, one without noise on domain adapters withou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -70,6 +70,7 @@ class StackScore:
     part: str
     accuracy: Accuracy
     calibration: Calibration | None  # None where margins are no log odds
+    gain: Accuracy | None = None  # of a user adapter over the stack below it, within each person and noise draw
 
 
 def stacks_of(part: str, sizes: Sequence[int], epsilons: Sequence[Epsilon] = USER_EPSILONS) -> tuple[StackId, ...]:
@@ -128,11 +129,13 @@ class StackEvaluation:
         trained = [(score_I, self._train_users(stack, score_I)) for score_I in below]
         for part, pairs in self._new.parts.items():
             difference_C_K = self._taste_I_K[pairs.chosen_C] - self._taste_I_K[pairs.rejected_C]
+            under = [margins(score_I, pairs) for score_I, _ in trained]
             draws = [
-                margins(score_I, pairs) + (difference_C_K * adapters_P_K[pairs.person_C]).sum(axis=1)
-                for score_I, adapters_P_K in trained
+                below_C + (difference_C_K * adapters_P_K[pairs.person_C]).sum(axis=1)
+                for below_C, (_, adapters_P_K) in zip(under, trained, strict=True)
             ]
-            yield self._judged(stack, part, pairs, draws)
+            gains_N_P = _shares(draws, pairs) - _shares(under, pairs)
+            yield replace(self._judged(stack, part, pairs, draws), gain=bootstrap_noisy_mean(gains_N_P))
 
     def _train_users(self, stack: StackId, score_I: FloatArray) -> FloatArray:
         recipe = self._recipes.user.at(stack.epsilon)
@@ -143,7 +146,7 @@ class StackEvaluation:
         return train_users(padded, recipe, _multiplier(stack.epsilon, recipe.steps), self._noise)
 
     def _judged(self, stack: StackId, part: str, pairs: Comparisons, draws: Sequence[FloatArray]) -> StackScore:
-        accuracy = bootstrap_noisy_mean(np.array([person_accuracies(draw, pairs.person_C) for draw in draws]))
+        accuracy = bootstrap_noisy_mean(_shares(draws, pairs))
         if stack.kind == "item_mean":
             return StackScore(stack, part, accuracy, None)
         errors = [expected_calibration_error(draw, self._temperature) for draw in draws]
@@ -184,6 +187,11 @@ class StackEvaluation:
             margins_C=margins(self._score_I, pairs),
             weights_C=pairs.weight_C.astype(np.float64),
         )
+
+
+def _shares(draws: Sequence[FloatArray], pairs: Comparisons) -> FloatArray:
+    """[N, P] of people with enough pairs."""
+    return np.array([person_accuracies(draw, pairs.person_C) for draw in draws])
 
 
 def margins(score_I: FloatArray, pairs: Comparisons) -> FloatArray:

@@ -19,11 +19,13 @@ from idiolect.signals.comparison import PreferenceDataset
 from idiolect_adapters.backbone import find_backbone
 from idiolect_adapters.evaluation.baseline_rows import BaselineScore, baseline_scores, baselines_of
 from idiolect_adapters.evaluation.splits import new_people, shared_data
-from idiolect_adapters.evaluation.stacks import KNOWN_ITEMS, StackEvaluation, StackScore, stacks_of
+from idiolect_adapters.evaluation.stacks import KNOWN_ITEMS, StackEvaluation, StackId, StackScore, stacks_of
 from idiolect_adapters.preference import project_features
 from idiolect_adapters.training.clip_noise import NoiseSource, SecureNoise
 from idiolect_adapters.training.global_model import GlobalOptions
 from idiolect_services.bench.form import Measured
+from idiolect_services.bench.preference_carrying import measure_carrying
+from idiolect_services.bench.preference_carrying import metrics as carrying_metrics
 from idiolect_services.bench.preference_crowd import KIND as CROWD
 from idiolect_services.bench.preference_crowd import measure_crowd
 from idiolect_services.bench.preference_crowd import metrics as crowd_metrics
@@ -32,7 +34,8 @@ from idiolect_services.datasets import read_dataset, sample_folder
 from idiolect_services.training_runs import Stages
 
 PARTS = ("test_known", "test_new")
-ACCURACY, ERROR = "accuracy", "calibration error"
+ACCURACY, ERROR, GAIN = "accuracy", "calibration error", "accuracy over the stack below"
+LOUDEST = 1.0  # of USER_EPSILONS
 END_TO_END = "end_to_end"
 
 
@@ -52,7 +55,16 @@ class Protocol:
                 name = f"{self.kind}_{part}_{stack.name}"
                 names += [name] if stack.kind == "item_mean" else [name, f"{name}_ece"]
             names += [f"{self.kind}_{part}_{name}" for name in baselines_of(part, self.baseline_sizes, KNOWN_ITEMS)]
-        return [*names, f"{self.kind}_{END_TO_END}"]
+            names.append(self.few_metric(part))
+        return [*names, *carrying_metrics(self.kind, max(self.sizes)), f"{self.kind}_{END_TO_END}"]
+
+    def few_metric(self, part: str) -> str:
+        """The gain where it is hardest to get: fewest comparisons, loudest noise."""
+        return f"{self.kind}_{part}_{self.fewest.name}_gain"
+
+    @property
+    def fewest(self) -> StackId:
+        return StackId("user", min(self.sizes), LOUDEST)
 
 
 def polis(data_dir: Path) -> Protocol:
@@ -118,6 +130,23 @@ def measure_dataset(
         ours = [score for score in scores if score.part == part]
         yield from _measured(protocol.kind, ours)
         yield from _measured_baselines(protocol.kind, ours[0], [score for score in baselines if score.part == part])
+        (few,) = [score.gain for score in ours if score.stack == protocol.fewest and score.gain is not None]
+        yield Measured(protocol.few_metric(part), GAIN, few.value, few.low, few.high)
+    pooled_I_H = plain_I_F[:, : trained.model.backbone.hidden_size]
+    yield from measure_carrying(
+        protocol.kind,
+        max(protocol.sizes),
+        trained.model,
+        pooled_I_H,
+        data,
+        new,
+        dataset.digest,
+        backbone=backbone,
+        models=models,
+        options=options,
+        noise=noise,
+        stages=stages,
+    )
     yield Measured(f"{protocol.kind}_{END_TO_END}", "s", seconds)
 
 

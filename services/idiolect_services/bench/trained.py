@@ -36,24 +36,35 @@ class Trained:
 
 
 def trained_model(
-    root: Path, backbone: Path, data: SharedData, data_digest: str, options: GlobalOptions, stages: Stages
+    root: Path,
+    backbone: Path,
+    data: SharedData,
+    data_digest: str,
+    options: GlobalOptions,
+    stages: Stages,
+    *,
+    before: PreferenceModel | None = None,
 ) -> Trained:
-    """The model of this training under `root`, trained now unless it is there and intact."""
+    """The model of this training under `root`, trained now unless it is there and intact. `before`: the model whose
+    directions it follows."""
     root.mkdir(parents=True, exist_ok=True)
-    note = root / f"{training_key(backbone, data_digest, options)}.json"
+    note = root / f"{training_key(backbone, data_digest, options, before)}.json"
     known = _known(root, note)
     if known is not None:
         return known
     started = time.monotonic()
     described = {"privacy": "declared public data", "datasets": {"benchmark": data_digest}}
-    model = build_global(root, Backbone.load(backbone), data, options, described, stages)
+    model = build_global(root, Backbone.load(backbone), data, options, described, stages, before)
     seconds = time.monotonic() - started
     _write(note, {"model": model.digest, "seconds": seconds})
     return Trained(model, seconds, reused=False)
 
 
-def training_key(backbone: Path, data_digest: str, options: GlobalOptions) -> str:
+def training_key(
+    backbone: Path, data_digest: str, options: GlobalOptions, before: PreferenceModel | None = None
+) -> str:
     decides = {
+        "before": None if before is None else before.digest,
         "data": data_digest,
         "options": asdict(options),
         "backbone": _digest(sorted(path for path in backbone.iterdir() if path.is_file())),
