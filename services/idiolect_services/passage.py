@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import new_id, sha256_hex
-from idiolect.registry.manifest import HEAD_LORA, Carried, ReleaseTemplate, TensorSpec, Version, manifest_bytes
+from idiolect.registry.manifest import HEAD_LORA, Carried, ReleaseTemplate, TensorSpec, Version
+from idiolect.registry.signed import signed_versions
 from idiolect.registry.weights import dump_weights, verify_version
 from idiolect_adapters.carrying import Carry
 from idiolect_adapters.runtime.bank import HEAD_B
@@ -134,10 +135,10 @@ class Ferry:
         noise = noise_of(template, recipes()) if template.scope == "user" else None
         carried = self._template(passage, crossing, template, usable[0][0].release, noise)
         release = new_id()
-        signed = [
-            self._signed(carried, _version(release, source, adapter_N))
-            for (source, _), adapter_N in zip(usable, adapters_P_N, strict=True)
+        versions = [
+            _version(release, source, adapter_N) for (source, _), adapter_N in zip(usable, adapters_P_N, strict=True)
         ]
+        signed = signed_versions(carried, versions, self._installation.signer)
         now = self._installation.clock.now()
         outcome = self._installation.store.publish(
             release, carried, signed, now, reason="carrying to a new global model", actor=ACTOR, staged=True
@@ -173,13 +174,6 @@ class Ferry:
             created_at=self._installation.clock.now(),
             carried=Carried(source, template.global_digest, carried_noise(noise, crossing.carry)),
         )
-
-    def _signed(self, template: ReleaseTemplate, version: Version) -> Version:
-        signer = self._installation.signer
-        version = replace(version, key_id=signer.key_id)
-        signed = replace(version, signature=signer.sign(manifest_bytes(template, version)))
-        verify_version(template, signed, signer)  # what would be refused at load is not published
-        return signed
 
 
 def carried_noise(noise: tuple[float, ...] | None, carry: Carry) -> tuple[float, ...]:

@@ -22,8 +22,9 @@ from idiolect.privacy.budget import Budget, PrivacyStatement, plan_run, statemen
 from idiolect.privacy.events import Event
 from idiolect.privacy.ledger import Reservation
 from idiolect.privacy.policy import budget_of, delta_of
-from idiolect.registry.manifest import GLOBAL_HEAD, GLOBAL_OWNER, ReleaseTemplate, TensorSpec, Version, manifest_bytes
-from idiolect.registry.weights import dump_weights, verify_version
+from idiolect.registry.manifest import GLOBAL_HEAD, GLOBAL_OWNER, ReleaseTemplate, TensorSpec, Version
+from idiolect.registry.signed import signed_versions
+from idiolect.registry.weights import dump_weights
 from idiolect.signals.comparison import Item
 from idiolect.signals.data import Comparisons, Ratings, SharedData
 from idiolect_adapters.backbone import Backbone
@@ -260,7 +261,7 @@ class PrivateGlobalTrainer:
             run=charged.reservation.run,
             created_at=now,
         )
-        release, weights, signer = new_id(), dump_weights(tensors), self._installation.signer
+        release, weights = new_id(), dump_weights(tensors)
         version = Version(
             id=new_id(),
             release=release,
@@ -270,12 +271,10 @@ class PrivateGlobalTrainer:
             parent=None,
             weights=weights,
             weights_sha256=sha256_hex(weights),
-            key_id=signer.key_id,
         )
-        version = replace(version, signature=signer.sign(manifest_bytes(template, version)))
-        verify_version(template, version, signer)
+        signed = signed_versions(template, [version], self._installation.signer)
         reason = "private training of the global model"
-        self._store.publish(release, template, [version], now, reason=reason, actor=ACTOR, staged=True)
+        self._store.publish(release, template, signed, now, reason=reason, actor=ACTOR, staged=True)
         return release
 
 

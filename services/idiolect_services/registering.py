@@ -10,7 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING
 
@@ -29,12 +29,12 @@ from idiolect.registry.manifest import (
     ReleaseTemplate,
     TensorSpec,
     Version,
-    manifest_bytes,
 )
 from idiolect.registry.pointers import Adapter
+from idiolect.registry.signed import signed_versions
 from idiolect.registry.signing import Signer
 from idiolect.registry.strict import check_template
-from idiolect.registry.weights import dump_weights, verify_version
+from idiolect.registry.weights import dump_weights
 from idiolect.signals.context import Context
 from idiolect.stores.ports import Store
 
@@ -157,10 +157,8 @@ class Registrar:
             parent=self._store.pointers(template.tenant, owner)[0].version,
             weights=weights,
             weights_sha256=sha256_hex(weights),
-            key_id=self._signer.key_id,
         )
-        signed = replace(version, signature=self._signer.sign(manifest_bytes(template, version)))
-        verify_version(template, signed, self._signer)
+        (signed,) = signed_versions(template, [version], self._signer)
         return signed
 
     def _check_owner(self, tenant: str, owner: Adapter) -> int:

@@ -21,9 +21,10 @@ from idiolect.privacy.budget import Budget, PrivacyStatement, plan_run, statemen
 from idiolect.privacy.events import Event, Unit
 from idiolect.privacy.ledger import Reservation
 from idiolect.privacy.policy import budget_of, delta_of
-from idiolect.registry.manifest import AdapterScope, ReleaseTemplate, TensorSpec, Version, manifest_bytes
+from idiolect.registry.manifest import AdapterScope, ReleaseTemplate, TensorSpec, Version
 from idiolect.registry.pointers import Adapter
-from idiolect.registry.weights import dump_weights, verify_version
+from idiolect.registry.signed import signed_versions
+from idiolect.registry.weights import dump_weights
 from idiolect.signals.comparison import Item
 from idiolect.signals.context import Context
 from idiolect.signals.data import Comparisons, PersonalSnapshot, SharedData
@@ -361,7 +362,8 @@ class Trainer:
     ) -> TrainingReport:
         assert template.privacy is not None  # what is trained here always says how private it is
         release, now = new_id(), self._installation.clock.now()
-        signed = [self._signed(template, replace(version, release=release)) for version in versions]
+        named = [replace(version, release=release) for version in versions]
+        signed = signed_versions(template, named, self._installation.signer)
         outcome = self._store.publish(release, template, signed, now, reason=reason, actor=ACTOR, staged=staged)
         if not staged:
             kept = [version for version in signed if version.subject not in outcome.fenced]
@@ -374,13 +376,6 @@ class Trainer:
             fenced=len(outcome.fenced),
             epsilon=template.privacy.epsilon,
         )
-
-    def _signed(self, template: ReleaseTemplate, version: Version) -> Version:
-        signer = self._installation.signer
-        version = replace(version, key_id=signer.key_id)
-        signed = replace(version, signature=signer.sign(manifest_bytes(template, version)))
-        verify_version(template, signed, signer)  # what would be refused at load is not published
-        return signed
 
 
 def _margins(score_I: FloatArray, comparisons: Comparisons) -> FloatArray:

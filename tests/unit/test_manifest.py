@@ -260,6 +260,7 @@ def _plainly(template: ReleaseTemplate, version: Version) -> bytes:
 def test_a_manifest_that_reuses_its_templates_members_is_the_plain_rendering() -> None:
     tricky = [TEMPLATE, replace(TEMPLATE, rank=True), replace(TEMPLATE, rank=1), replace(TEMPLATE, rank=1.0)]  # type: ignore[arg-type]
     tricky += [replace(TEMPLATE, data_window='"quoted" \u2028 \U0001f600'), replace(TEMPLATE, alpha=1e21)]
+    tricky += [replace(TEMPLATE, data_window="100% %(version)b %"), replace(TEMPLATE, run="%%\u00e9%")]
     for template in (*tricky, *[edited for _, edited in edited_templates()], TEMPLATE):
         for version in (
             signed(),

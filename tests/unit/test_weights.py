@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from idiolect.errors import CorruptArtifactError
 from idiolect.registry.manifest import TensorSpec
-from idiolect.registry.weights import INLINE_MAX_BYTES, bytes_of, dump_weights, load_weights
+from idiolect.registry.weights import INLINE_MAX_BYTES, bytes_of, check_weights, dump_weights, load_weights, shared_head
 
 SPEC = TensorSpec("head.lora_B.weight", (1, 4))
 SPECS = [SPEC]
@@ -183,3 +184,99 @@ def test_any_json_for_a_header_is_refused_or_right(header: object, part: object)
         except CorruptArtifactError:
             continue
         assert loaded[SPEC.name].tobytes() == VALUES.tobytes()
+
+
+# Many at once, against one at a time
+
+TWO = [TensorSpec("B", (2, 2), max_norm=2.0), TensorSpec("C", (1, 3), max_norm=1.0)]
+GOOD = dump_weights({"B": np.full((2, 2), 0.5), "C": np.zeros((1, 3))})
+NUMBERS = st.floats(width=32, allow_nan=True, allow_infinity=True) | st.floats(-1.25, 1.25, width=32)
+
+
+def two(numbers: list[float]) -> bytes:
+    return dump_weights({"B": np.array(numbers[:4]).reshape(2, 2), "C": np.array([numbers[4:]])})
+
+
+def odd_files() -> st.SearchStrategy[bytes]:
+    swapped = raw(
+        {"C": entry(shape=[1, 3], data_offsets=[0, 12]), "B": entry(shape=[2, 2], data_offsets=[12, 28])}, b"\0" * 28
+    )
+    others = [
+        b"",
+        GOOD[:-4],
+        GOOD + b"\0",
+        GOOD.replace(b"F32", b"I32"),
+        dump_weights({"B": np.zeros((2, 2))}),
+        swapped,
+    ]
+    return st.lists(NUMBERS, min_size=7, max_size=7).map(two) | st.sampled_from([GOOD, *others])
+
+
+def refusal(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except CorruptArtifactError as error:
+        return error.message
+    return None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(odd_files(), max_size=6))
+def test_checking_many_files_refuses_what_loading_one_after_the_other_refuses(files: list[bytes]) -> None:
+    one_by_one = refusal(lambda: [load_weights(data, TWO) for data in files])
+    assert refusal(lambda: check_weights(files, TWO)) == one_by_one
+
+
+@pytest.mark.parametrize("factor", [1 - 1e-6, 1 - 1e-10, 1.0, 1 + 1e-6])
+def test_a_norm_at_its_very_bound_is_judged_as_it_is_alone(factor: float) -> None:
+    at_bound = dump_weights({"B": np.full((2, 2), factor), "C": np.zeros((1, 3))})
+    alone = refusal(lambda: load_weights(at_bound, TWO))
+    assert refusal(lambda: check_weights([GOOD, at_bound], TWO)) == alone
+    assert (alone is not None) == (factor > 1)
+
+
+def test_more_files_than_are_looked_at_together_are_all_checked() -> None:
+    many = [GOOD] * 20_000
+    check_weights(many, TWO)
+    with pytest.raises(CorruptArtifactError, match="finite"):
+        check_weights([*many, two([np.nan] + [0.0] * 6)], TWO)
+
+
+def test_files_without_numbers_are_checked_too() -> None:
+    check_weights([], TWO)
+    nothing = dump_weights({"B": np.zeros((0, 2))})
+    check_weights([nothing] * 3, [TensorSpec("B", (0, 2))])
+
+
+# What many begin with
+
+
+def test_files_of_one_training_begin_alike_up_to_their_numbers() -> None:
+    files = [two([float(number) / 10] * 7) for number in range(3)]
+    head = shared_head(files, TWO)
+    assert [len(data) - len(head) for data in files] == [28] * 3
+    assert all(data.startswith(head) for data in files)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [],
+        [b""],
+        [b"\0" * 40],
+        [b"\xff" * 40],
+        [GOOD, b""],
+        [GOOD, dump_weights({"B": np.zeros((2, 2))})],
+        [raw(b"[]")],
+        [raw({SPEC.name: 7})],
+        [raw({SPEC.name: ["dtype", "shape", "data_offsets"]})],
+        [raw({SPEC.name: entry(note="of ann")})],
+        [raw({SPEC.name: entry(data_offsets="of ann")})],
+        [raw({SPEC.name: entry(data_offsets=[0, "of ann"])})],
+        [raw({SPEC.name: entry(), "__metadata__": {"of": "ann"}})],
+        [raw({"of ann": entry()})],
+    ],
+)
+def test_whatever_else_files_begin_with_is_not_taken_for_their_head(files: list[bytes]) -> None:
+    for specs in (SPECS, TWO, TWO[:1]):
+        assert shared_head(files, specs) == b""

@@ -7,10 +7,10 @@ into the canonical JSON that is signed and verified.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from json.encoder import encode_basestring_ascii
 from typing import Any, Literal
 
 from idiolect.canonical import canonical_json
@@ -180,42 +180,44 @@ class Version:
 def manifest_bytes(template: ReleaseTemplate, version: Version) -> bytes:
     """The canonical JSON (RFC 8785) of the version's whole manifest, without its signature.
 
-    Most of it is the same for a million versions, so the template's members are rendered once: a test holds this
-    against the plain rendering of the whole.
+    Most of it is the same for a million versions, so what stands around a version's own members is rendered once: a
+    test holds this against the plain rendering of the whole.
     """
-    members = {**_template_members(template)} | {
-        name: _rendered(value)
-        for name, value in (
-            ("version", version.id),
-            ("release", version.release),
-            ("subject", version.subject),
-            ("domain", version.domain),
-            ("generation", version.generation),
-            ("parent", version.parent),
-            ("weights_sha256", version.weights_sha256),
-            ("evaluation", dict(version.evaluation)),
-        )
+    evaluation = version.evaluation
+    return _form_of(template) % {
+        b"version": _rendered(version.id),
+        b"release": _rendered(version.release),
+        b"subject": _rendered(version.subject),
+        b"domain": _rendered(version.domain),
+        b"generation": _rendered(version.generation),
+        b"parent": b"null" if version.parent is None else _rendered(version.parent),
+        b"weights_sha256": _rendered(version.weights_sha256),
+        b"evaluation": _rendered(dict(evaluation)) if evaluation else b"{}",
     }
-    return b"{" + b",".join(b'"%b":%b' % (name.encode(), members[name]) for name in sorted(members)) + b"}"
 
 
-# The last template and its members. Found by identity: equal templates may still read differently (1 and true).
-_rendered_last: tuple[ReleaseTemplate | None, Mapping[str, bytes]] = (None, {})
+_OF_VERSION = ("version", "release", "subject", "domain", "generation", "parent", "weights_sha256", "evaluation")
+
+# The last template and its form. Found by identity: equal templates may still read differently (1 and true).
+_form_last: tuple[ReleaseTemplate | None, bytes] = (None, b"")
 
 
-def _template_members(template: ReleaseTemplate) -> Mapping[str, bytes]:
-    global _rendered_last
-    known, members = _rendered_last
+def _form_of(template: ReleaseTemplate) -> bytes:
+    """The manifest with a place, as `%` fills it, for each member of a version."""
+    global _form_last
+    known, form = _form_last
     if known is not template:
-        members = {name: _rendered(value) for name, value in template.to_json().items()}
-        _rendered_last = (template, members)
-    return members
+        members = {name: _rendered(value).replace(b"%", b"%%") for name, value in template.to_json().items()}
+        members |= {name: b"%%(%b)b" % name.encode() for name in _OF_VERSION}
+        form = b"{" + b",".join(b'"%b":%b' % (name.encode(), members[name]) for name in sorted(members)) + b"}"
+        _form_last = (template, form)
+    return form
 
 
 def _rendered(value: Any) -> bytes:
     """Plain texts and small numbers, which most values are, without asking the general rules."""
     if type(value) is str and value.isascii() and value.isprintable():
-        return json.dumps(value).encode()
+        return encode_basestring_ascii(value).encode()
     if type(value) is int and 0 <= value < 1 << 53:
         return b"%d" % value
     return canonical_json({"": value})[len(b'{"":') : -1]

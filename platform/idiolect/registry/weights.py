@@ -81,3 +81,60 @@ def verify_version(template: ReleaseTemplate, version: Version, signer: Verifier
     if sha256_hex(version.weights) != version.weights_sha256:
         raise CorruptArtifactError(f"the weights of {what} do not match their digest.", mend="Train again.")
     return load_weights(version.weights, template.tensors)
+
+
+def shared_head(files: Sequence[bytes], specs: Sequence[TensorSpec]) -> bytes:
+    """What all of `files` begin with and that says no more than `specs` do: names, shapes and places of the tensors.
+    Empty if there is no such thing."""
+    first = files[0] if files else b""
+    head = first[: 8 + int.from_bytes(first[:8], "little")]
+    try:
+        header = parse_json_object(head[8:], what="the header of the weights")
+    except CorruptArtifactError:
+        return b""
+    told = set(header) == {spec.name for spec in specs} and all(_tells(header[spec.name], spec) for spec in specs)
+    return head if told and all(data.startswith(head) for data in files) else b""
+
+
+def _tells(entry: object, spec: TensorSpec) -> bool:
+    """Whether it says just that."""
+    if not isinstance(entry, dict) or not isinstance(places := entry.get("data_offsets"), list):
+        return False
+    numbers = len(places) == 2 and all(type(place) is int for place in places)
+    return numbers and entry == {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": places}
+
+
+def check_weights(files: Sequence[bytes], specs: Sequence[TensorSpec]) -> None:
+    """Raises what `load_weights` raises for the first of `files` that it refuses.
+
+    A million files of one training differ in their numbers alone, so a header is read once, and the numbers of all
+    that begin with it are looked at together. Whatever that does not pass goes through `load_weights`.
+    """
+    start = 0
+    while start < len(files):
+        load_weights(files[start], specs)
+        some = files[start : start + 1 + _TOGETHER_BYTES // len(files[start])]
+        for data, is_sound in zip(some, _sound(some, specs), strict=True):
+            if not is_sound:
+                load_weights(data, specs)
+        start += len(some)
+
+
+_TOGETHER_BYTES = 1 << 20
+_WELL_WITHIN = 1 - 1e-9  # a sum in another order may round otherwise
+
+
+def _sound(files: Sequence[bytes], specs: Sequence[TensorSpec]) -> Sequence[bool]:
+    """Which certainly are: alike the first, which is, and with finite numbers well within their bounds."""
+    first = files[0]
+    head = 8 + int.from_bytes(first[:8], "little")
+    header = parse_json_object(first[8:head], what="the header of the weights")
+    alike = [len(data) == len(first) and data.startswith(first[:head]) for data in files]
+    numbers = b"".join(data[head:] if same else first[head:] for data, same in zip(files, alike, strict=True))
+    with np.errstate(all="ignore"):  # what is not a number compares as False
+        values_F_N = np.frombuffer(numbers, "<f4").reshape(len(files), (len(first) - head) // 4).astype(np.float64)
+        sound_F = np.array(alike) & np.isfinite(values_F_N).all(axis=1)
+        for spec in specs:
+            begin, end = (offset // 4 for offset in header[spec.name]["data_offsets"])
+            sound_F &= np.linalg.norm(values_F_N[:, begin:end], axis=1) < _WELL_WITHIN * spec.max_norm
+    return [bool(one) for one in sound_F]

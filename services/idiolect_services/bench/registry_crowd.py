@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from itertools import cycle
@@ -14,9 +14,10 @@ import numpy as np
 from idiolect.ids import new_id, sha256_hex
 from idiolect.privacy.budget import statement_for
 from idiolect.privacy.events import GaussianEvent
-from idiolect.registry.manifest import ReleaseTemplate, TensorSpec, Version, manifest_bytes
+from idiolect.registry.manifest import ReleaseTemplate, TensorSpec, Version
+from idiolect.registry.signed import signed_versions
 from idiolect.registry.signing import Signer
-from idiolect.registry.weights import dump_weights, verify_version
+from idiolect.registry.weights import dump_weights
 from idiolect.signals.comparison import Comparison, Item, PreferenceDataset
 from idiolect.stores.ports import ImportOptions, Store
 
@@ -38,30 +39,15 @@ class Crowd:
         """Sign, check and publish a version for each, as one release: what a trainer does after the training."""
         release = new_id()
         versions = [
-            self._signed(release, person, weights) for person, weights in zip(people, cycle(_weights()), strict=False)
+            _version(release, person, weights) for person, weights in zip(people, cycle(_weights()), strict=False)
         ]
-        self.store.publish(release, self.template, versions, moment(), reason="bench", actor="bench")
+        signed = signed_versions(self.template, versions, self.signer)
+        self.store.publish(release, self.template, signed, moment(), reason="bench", actor="bench")
         return release
-
-    def _signed(self, release: str, person: str, weights: bytes) -> Version:
-        version = Version(
-            id=new_id(),
-            release=release,
-            subject=person,
-            domain="",
-            generation=0,
-            parent=None,
-            weights=weights,
-            weights_sha256=sha256_hex(weights),
-            key_id=self.signer.key_id,
-        )
-        signed = replace(version, signature=self.signer.sign(manifest_bytes(self.template, version)))
-        verify_version(self.template, signed, self.signer)
-        return signed
 
 
 def gather(store: Store, count: int) -> Crowd:
-    people = [f"{secrets.randbits(128):032x}" for _ in range(count)]
+    people = sorted(f"{secrets.randbits(128):032x}" for _ in range(count))  # as a training reads them
     items = (Item(DOMAIN, "how?", "like this"), Item(DOMAIN, "how?", "like that"))
     said = tuple(Comparison(person, 0, 1) for person in people)
     crowd = PreferenceDataset(name="bench", digest="1", items=items, adaptation=said)
@@ -69,6 +55,19 @@ def gather(store: Store, count: int) -> Crowd:
     store.set_global(GLOBAL, START, reason="bench", actor="bench")
     store.import_dataset(TENANT, crowd, ImportOptions(public=False, opt_in=True), START)
     return Crowd(store, people, Signer(secrets.token_bytes(32)), _template())
+
+
+def _version(release: str, person: str, weights: bytes) -> Version:
+    return Version(
+        id=new_id(),
+        release=release,
+        subject=person,
+        domain="",
+        generation=0,
+        parent=None,
+        weights=weights,
+        weights_sha256=sha256_hex(weights),
+    )
 
 
 def moment() -> datetime:

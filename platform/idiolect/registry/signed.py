@@ -1,0 +1,47 @@
+"""Signing the versions of a release: what would be refused at load is not signed, and so never published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from idiolect.errors import CorruptArtifactError
+from idiolect.ids import sha256_hex
+from idiolect.registry.manifest import ReleaseTemplate, Version, manifest_bytes
+from idiolect.registry.signing import Signer
+from idiolect.registry.weights import check_weights, verify_version
+
+
+def signed_versions(template: ReleaseTemplate, versions: Sequence[Version], signer: Signer) -> list[Version]:
+    """All of `versions`, with signatures by `signer`, after every check of a load but the signature's own.
+
+    A signature that was made here a moment ago is not verified at once, which costs twice as much as making it: the
+    bytes that are stored are those that were signed, and every load verifies them. The first is, in case the key or the
+    library is not what it should be. Raises CorruptArtifactError.
+    """
+    for version in versions:
+        if sha256_hex(version.weights) != version.weights_sha256:
+            raise CorruptArtifactError(
+                f"the weights of version {version.id} do not match their digest.", mend="Train again."
+            )
+    check_weights([version.weights for version in versions], template.tensors)
+    signed = [_signed(template, version, signer) for version in versions]
+    for first in signed[:1]:
+        verify_version(template, first, signer)
+    return signed
+
+
+def _signed(template: ReleaseTemplate, version: Version, signer: Signer) -> Version:
+    """Written out: `dataclasses.replace` takes three times as long."""
+    return Version(
+        id=version.id,
+        release=version.release,
+        subject=version.subject,
+        domain=version.domain,
+        generation=version.generation,
+        parent=version.parent,
+        weights=version.weights,
+        weights_sha256=version.weights_sha256,
+        evaluation=version.evaluation,
+        key_id=signer.key_id,
+        signature=signer.sign(manifest_bytes(template, version)),
+    )
