@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from idiolect.errors import ConfigurationError, CorruptArtifactError
 from idiolect.resets.plan import ResetPlan, plan_erasure, plan_reset
@@ -71,6 +74,33 @@ def test_a_changed_byte_is_noticed(place: int) -> None:
 def test_what_is_no_sealed_value_is_refused(sealed: bytes) -> None:
     with pytest.raises(CorruptArtifactError):
         KEY.open("version", b"v1", sealed)
+
+
+def test_new_keys_have_ids_in_the_order_of_their_making_that_never_repeat() -> None:
+    ids = [TENANT_KEY.new_subject_key("ann", ADAPTERS).id for _ in range(2_000)]
+    assert len(set(ids)) == len(ids)
+    assert [one[:6] for one in ids] == sorted(one[:6] for one in ids)
+    assert {len(one) for one in ids} == {16}
+
+
+def test_sealing_and_references_use_keys_of_their_own() -> None:
+    nonce, bound = SEALED[17:29], b'["sealed", "acme", "ann", "adapters"]\nversion\nv1'
+    for wrong in (KEY.secret, hashlib.blake2b(key=KEY.secret, person=b"references", digest_size=32).digest()):
+        with pytest.raises(InvalidTag):
+            AESGCM(wrong).decrypt(nonce, SEALED[29:], bound)
+    assert KEY.reference(b"digest") != hashlib.blake2b(b"digest", key=KEY.secret, digest_size=32).digest()
+
+
+def test_a_key_of_before_with_a_secret_of_two_halves_goes_on() -> None:
+    """One half sealed, the other made references."""
+    old = replace(KEY, secret=bytes(range(64)))
+    nonce, bound = bytes(12), b'["sealed", "acme", "ann", "adapters"]\nversion\nv1'
+    stored = b"\x01" + old.id + nonce + AESGCM(bytes(range(32))).encrypt(nonce, b"weights", bound)
+    assert old.open("version", b"v1", stored) == b"weights"
+    assert old.open("version", b"v1", old.seal("version", b"v1", b"new")) == b"new"
+    expected = hashlib.blake2b(b"digest", key=bytes(range(32, 64)), digest_size=32).digest()
+    assert old.reference(b"digest") == expected
+    assert TENANT_KEY.unwrap("ann", ADAPTERS, old.id, TENANT_KEY.wrap(old)) == old
 
 
 def test_references_differ_between_people_and_stay_the_same_for_one() -> None:
