@@ -67,12 +67,16 @@ def listening(store: SqlStore, **listeners: Any) -> Iterator[None]:
 @contextmanager
 def _prepared_too(before_cursor_execute: Any, commit: Any = None) -> Iterator[None]:
     """What goes straight to the driver is no event of the engine."""
-    find, end = PreparedConnection._prepared, PreparedConnection.commit
+    find, run, end = PreparedConnection._prepared, PreparedConnection.exec_driver_sql, PreparedConnection.commit
 
     def found(connection: PreparedConnection, statement: Any) -> Prepared:
         prepared = find(connection, statement)
         before_cursor_execute(connection, None, prepared.sql)
         return prepared
+
+    def ran(connection: PreparedConnection, statement: str, parameters: Any) -> Any:
+        before_cursor_execute(connection, None, statement)
+        return run(connection, statement, parameters)
 
     def ended(connection: PreparedConnection) -> None:
         if commit is not None:
@@ -81,5 +85,6 @@ def _prepared_too(before_cursor_execute: Any, commit: Any = None) -> Iterator[No
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(PreparedConnection, "_prepared", found)
+        patched.setattr(PreparedConnection, "exec_driver_sql", ran)
         patched.setattr(PreparedConnection, "commit", ended)
         yield

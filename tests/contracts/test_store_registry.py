@@ -25,6 +25,7 @@ from idiolect.consent import ConsentChange
 from idiolect.errors import ConflictError, CorruptArtifactError, InvalidInputError, NotFoundError, TooLargeError
 from idiolect.ids import sha256_hex
 from idiolect.registry.manifest import Version, manifest_bytes
+from idiolect.registry.pointers import Adapter
 from idiolect.registry.resolution import ReleaseSummary, Resolution, ResolvedVersion
 from idiolect.registry.weights import INLINE_MAX_BYTES
 from idiolect.resets.plan import plan_reset
@@ -290,19 +291,15 @@ def test_pointers_keep_their_history_with_reason_and_actor(ready: SqlStore) -> N
     publish_user(ready, "v1", minutes=1)
     publish_user(ready, "v2", minutes=2)
     ready.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(3))
-    history = schema.pointer_history.c
     with ready._database.reading(ALL_TENANTS) as connection:
-        rows = connection.execute(
-            select(history.name, history.old_version, history.version, history.reason, history.actor).order_by(
-                history.id
-            )
-        ).all()
         assert connection.execute(select(schema.pointers)).all() == []
-    assert [tuple(row) for row in rows[:2]] == [
+    moves = reversed(ready.pointer_history(TENANT, Adapter("user", "ann")))
+    rows = [(move.name, move.old_version, move.version, move.reason, move.actor) for move in moves]
+    assert rows[:2] == [
         ("live", None, "v1", "trained", "trainer"),
         ("live", "v1", "v2", "trained", "trainer"),
     ]
-    assert sorted(tuple(row) for row in rows[2:]) == [
+    assert sorted(rows[2:], key=str) == [
         ("live", "v2", None, "reset x1", "subject"),
         ("previous", "v1", None, "reset x1", "subject"),
     ]
@@ -347,6 +344,17 @@ def test_a_large_release_is_published_in_batches(ready: Store) -> None:
     assert outcome == PublishOutcome(5_200, ())
     assert served(ready, people[0]) == (None, f"v-{people[0]}")
     assert served(ready, people[-1]) == (None, f"v-{people[-1]}")
+    again = [version(f"w-{person}", "r2", person) for person in people]
+    assert publish(ready, "r2", *again) == outcome
+    assert publish(ready, "r2", *again) == outcome
+    for person in (people[0], people[4_999], people[5_000], people[-1]):
+        assert [(one.name, one.version, one.revision) for one in ready.pointers(TENANT, Adapter("user", person))] == [
+            ("live", f"w-{person}", 2),
+            ("previous", f"v-{person}", 1),
+        ]
+        stored = ready.version(TENANT, f"w-{person}")
+        assert stored is not None
+        assert stored.version == version(f"w-{person}", "r2", person)
 
 
 def test_a_person_can_be_trained_again_after_a_reset(ready: Store) -> None:

@@ -1,49 +1,74 @@
 """Many rows of one table in few statements.
 
-SQLite takes an executemany at full speed. On Postgres that is one statement for each row, which costs ten times as much
-as one statement that unfolds arrays.
+SQLite: many rows to a statement, straight to the driver, which gives up the interpreter's lock once for each statement;
+so whoever prepares the next rows in another thread goes on meanwhile. On Postgres an executemany is one statement for
+each row, which costs ten times as much as one statement that unfolds arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection, Table, text
 
-from idiolect.stores.sql.engine import chunks, insert
+from idiolect.stores.sql.engine import CHUNK
+
+Columns = Mapping[str, Sequence[Any]]  # as the driver takes them, all of one length
+
+_MOST_PARAMETERS = 32_766  # of one statement in SQLite
+_MOST_ROWS = 1_000
 
 
-def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, counter: str = "") -> None:
-    """All of `rows` name the same columns. With `counter`, a row whose key is there replaces it, and adds one to that
-    column. No two of `rows` may have the same key then."""
-    if not rows:
-        return
+def insert_columns(
+    connection: Connection, table: Table, columns: Columns, *, counter: str = "", unless_taken: bool = False
+) -> int:
+    """How many rows were inserted or replaced.
+
+    With `counter`, a row whose key is there replaces it, and adds one to that column. No two rows may have the same key
+    then. With `unless_taken`, a row is left out where one of its keys is there.
+    """
+    # Names are those of the schema, never a caller's.
+    statement = (
+        f"INSERT INTO {table.name} ({', '.join(columns)}) %s {_on_conflict(table, columns, counter, unless_taken)}"
+    )
     if connection.dialect.name == "sqlite":
-        _one_by_one(connection, table, rows, counter)
-        return
-    statement = _unfolding(connection, table, list(rows[0]), counter)
-    for chunk in chunks(rows):
-        connection.execute(text(statement), {name: [row[name] for row in chunk] for name in rows[0]})
+        return _listed(connection, statement, columns)
+    return _unfolded(connection, statement, table, columns)
 
 
-def _one_by_one(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], counter: str) -> None:
-    statement = insert(connection, table)
-    if counter:
-        keys = [column.name for column in table.primary_key.columns]
-        taken = {name: statement.excluded[name] for name in rows[0] if name not in (*keys, counter)}
-        counted = {counter: table.c[counter] + 1}
-        statement = statement.on_conflict_do_update(index_elements=keys, set_=taken | counted)
-    connection.execute(statement, list(rows))
-
-
-def _unfolding(connection: Connection, table: Table, names: Sequence[str], counter: str) -> str:
-    """Names are those of the schema, never a caller's."""
-    arrays = ", ".join(f"CAST(:{name} AS {table.c[name].type.compile(connection.dialect)}[])" for name in names)
-    statement = f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM unnest({arrays})"  # noqa: S608
+def _on_conflict(table: Table, columns: Columns, counter: str, unless_taken: bool) -> str:
+    if unless_taken:
+        return "ON CONFLICT DO NOTHING"
     if not counter:
-        return statement
+        return ""
     keys = [column.name for column in table.primary_key.columns]
-    taken = [f"{name} = excluded.{name}" for name in names if name not in (*keys, counter)]
+    taken = [f"{name} = excluded.{name}" for name in columns if name not in (*keys, counter)]
     counted = f"{counter} = {table.name}.{counter} + 1"
-    return f"{statement} ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {', '.join([*taken, counted])}"
+    return f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {', '.join([*taken, counted])}"
+
+
+def _listed(connection: Connection, statement: str, columns: Columns) -> int:
+    width = len(columns)
+    size = min(_MOST_ROWS, _MOST_PARAMETERS // width)
+    values = list(chain.from_iterable(zip(*columns.values(), strict=True)))
+    one = f"({', '.join('?' * width)})"
+    done = 0
+    for start in range(0, len(values), size * width):
+        some = tuple(values[start : start + size * width])
+        listed = statement % f"VALUES {', '.join([one] * (len(some) // width))}"
+        done += connection.exec_driver_sql(listed, some).rowcount
+    return done
+
+
+def _unfolded(connection: Connection, statement: str, table: Table, columns: Columns) -> int:
+    kinds = {name: table.c[name].type.compile(connection.dialect) for name in columns}
+    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in kinds.items())
+    unfolding = text(statement % f"SELECT * FROM unnest({arrays})")  # noqa: S608  as above
+    count = len(next(iter(columns.values())))
+    done = 0
+    for start in range(0, count, CHUNK):
+        some = {name: values[start : start + CHUNK] for name, values in columns.items()}
+        done += connection.execute(unfolding, some).rowcount
+    return done

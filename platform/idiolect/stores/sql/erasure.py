@@ -20,6 +20,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import chunks
 from idiolect.stores.sql.inference_rows import unpack_digests
 from idiolect.stores.sql.large_weights import doom, of_owner
+from idiolect.stores.sql.moves import keep_moves
 from idiolect.stores.sql.texts import collect_items, collect_texts, digests_of_items
 from idiolect.stores.sql.times import micros
 
@@ -129,6 +130,7 @@ def _erase_adapters(
         }
         for row in moved
     ]
+    keep_moves(connection, of_owner(tenant, subject))
     if entries:
         connection.execute(schema.pointer_history.insert(), entries)
     blobs = doom(connection, of_owner(tenant, subject), at)

@@ -90,7 +90,7 @@ def _by_kind(error: BaseException, where: str) -> IdiolectError:
             "a name or reason holds characters or numbers that can't be stored.",
             mend="Use printable characters, without NUL and lone surrogates.",
         )
-    if isinstance(error, IntegrityError):
+    if isinstance(error, IntegrityError | sqlite3.IntegrityError):
         return ConflictError(f"the database {where} moved in the meantime.", mend="Read again and decide.")
     if isinstance(error, PoolTimeoutError):
         return UnavailableError(f"all connections to the database {where} are busy.", mend="Try again.")

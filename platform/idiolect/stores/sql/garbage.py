@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, Select, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, or_, select
 
 from idiolect.audit import AuditEvent
 from idiolect.registry.garbage import Garbage
@@ -13,6 +13,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.large_weights import doom, sweep
+from idiolect.stores.sql.moves import keep_moves, replaced_by
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 from idiolect.stores.sql.times import micros
@@ -57,6 +58,7 @@ def _unreachable(tenant: str, cutoff: int) -> Select[tuple[int, str, int]]:
     """(seq, release, bytes) of every version that nothing reaches. Starts from revoked releases, which are few."""
     owner = and_(_M.tenant == tenant, _M.subject == _V.subject, _M.domain == _V.domain)
     moved = exists().where(owner, _M.at >= cutoff, or_(_M.version == _V.id, _M.old_version == _V.id))
+    published = and_(_R.moves.is_not(None), _R.published_at >= cutoff)
     pointed = exists().where(_P.tenant == tenant, _P.subject == _V.subject, _P.domain == _V.domain, _P.version == _V.id)
     running = exists().where(_L.tenant == tenant, _L.id == _R.run, _L.settled_at.is_(None), _L.reserved_at >= cutoff)
     size = func.length(_V.weights) + func.coalesce(func.length(_V.sealed), 0) + func.length(_V.signature)
@@ -64,7 +66,28 @@ def _unreachable(tenant: str, cutoff: int) -> Select[tuple[int, str, int]]:
         select(_V.seq, _V.release, size.label("bytes"))
         .select_from(schema.releases)
         .join(schema.versions, and_(_V.tenant == _R.tenant, _V.release == _R.id))
-        .where(_R.tenant == tenant, _R.revoked_at < cutoff, ~running, ~pointed, ~moved)
+        .where(
+            _R.tenant == tenant,
+            _R.revoked_at < cutoff,
+            ~running,
+            ~pointed,
+            ~moved,
+            ~published,
+            ~_replaced_since(tenant, cutoff),
+        )
+    )
+
+
+def _replaced_since(tenant: str, cutoff: int) -> ColumnElement[bool]:
+    """Whether a release of `cutoff` or later took a version's place."""
+    later, of_later = schema.versions.alias("later"), schema.releases.alias("of_later")
+    return (
+        exists()
+        .where(later.c.tenant == tenant, later.c.subject == _V.subject, later.c.domain == _V.domain)
+        .where(replaced_by(later.c) == _V.id)
+        .where(of_later.c.tenant == tenant, of_later.c.id == later.c.release)
+        .where(of_later.c.moves.is_not(None), of_later.c.published_at >= cutoff)
+        .correlate(schema.versions)
     )
 
 
@@ -77,8 +100,10 @@ def _collect_batch(connection: Connection, tenant: str, cutoff: int, at: int, ac
         count, size = found.get(row.release, (0, 0))
         found[row.release] = (count + 1, size + row.bytes)
     if rows:
-        doom(connection, _V.seq.in_([row.seq for row in rows]), at)
-        connection.execute(delete(schema.versions).where(_V.seq.in_([row.seq for row in rows])))
+        found_rows = _V.seq.in_([row.seq for row in rows])
+        doom(connection, found_rows, at)
+        keep_moves(connection, found_rows)
+        connection.execute(delete(schema.versions).where(found_rows))
         total = {"versions": len(rows), "bytes": sum(size for _, size in found.values()), "releases": sorted(found)}
         append(connection, tenant, AuditEvent(actor, "registry.gc", "registry", "unreachable", total), at)
     return found

@@ -16,6 +16,7 @@ from idiolect.stores.people_ports import PersonPage, PersonPart
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow
 from idiolect.stores.sql.inference_rows import inference_of, unpack_digests
+from idiolect.stores.sql.moves import moves_of
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.sealing import opened_comparison, opened_signal, with_keys
 from idiolect.stores.sql.texts import load_items, load_texts
@@ -189,9 +190,8 @@ def _pairs(
 
 
 def _live(connection: Connection, _keys: Keys, tenant: str, subject: str, after: str | None) -> tuple[Rows, str | None]:
-    table = schema.pointer_history.c
-    query = select(schema.pointer_history).where(table.tenant == tenant, table.subject == subject)
-    found, last = _rows(connection, query, table.id, after, PAGE, int)
+    moves = moves_of(tenant, subject, "")
+    found, last = _rows(connection, select(moves), moves.c.place, after, PAGE, int)
     rows: Rows = [
         {
             "at": moment(row.at),

@@ -25,6 +25,7 @@ from idiolect.registry.pointers import (
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow, Hold, hold, insert
+from idiolect.stores.sql.moves import moves_of
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import load_state
 from idiolect.stores.sql.times import micros, moment
@@ -124,13 +125,12 @@ class Pointers(Part):
     def pointer_history(
         self, tenant: str, adapter: Adapter, *, before: int | None = None, limit: int = 100
     ) -> Sequence[PointerMove]:
-        query = select(schema.pointer_history).where(
-            _M.tenant == tenant, _M.subject == adapter.subject, _M.domain == adapter.domain
-        )
+        moves = moves_of(tenant, adapter.subject, adapter.domain)
+        query = select(moves).order_by(moves.c.place.desc()).limit(limit)
         if before is not None:
-            query = query.where(_M.id < before)
+            query = query.where(moves.c.place < before)
         with self._database.reading(tenant) as connection:
-            rows = connection.execute(query.order_by(_M.id.desc()).limit(limit)).all()
+            rows = connection.execute(query).all()
         return [_move_of(row) for row in rows]
 
 
@@ -361,4 +361,4 @@ def _upsert_all(connection: Connection, tenant: str, name: str, rows: Any, versi
 
 
 def _move_of(row: AnyRow) -> PointerMove:
-    return PointerMove(row.id, row.name, row.old_version, row.version, moment(row.at), row.reason, row.actor)
+    return PointerMove(row.place, row.name, row.old_version, row.version, moment(row.at), row.reason, row.actor)

@@ -55,7 +55,8 @@ class Prepared:
             for name, bind in ((name, compiled.binds[name]) for name in order)
         ]
         self._tuple = f"({', '.join('?' * len(order))})"
-        self._row = _row_maker(statement, dialect) if isinstance(statement, Select) else None
+        columns = statement.selected_columns if isinstance(statement, Select) else statement.exported_columns
+        self._row = _row_maker(columns, dialect) if len(columns) else None
 
     def values(self, parameters: Parameters) -> list[Any]:
         """In the driver's order. Raises KeyError for a parameter that is missing."""
@@ -79,8 +80,7 @@ class Prepared:
         return Rows() if self._row is None else Rows(map(self._row, found))
 
 
-def _row_maker(statement: Select[Any], dialect: Dialect) -> Any:
-    columns = statement.selected_columns
+def _row_maker(columns: Any, dialect: Dialect) -> Any:
     kind: Any = namedtuple("Row", list(columns.keys()))  # type: ignore[misc]  # its fields are known only now
     processors = [_processor(column.type, dialect) for column in columns]
     needed = [(place, process) for place, process in enumerate(processors) if process is not None]
@@ -116,6 +116,10 @@ class PreparedConnection:
                 self.raw.execute(sql, values)
             return Rows()
         return prepared.rows(self.raw.execute(prepared.sql, prepared.values(parameters or {})).fetchall())
+
+    def exec_driver_sql(self, statement: str, parameters: Sequence[Any]) -> Any:
+        """Gives the driver's cursor."""
+        return self.raw.execute(statement, parameters)
 
     def scalar(self, statement: Compilable, parameters: Parameters | None = None) -> Any:
         row = self.execute(statement, parameters).first()

@@ -19,7 +19,7 @@ from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow, queue_up
 from idiolect.stores.sql.large_weights import keep_large, put_large
 from idiolect.stores.sql.part import Part
-from idiolect.stores.sql.publishing import Publication, check_publication, content_digest, publish
+from idiolect.stores.sql.publishing import FEW, Publication, check_publication, content_digest, publish
 from idiolect.stores.sql.sealing import open_weights, with_keys
 from idiolect.stores.sql.stored_templates import template_of
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
@@ -29,9 +29,9 @@ from idiolect.subject_keys import SubjectKey
 
 _G, _V, _R = schema.global_pointer.c, schema.versions.c, schema.releases.c
 _LIVE_GLOBAL = select(_G.digest).order_by(_G.id.desc()).limit(1)
-_STORED = select(schema.versions, _R.template, _R.revoked_at, KEY_WITHDRAWN.label("key_withdrawn")).join(
-    schema.releases, (_R.tenant == _V.tenant) & (_R.id == _V.release)
-)
+_STORED = select(
+    schema.versions, _R.template, _R.weights_head, _R.revoked_at, KEY_WITHDRAWN.label("key_withdrawn")
+).join(schema.releases, (_R.tenant == _V.tenant) & (_R.id == _V.release))
 _SUMMARY = select(_R.id, _R.scope, _R.template, _R.versions, _R.revoked_at)
 
 
@@ -61,9 +61,9 @@ class Registry(Part):
         content = content_digest(publication)
         keys = self._database.keys
         large = put_large(self._database, template.tenant, versions)
-        outcome = self._database.write(
-            template.tenant, lambda connection: publish(connection, publication, content, keys, large)
-        )
+        is_small = len(versions) <= FEW and not large
+        write = self._database.lasting_write if is_small else self._database.write
+        outcome = write(template.tenant, lambda connection: publish(connection, publication, content, keys, large))
         keep_large(self._database, large)
         return outcome
 
@@ -162,9 +162,10 @@ def _stored_of(row: AnyRow, key: SubjectKey | None, templates: dict[str, Release
 def _weights(row: AnyRow, key: SubjectKey) -> bytes:
     """Empty if they do not open: no check of their digest passes that, and a list shows the other versions."""
     try:
-        return open_weights(key, row.subject, row.id, row.generation, row.sealed)
+        opened = open_weights(key, row.subject, row.id, row.generation, row.sealed)
     except CorruptArtifactError:
         return b""
+    return (row.weights_head or b"") + opened
 
 
 def _withheld(row: AnyRow) -> str | None:

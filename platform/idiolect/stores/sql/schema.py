@@ -399,6 +399,10 @@ releases = Table(
     _text("revoke_actor", nullable=True),
     # Published, but made nobody's live version: for a rollout. Nothing falls back to it.
     Column("staged", Boolean, nullable=False, server_default=false()),
+    # What the weights of all its people begin with, and what is sealed of them lacks: see weights.shared_head.
+    _bytes("weights_head", nullable=True),
+    # The entry of `pointer_history` that stands for one of each of its versions: see `moves`. None: each has its own.
+    _whole("moves", nullable=True),
     Index("releases_by_time", "tenant", "published_at", "id"),
     Index("releases_by_run", "tenant", "run"),
 )
@@ -416,13 +420,15 @@ versions = Table(
     _whole("generation"),
     _text("parent", nullable=True),
     _bytes("weights"),
-    _sealed(),  # a person's weights; the digest is of the weights themselves
+    _sealed(),  # a person's weights, but for the release's head; the digest is of the weights themselves
     _bytes("weights_sha256"),
     _text("evaluation", nullable=True),  # JSON
     _text("key_id"),
     _bytes("signature"),
     _text("withheld", nullable=True),  # why it is not served: `quarantined` or `rolled_back`; see registry.pointers
     _text("withheld_reason", nullable=True),
+    # What was live when it was published, if not its parent; empty: nothing.
+    _text("replaced", nullable=True),
     _bytes("blob", nullable=True),  # where the weights lie if they are too large for the row; `weights` is then empty
     UniqueConstraint("tenant", "id"),
     ForeignKeyConstraint(["tenant", "release"], ["releases.tenant", "releases.id"]),
@@ -449,7 +455,7 @@ pointers = Table(
     sqlite_with_rowid=False,
 )
 
-# Append-only. `version` is None where the pointer was erased by a reset.
+# Append-only. `version` is None where the pointer was erased by a reset. See `moves`.
 pointer_history = Table(
     "pointer_history",
     metadata,
@@ -457,12 +463,13 @@ pointer_history = Table(
     _text("tenant"),
     _text("subject"),
     _text("domain"),
-    _text("name"),
+    _text("name"),  # live | previous, or `release` where `version` names one
     _text("old_version", nullable=True),
     _text("version", nullable=True),
     _whole("at"),
     _text("reason"),
     _text("actor"),
+    _whole("place", nullable=True),  # in the order of entries, if that is not the id
     Index("pointer_history_by_owner", "tenant", "subject", "domain"),
 )
 

@@ -1,0 +1,62 @@
+"""Many rows in few statements, on SQLite and Postgres alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from idiolect.stores.sql import SqlStore, bulk, schema
+from idiolect.stores.sql.bulk import insert_columns
+from idiolect.stores.sql.tenant_wall import ALL_TENANTS
+
+_P = schema.pointers.c
+
+
+def columns(count: int, version: str = "v", first: int = 0) -> dict[str, list[Any]]:
+    return {
+        "tenant": ["acme"] * count,
+        "subject": [f"p{number:05}" for number in range(first, first + count)],
+        "domain": [""] * count,
+        "name": ["live"] * count,
+        "version": [f"{version}{number}" for number in range(first, first + count)],
+        "revision": [1] * count,
+    }
+
+
+def insert(store: SqlStore, of: dict[str, list[Any]], **how: Any) -> int:
+    return store._database.write(ALL_TENANTS, lambda connection: insert_columns(connection, schema.pointers, of, **how))
+
+
+def stored(store: SqlStore) -> list[tuple[str, str, int]]:
+    with store._database.reading(ALL_TENANTS) as connection:
+        query = select(_P.subject, _P.version, _P.revision).order_by(_P.subject)
+        return [tuple(row) for row in connection.execute(query)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1_000, 1_001, 5_001])
+def test_every_row_arrives_whatever_their_number(store: SqlStore, count: int) -> None:
+    assert insert(store, columns(count)) == count
+    assert stored(store) == [(f"p{number:05}", f"v{number}", 1) for number in range(count)]
+
+
+def test_a_row_that_is_there_is_replaced_and_counted(store: SqlStore) -> None:
+    insert(store, columns(3))
+    assert insert(store, columns(4, "w", first=1), counter="revision") == 4
+    assert [row[1:] for row in stored(store)] == [("v0", 1), ("w1", 2), ("w2", 2), ("w3", 1), ("w4", 1)]
+
+
+def test_rows_whose_key_is_taken_are_left_out_and_not_counted(store: SqlStore) -> None:
+    insert(store, columns(3))
+    assert insert(store, columns(4, "w", first=1), unless_taken=True) == 2
+    assert [row[1] for row in stored(store)] == ["v0", "v1", "v2", "w3", "w4"]
+
+
+def test_a_row_that_fails_leaves_none(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "_MOST_ROWS", 2)
+    broken = columns(5)
+    broken["version"][4] = None
+    with pytest.raises(Exception, match=r"moved in the meantime"):
+        insert(store, broken)
+    assert stored(store) == []
