@@ -93,6 +93,8 @@ def tables_naming(store: SqlStore, person: str) -> set[str]:
 
 def test_nothing_names_the_person_any_more_but_what_must(store: SqlStore) -> None:
     fill(store)
+    publish_user(store, "w-a", "ann")
+    store.promote(TENANT, "v-a", at(3), reason="back", actor="admin")  # of which the history has a row
     assert tables_naming(store, "ann") >= GOES
     record = erase(store)
     assert tables_naming(store, "ann") <= STAYS

@@ -17,7 +17,15 @@ from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
 from idiolect.privacy.budget import PrivacyStatement, plan_run, statement_for
 from idiolect.registry.lora_layout import LoadProof, LoraLayout, LoraTarget
-from idiolect.registry.manifest import Carried, Imported, ReleaseTemplate, TensorSpec, Version, manifest_bytes
+from idiolect.registry.manifest import (
+    Carried,
+    Imported,
+    ReleaseTemplate,
+    TensorSpec,
+    Version,
+    manifest_bytes,
+    template_bytes,
+)
 from idiolect.registry.signing import Signer, key_id
 from idiolect.registry.strict import template_from_json
 from idiolect.registry.weights import dump_weights, verify_version
@@ -262,6 +270,7 @@ def test_a_manifest_that_reuses_its_templates_members_is_the_plain_rendering() -
     tricky += [replace(TEMPLATE, data_window='"quoted" \u2028 \U0001f600'), replace(TEMPLATE, alpha=1e21)]
     tricky += [replace(TEMPLATE, data_window="100% %(version)b %"), replace(TEMPLATE, run="%%\u00e9%")]
     for template in (*tricky, *[edited for _, edited in edited_templates()], TEMPLATE):
+        assert template_bytes(template) == canonical_json(template.to_json())
         for version in (
             signed(),
             signed(id='a"b\\\u00e9/\x7f\t', release='q"\\/', parent="p", evaluation={"b": 1e-7, "a": 0.1}),

@@ -184,7 +184,7 @@ def manifest_bytes(template: ReleaseTemplate, version: Version) -> bytes:
     test holds this against the plain rendering of the whole.
     """
     evaluation = version.evaluation
-    return _form_of(template) % {
+    return _forms_of(template)[1] % {
         b"version": _rendered(version.id),
         b"release": _rendered(version.release),
         b"subject": _rendered(version.subject),
@@ -196,22 +196,32 @@ def manifest_bytes(template: ReleaseTemplate, version: Version) -> bytes:
     }
 
 
+def template_bytes(template: ReleaseTemplate) -> bytes:
+    """The canonical JSON of what all of its versions share."""
+    return _forms_of(template)[0]
+
+
 _OF_VERSION = ("version", "release", "subject", "domain", "generation", "parent", "weights_sha256", "evaluation")
 
-# The last template and its form. Found by identity: equal templates may still read differently (1 and true).
-_form_last: tuple[ReleaseTemplate | None, bytes] = (None, b"")
+# The last template and its forms. Found by identity: equal templates may still read differently (1 and true).
+_forms_last: tuple[ReleaseTemplate | None, tuple[bytes, bytes]] = (None, (b"", b""))
 
 
-def _form_of(template: ReleaseTemplate) -> bytes:
-    """The manifest with a place, as `%` fills it, for each member of a version."""
-    global _form_last
-    known, form = _form_last
+def _forms_of(template: ReleaseTemplate) -> tuple[bytes, bytes]:
+    """The template, and the manifest with a place, as `%` fills it, for each member of a version."""
+    global _forms_last
+    known, forms = _forms_last
     if known is not template:
-        members = {name: _rendered(value).replace(b"%", b"%%") for name, value in template.to_json().items()}
-        members |= {name: b"%%(%b)b" % name.encode() for name in _OF_VERSION}
-        form = b"{" + b",".join(b'"%b":%b' % (name.encode(), members[name]) for name in sorted(members)) + b"}"
-        _form_last = (template, form)
-    return form
+        members = {name: _rendered(value) for name, value in template.to_json().items()}
+        places = {name: b"%%(%b)b" % name.encode() for name in _OF_VERSION}
+        around = {name: member.replace(b"%", b"%%") for name, member in members.items()}
+        forms = (_joined(members), _joined(around | places))
+        _forms_last = (template, forms)
+    return forms
+
+
+def _joined(members: Mapping[str, bytes]) -> bytes:
+    return b"{" + b",".join(b'"%b":%b' % (name.encode(), members[name]) for name in sorted(members)) + b"}"
 
 
 def _rendered(value: Any) -> bytes:

@@ -8,15 +8,15 @@ from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
 from idiolect.registry.manifest import ReleaseTemplate, Version, manifest_bytes
 from idiolect.registry.signing import Signer
-from idiolect.registry.weights import check_weights, verify_version
+from idiolect.registry.weights import check_weights
 
 
 def signed_versions(template: ReleaseTemplate, versions: Sequence[Version], signer: Signer) -> list[Version]:
     """All of `versions`, with signatures by `signer`, after every check of a load but the signature's own.
 
     A signature that was made here a moment ago is not verified at once, which costs twice as much as making it: the
-    bytes that are stored are those that were signed, and every load verifies them. The first is, in case the key or the
-    library is not what it should be. Raises CorruptArtifactError.
+    bytes that are stored are those that were signed, and every load verifies them. The first one's is, in case the key
+    or the library is not what it should be. Raises CorruptArtifactError.
     """
     for version in versions:
         if sha256_hex(version.weights) != version.weights_sha256:
@@ -26,7 +26,7 @@ def signed_versions(template: ReleaseTemplate, versions: Sequence[Version], sign
     check_weights([version.weights for version in versions], template.tensors)
     signed = [_signed(template, version, signer) for version in versions]
     for first in signed[:1]:
-        verify_version(template, first, signer)
+        signer.verify(first.key_id, first.signature, manifest_bytes(template, first), what=f"version {first.id}")
     return signed
 
 

@@ -114,7 +114,8 @@ def check_weights(files: Sequence[bytes], specs: Sequence[TensorSpec]) -> None:
     while start < len(files):
         load_weights(files[start], specs)
         some = files[start : start + 1 + _TOGETHER_BYTES // len(files[start])]
-        for data, is_sound in zip(some, _sound(some, specs), strict=True):
+        others = some[1:]
+        for data, is_sound in zip(others, _sound(some[0], others, specs), strict=True):
             if not is_sound:
                 load_weights(data, specs)
         start += len(some)
@@ -124,9 +125,10 @@ _TOGETHER_BYTES = 1 << 20
 _WELL_WITHIN = 1 - 1e-9  # a sum in another order may round otherwise
 
 
-def _sound(files: Sequence[bytes], specs: Sequence[TensorSpec]) -> Sequence[bool]:
-    """Which certainly are: alike the first, which is, and with finite numbers well within their bounds."""
-    first = files[0]
+def _sound(first: bytes, files: Sequence[bytes], specs: Sequence[TensorSpec]) -> Sequence[bool]:
+    """Which certainly are: alike `first`, which is, and with finite numbers well within their bounds."""
+    if not files:
+        return []
     head = 8 + int.from_bytes(first[:8], "little")
     header = parse_json_object(first[8:head], what="the header of the weights")
     alike = [len(data) == len(first) and data.startswith(first[:head]) for data in files]

@@ -13,10 +13,9 @@ from typing import Any
 from sqlalchemy import BindParameter, ColumnElement, Connection, Select, Table, and_, bindparam, select, update
 
 from idiolect.audit import AuditEvent
-from idiolect.canonical import canonical_json
 from idiolect.errors import ConflictError, CorruptArtifactError, InvalidInputError, TooLargeError
 from idiolect.ids import sha256_hex
-from idiolect.registry.manifest import GLOBAL_OWNER, LORA, ReleaseTemplate, Version
+from idiolect.registry.manifest import GLOBAL_OWNER, LORA, ReleaseTemplate, Version, template_bytes
 from idiolect.registry.strict import check_template
 from idiolect.registry.weights import INLINE_MAX_BYTES, shared_head
 from idiolect.stores.blobs.port import MAX_BYTES
@@ -138,7 +137,7 @@ def is_fenced(version: Version, fence: Fence | None) -> bool:
 
 def content_digest(publication: Publication) -> bytes:
     """sha256 of all that is published: the same release id must always mean the same content."""
-    digest = hashlib.sha256(canonical_json(publication.template.to_json()))
+    digest = hashlib.sha256(template_bytes(publication.template))
     for version in sorted(publication.versions, key=lambda version: version.id):
         parts = (
             version.id,
