@@ -25,6 +25,11 @@ def new_id() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+def new_id_bytes() -> bytes:
+    """The same as 16 bytes."""
+    return _uuid7().to_bytes(16)
+
+
 def _uuid7() -> int:
     """Milliseconds, then 12 bits of their fractions, then chance. Later ones of this process are larger, also where the
     clock stands still or goes back; two threads may get the same time, which chance tells apart."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -24,13 +23,13 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from idiolect.errors import ConfigurationError, CorruptArtifactError
+from idiolect.ids import new_id_bytes
 
 ADAPTERS = "adapters"
 
 Kind = Literal["text", "inference", "signal", "comparison", "version"]
 
 ID_BYTES, SECRET_BYTES = 16, 32
-_TIME_BYTES = 8  # that an id begins with
 _NONCE_BYTES = 12
 _FORMAT = b"\x01"
 _HEAD = len(_FORMAT) + ID_BYTES + _NONCE_BYTES
@@ -109,7 +108,8 @@ class TenantKey:
     secret: bytes = field(repr=False)
 
     def new_subject_key(self, subject: str, scope: str) -> SubjectKey:
-        return SubjectKey(self.tenant, subject, scope, _new_id(), os.urandom(SECRET_BYTES))
+        # In the order of their making, so that the ids of many new keys lie side by side in an index.
+        return SubjectKey(self.tenant, subject, scope, new_id_bytes(), os.urandom(SECRET_BYTES))
 
     def wrap(self, key: SubjectKey) -> bytes:
         return _wrapped(self._cipher, key.secret, _bound("key", self.tenant, key.subject, key.scope, key.id.hex()))
@@ -122,11 +122,6 @@ class TenantKey:
     @cached_property
     def _cipher(self) -> AESGCM:
         return AESGCM(self.secret)
-
-
-def _new_id() -> bytes:
-    """Its time first, so that the ids of many new keys lie side by side in an index; 64 random bits keep them apart."""
-    return time.time_ns().to_bytes(_TIME_BYTES) + os.urandom(ID_BYTES - _TIME_BYTES)
 
 
 def new_tenant_key(tenant: str) -> TenantKey:
