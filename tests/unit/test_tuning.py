@@ -121,15 +121,6 @@ def test_louder_noise_gets_shorter_steps() -> None:
     assert loud < quiet
 
 
-def test_people_who_say_little_are_read_as_if_they_had_said_more_where_that_foretells_them_better() -> None:
-    """Everybody's taste is strong, and many say little of it: what a few pairs give is then far too short."""
-    projected, group, pairs = some_pairs(60, 60)
-    split = split_pairs(pairs, group, np.random.default_rng(0))
-    recipe = choose_user_recipes(projected, K, split, Zeros(), lambda *_: None).at(8.0)
-    assert recipe.lengthening > 0.0
-    assert recipe.until > 0.0
-
-
 def test_replayed_noise_is_the_same_for_every_recipe() -> None:
     drawn = np.random.default_rng(0).normal(size=(2, 3, K))
     for _ in range(2):
@@ -149,20 +140,16 @@ def test_a_recipe_is_that_of_the_next_smaller_epsilon() -> None:
 
 
 def test_recipes_survive_json() -> None:
-    recipes = UserRecipes(
-        {None: Recipe(0.5, 2.0, 20, np.eye(K)), 1.0: Recipe(0.1, 8.0, 2, 3.0 * np.eye(K), 1.5, 0.7)}, np.eye(K)
-    )
+    recipes = UserRecipes({None: Recipe(0.5, 2.0, 20, np.eye(K)), 1.0: Recipe(0.1, 8.0, 2, 3.0 * np.eye(K))}, np.eye(K))
     again = UserRecipes.from_json(recipes.to_json(), np.eye(K))
     assert again.to_json() == recipes.to_json()
     assert again.at(1.0).prior == 8.0
-    assert (again.at(1.0).lengthening, again.at(1.0).until, again.at(None).lengthening) == (1.5, 0.7, 0.0)
     assert np.array_equal(again.at(1.0).curvature_K_K, 3.0 * np.eye(K))
 
 
 def test_recipes_that_were_written_without_a_stiffness_had_the_typical_curvature() -> None:
     old = [{"epsilon": 1.0, "clip_norm": 0.1, "prior": 8.0, "steps": 2}]
     assert np.array_equal(UserRecipes.from_json(old, 7.0 * np.eye(K)).at(1.0).curvature_K_K, 7.0 * np.eye(K))
-    assert UserRecipes.from_json(old, np.eye(K)).at(1.0).lengthening == 0.0
 
 
 @pytest.mark.parametrize("seed", range(5))

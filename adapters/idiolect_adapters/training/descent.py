@@ -26,8 +26,6 @@ from idiolect_adapters.training.clip_noise import (
 
 FloatArray = NDArray[np.float64]
 
-MAX_LENGTHENING = 4.0  # from 8 on a longer adapter could become the shorter one
-
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -41,15 +39,11 @@ class Recipe:
     prior: float
     steps: int
     curvature_K_K: FloatArray
-    lengthening: float = 0.0  # how much adapters of next to no length grow, of user adapters alone (lengthening.py)
-    until: float = 1.0  # at this length they grow half as much
 
     def __post_init__(self) -> None:
         check_clip_norm(self.clip_norm)
         if not (np.isfinite(self.prior) and self.prior > 0 and np.isfinite(self.curvature_K_K).all()):
             raise InvalidInputError("the recipe's prior and curvature must be finite, the prior above 0.")
-        if not (0.0 <= self.lengthening <= MAX_LENGTHENING and np.isfinite(self.until) and self.until > 0):
-            raise InvalidInputError(f"a recipe lengthens adapters by 0 to {MAX_LENGTHENING}, until a length above 0.")
         if not 1 <= self.steps <= 20:
             raise InvalidInputError(f"{self.steps} steps are not allowed.", mend="Use 1 to 20.")
 

@@ -7,8 +7,8 @@ come from people of declared public data who were left out of the global trainin
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from idiolect.privacy.budget import DEFAULT_DELTA
 from idiolect.signals.data import Comparisons
 from idiolect_adapters.training.clip_noise import NoiseSource
 from idiolect_adapters.training.descent import Recipe
-from idiolect_adapters.training.user import PaddedComparisons, pad_comparisons, train_users
+from idiolect_adapters.training.user import pad_comparisons, train_users
 
 FloatArray = NDArray[np.float64]
 
@@ -36,7 +36,6 @@ LOUD = 2.0  # up to this epsilon the noise is so loud that a few steps tell all
 TYPICAL_COMPARISONS = 50  # public: the curvature is that of so many comparisons
 ADAPTATION_SIZES = (5, 10, 30, 50)
 NOISE_DRAWS = 2
-LENGTHENINGS = (0.5, 1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +65,18 @@ class UserRecipes:
                 "prior": recipe.prior,
                 "steps": recipe.steps,
                 "stiffness": float(recipe.curvature_K_K[0, 0]) if recipe.curvature_K_K.size else 0.0,
-                "lengthening": recipe.lengthening,
-                "until": recipe.until,
             }
             for epsilon, recipe in self.by_epsilon.items()
         ]
 
     @staticmethod
     def from_json(rows: list[Mapping[str, Any]], typical_K_K: FloatArray) -> UserRecipes:
-        """Rows without a stiffness were written when every recipe had the typical curvature, those without a
-        lengthening when none had one."""
+        """Rows without a stiffness were written when every recipe had the typical curvature."""
 
         def curvature(row: Mapping[str, Any]) -> FloatArray:
             return float(row["stiffness"]) * np.eye(len(typical_K_K)) if "stiffness" in row else typical_K_K
 
-        def recipe(row: Mapping[str, Any]) -> Recipe:
-            lengthening = (float(row.get("lengthening", 0.0)), float(row.get("until", 1.0)))
-            return Recipe(row["clip_norm"], row["prior"], row["steps"], curvature(row), *lengthening)
-
-        recipes = {row["epsilon"]: recipe(row) for row in rows}
+        recipes = {row["epsilon"]: Recipe(row["clip_norm"], row["prior"], row["steps"], curvature(row)) for row in rows}
         return UserRecipes(recipes, typical_K_K)
 
 
@@ -155,8 +147,7 @@ def choose_user_recipes(
     chosen: dict[float | None, Recipe] = {}
     for done, epsilon in enumerate((None, *EPSILONS)):
         candidates = choice.candidates(epsilon)
-        best = choice.best(candidates, epsilon)
-        chosen[epsilon] = choice.best([best, *choice.lengthenings(best, epsilon)], epsilon)
+        chosen[epsilon] = candidates[int(np.argmin([choice.loss(recipe, epsilon) for recipe in candidates]))]
         progress(done + 1, 1 + len(EPSILONS))
     return UserRecipes(chosen, user_curvature(projected_I_P, user_rank, pairs.adapt))
 
@@ -204,33 +195,17 @@ class _Choice:
         steps = MORE_STEPS if epsilon is None or epsilon > LOUD else FEW_STEPS
         return [recipe_of(*constants, self._rank) for constants in itertools.product(clips, REACHES, steps)]
 
-    def lengthenings(self, recipe: Recipe, epsilon: float | None) -> list[Recipe]:
-        """Half of the growth is left at the median length of adapters of all sizes but the largest."""
-        lengths = [
-            float(np.median(np.linalg.norm(next(self._trained(padded, recipe, epsilon)), axis=1)))
-            for padded, _ in self._sizes[: len(self._sizes) - 1]
-            if self._people
-        ]
-        untils = [length for length in lengths if length > 0.0]
-        return [replace(recipe, lengthening=by, until=until) for by in LENGTHENINGS for until in untils]
-
-    def best(self, candidates: Sequence[Recipe], epsilon: float | None) -> Recipe:
-        return candidates[int(np.argmin([self.loss(recipe, epsilon) for recipe in candidates]))]
-
     def loss(self, recipe: Recipe, epsilon: float | None) -> float:
         """Mean cross-entropy of the pairs to predict. All candidates meet the same noise."""
+        multiplier = 0.0 if epsilon is None else noise_multiplier_for(epsilon, DEFAULT_DELTA, recipe.steps)
+        draws = self._draws(recipe.steps) if multiplier else [np.zeros(0)]
         losses = []
         for padded, share_C in self._sizes:
-            for adapters_P_K in self._trained(padded, recipe, epsilon):
+            for drawn_T_P_K in draws:
+                adapters_P_K = train_users(padded, recipe, multiplier, Replayed(drawn_T_P_K))
                 delta_C = (self._difference_C_K * adapters_P_K[self._person_C]).sum(axis=1)
                 losses.append(float((share_C * np.logaddexp(0.0, -self._margin_C - delta_C)).sum()))
         return float(np.mean(losses))
-
-    def _trained(self, padded: PaddedComparisons, recipe: Recipe, epsilon: float | None) -> Iterator[FloatArray]:
-        """[P, K] for each draw of the noise."""
-        multiplier = 0.0 if epsilon is None else noise_multiplier_for(epsilon, DEFAULT_DELTA, recipe.steps)
-        for drawn_T_P_K in self._draws(recipe.steps) if multiplier else [np.zeros(0)]:
-            yield train_users(padded, recipe, multiplier, Replayed(drawn_T_P_K))
 
     def _shares(self, counts_P: NDArray[np.bool_]) -> FloatArray:
         """What each pair to predict counts: people equally, of those who count."""

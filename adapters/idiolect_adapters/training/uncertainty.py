@@ -7,9 +7,6 @@ an exact Gaussian: with S = (prior I + curvature)^-1 and A = I - prior S, T step
 
 A weight that such a Gaussian would seldom reach says something; any other may be noise. Comparisons only narrow the
 noise, so this is also its upper bound. It reads nothing of the person and costs no privacy.
-
-A recipe that lengthens short adapters lengthens noise too: its covariance is then that of the Gaussian times the mean
-growth, and large values are rarer than a Gaussian's, since longer ones grow less.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idiolect_adapters.training.descent import Recipe
-from idiolect_adapters.training.lengthening import noise_lengthening
 
 FloatArray = NDArray[np.float64]
 
@@ -36,7 +32,7 @@ def noise_covariance(recipe: Recipe, noise_multiplier: float) -> FloatArray:
         total += factor @ factor.T
         factor = keep @ factor
     covariance: FloatArray = (noise_multiplier * recipe.clip_norm) ** 2 * total
-    return covariance * noise_lengthening(recipe, float(np.trace(covariance)) / max(rank, 1), rank)
+    return covariance
 
 
 def posterior_covariance(typical_K_K: FloatArray) -> FloatArray:

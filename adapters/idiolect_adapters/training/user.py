@@ -6,8 +6,7 @@ the adapter B minimises a Bradley-Terry loss with a unit Gaussian prior (the bas
     L(B) = sum_c w_c softplus(-(o_c + B . d_c)) + prior / 2 |B|^2
 
 Each step clips the gradient of every comparison (its two responses together), sums, and adds noise. No quantity of
-the person's data is read in any other way: not their number of comparisons, not the loss, no early stop. What comes out
-is made longer where it is short (lengthening.py).
+the person's data is read in any other way: not their number of comparisons, not the loss, no early stop.
 
 A comparison's gradient always points along its d_c; what a step changes is how far. So d_c is split once into a unit
 vector and a length, and a step clips lengths.
@@ -31,7 +30,6 @@ from idiolect_adapters.training.clip_noise import (
     draws_in_any_order,
 )
 from idiolect_adapters.training.descent import Recipe, noisy_descent
-from idiolect_adapters.training.lengthening import lengthened
 
 FloatArray = NDArray[np.float64]
 
@@ -111,7 +109,7 @@ def _train_block(data: PaddedComparisons, recipe: Recipe, noise_multiplier: floa
         return sums_P_K
 
     shape = (directions_P_C_K.shape[0], directions_P_C_K.shape[2])
-    return lengthened(noisy_descent(clipped_sums, shape, recipe, noise_multiplier, noise), recipe)
+    return noisy_descent(clipped_sums, shape, recipe, noise_multiplier, noise)
 
 
 def _cores() -> int:
