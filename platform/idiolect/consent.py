@@ -58,16 +58,21 @@ class SubjectState:
             return "paused"
         return None if self.agrees_in(domain) else "domain_opted_out"
 
-    def choice(self, domain: str | None) -> DomainChoice:
-        found = (choice for choice in self.domains if choice.domain == domain)
-        return next(found, DomainChoice(domain or ""))
+    def choice(self, domain: str | None) -> DomainChoice | None:
+        """None if they decided nothing there."""
+        for choice in self.domains:
+            if choice.domain == domain:
+                return choice
+        return None
 
     def agrees_in(self, domain: str | None) -> bool:
         """Whether what this person does in `domain` may be kept under their name, and learned from."""
-        return self.opted_in and self.choice(domain).opted_in
+        choice = self.choice(domain)
+        return self.opted_in and (choice is None or choice.opted_in)
 
     def strength_in(self, domain: str | None) -> float:
-        return self.strength * self.choice(domain).strength
+        choice = self.choice(domain)
+        return self.strength if choice is None else self.strength * choice.strength
 
 
 @dataclass(frozen=True, slots=True)
