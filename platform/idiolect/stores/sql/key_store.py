@@ -29,6 +29,7 @@ from sqlalchemy import (
 from idiolect.ids import new_id
 from idiolect.stores.sql.bulk import Columns, insert_columns
 from idiolect.stores.sql.engine import Database, among, chunks, queue_up
+from idiolect.stores.sql.look_ups import FEW, LookUp
 from idiolect.stores.sql.opening import connect
 from idiolect.stores.sql.tenant_wall import NO_TENANT
 from idiolect.subject_keys import (
@@ -71,8 +72,7 @@ _ON_POSTGRES = (
 
 _K, _T = subject_keys.c, _tenant_keys.c
 _KEY = (_K.id, _K.subject, _K.scope, _K.wrapped)
-_OF_PERSON = select(*_KEY).where(_K.tenant == bindparam("tenant"), _K.subject == bindparam("subject"))
-_FEW = 8  # people that are looked up one by one
+_OF_PEOPLE = LookUp(select(*_KEY).where(_K.tenant == bindparam("tenant")), _K.subject)
 
 Wanted = tuple[str, str]  # (subject, scope)
 
@@ -110,8 +110,8 @@ class KeyStore:
     def find(self, tenant: str, wanted: Collection[Wanted]) -> dict[Wanted, SubjectKey]:
         """Of those that there are."""
         people = sorted({subject for subject, _ in wanted})
-        keys = self._unwrapped(tenant, self._of_people(tenant, people))
-        return {(key.subject, key.scope): key for key in keys if (key.subject, key.scope) in wanted}
+        rows = [row for row in self._of_people(tenant, people) if (row.subject, row.scope) in wanted]
+        return {(key.subject, key.scope): key for key in self._unwrapped(tenant, rows)}
 
     def by_id(self, tenant: str, ids: Collection[bytes]) -> dict[bytes, SubjectKey]:
         """Of those that were not destroyed."""
@@ -144,12 +144,10 @@ class KeyStore:
         self._database.close()
 
     def _of_people(self, tenant: str, people: Sequence[str]) -> list[Any]:
+        if len(people) <= FEW:
+            with self._database.point_reading(NO_TENANT, single=True) as connection:
+                return _OF_PEOPLE.rows(connection, people, {"tenant": tenant})
         rows: list[Any] = []
-        if len(people) <= _FEW:
-            for subject in people:
-                with self._database.point_reading(NO_TENANT, single=True) as connection:
-                    rows += connection.execute(_OF_PERSON, {"tenant": tenant, "subject": subject}).all()
-            return rows
         with self._database.reading(NO_TENANT) as connection:
             for chunk in chunks(people):
                 rows += connection.execute(select(*_KEY).where(_K.tenant == tenant, among(_K.subject, chunk))).all()

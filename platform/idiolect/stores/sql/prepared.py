@@ -51,7 +51,7 @@ class Prepared:
         fixed = compiled.params
         order: Sequence[str] = compiled.positiontup or ()
         self._slots = [
-            (name, bind.required, fixed[name], bind.type.dialect_impl(dialect).bind_processor(dialect))
+            (name, bind.required, fixed[name], _binder(bind.type, dialect))
             for name, bind in ((name, compiled.binds[name]) for name in order)
         ]
         self._tuple = f"({', '.join('?' * len(order))})"
@@ -85,6 +85,11 @@ def _row_maker(columns: Any, dialect: Dialect) -> Any:
     processors = [_processor(column.type, dialect) for column in columns]
     needed = [(place, process) for place, process in enumerate(processors) if process is not None]
     return partial(_processed, kind._make, needed) if needed else kind._make
+
+
+def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Any:
+    """None where the driver takes what the column's type says: bytes, which SQLAlchemy would wrap."""
+    return None if isinstance(kind, LargeBinary) else kind.dialect_impl(dialect).bind_processor(dialect)
 
 
 def _processor(kind: TypeEngine[Any], dialect: Dialect) -> Any:
