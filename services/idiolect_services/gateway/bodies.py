@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from idiolect.errors import IdiolectError, InvalidInputError, TooLargeError
 from idiolect_services.gateway.headers import header
+from idiolect_services.gateway.patience import within
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -69,15 +70,14 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     if declared.isdecimal() and int(declared[:18]) > max_bytes:
         raise _too_large(max_bytes)
     try:
-        async with asyncio.timeout(READ_SECONDS):
-            return await _read_within(request, max_bytes)
+        return await within(READ_SECONDS, _read_whole(request, max_bytes))
     except TimeoutError as error:
         raise IdiolectError(
             f"the body did not arrive within {READ_SECONDS:g} seconds.", mend="Send it again.", code="request_timeout"
         ) from error
 
 
-async def _read_within(request: Request, max_bytes: int) -> bytes:
+async def _read_whole(request: Request, max_bytes: int) -> bytes:
     chunks, size, more = [], 0, True
     while more:
         message = await request.receive()
