@@ -56,17 +56,24 @@ def test_where_a_training_on_the_new_model_would_have_gained_as_little_the_carry
 
 
 def test_where_nothing_was_gained_nothing_is_said_to_be_kept() -> None:
-    nothing, something = np.zeros(5), np.array([0.0, 0.1, 0.2, 0.1, 0.0])
+    nothing, something = np.zeros(5), np.array([0.1, 0.1, 0.2, 0.1, 0.3])
     assert np.isnan(CarriedGain(nothing, something, something).kept.value)
     assert np.isnan(CarriedGain(np.zeros(0), np.zeros(0), np.zeros(0)).kept.value)
     assert CarriedGain(something, 0.75 * something, something).kept.value == pytest.approx(0.75)
+
+
+def test_of_a_gain_that_may_be_nothing_there_is_no_share() -> None:
+    """Else a mean that happens to be near 0 makes any share of it."""
+    gains = np.random.default_rng(0).normal(0.002, 0.1, 200)
+    assert gains.mean() > 0.0
+    assert np.isnan(ratio_of_means(gains - 0.05, gains).value)
 
 
 def test_a_small_gain_of_few_people_has_a_wide_interval() -> None:
     rng = np.random.default_rng(0)
     few, many = (
         ratio_of_means(0.9 * gains + noise, gains)
-        for gains, noise in ((rng.normal(0.02, 0.1, n), rng.normal(0.0, 0.05, n)) for n in (100, 10_000))
+        for gains, noise in ((rng.normal(0.03, 0.1, n), rng.normal(0.0, 0.05, n)) for n in (100, 10_000))
     )
     assert few.high - few.low > 3 * (many.high - many.low)
     assert many.low < 0.9 < many.high

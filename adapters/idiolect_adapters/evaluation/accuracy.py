@@ -57,16 +57,17 @@ def bootstrap_noisy_mean(values_N_P: FloatArray, *, seed: int = 0, draws: int = 
 
 def ratio_of_means(over_P: FloatArray, under_P: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Accuracy:
     """The mean of one figure by that of another of the same people, with a percentile interval over people. NaN where
-    the lower mean is not above 0: there is nothing to have a share of. Draws in which it is not are left out of the
-    interval, which then is of what is left.
+    the lower one is not above 0 beyond chance (the 95% interval of its mean): there is nothing to have a share of.
     """
     people = len(under_P)
-    if people == 0 or not under_P.mean() > 0.0:
-        return Accuracy(float("nan"), float("nan"), float("nan"), people)
+    nothing = Accuracy(float("nan"), float("nan"), float("nan"), people)
+    if people == 0:
+        return nothing
     rng = np.random.default_rng(seed)
-    picked_D_P = (rng.integers(0, people, people) for _ in range(draws))
-    ratios = [
-        over_P[picked_P].mean() / under_P[picked_P].mean() for picked_P in picked_D_P if under_P[picked_P].mean() > 0.0
-    ]
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    picked = [rng.integers(0, people, people) for _ in range(draws)]
+    under_D = np.array([under_P[picked_P].mean() for picked_P in picked])
+    if not np.quantile(under_D, 0.025) > 0.0:
+        return nothing
+    ratio_D = np.array([over_P[picked_P].mean() for picked_P in picked])[under_D > 0.0] / under_D[under_D > 0.0]
+    low, high = np.quantile(ratio_D, [0.025, 0.975])
     return Accuracy(float(over_P.mean() / under_P.mean()), float(low), float(high), people)

@@ -44,8 +44,8 @@ class CarriedGain:
 
     @property
     def kept(self) -> Accuracy:
-        """The share of the gain that is kept, with a 95% bootstrap interval over people. Where the gain itself may be
-        nothing the interval is wide and says so; NaN where there was no gain at all."""
+        """The share of the gain that is kept, with a 95% bootstrap interval over people. NaN where the gain itself may
+        be nothing: on the benchmark's new statements, say, it is a third of a point."""
         return ratio_of_means(self.carried_P, self.before_P)
 
 
