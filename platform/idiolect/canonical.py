@@ -14,10 +14,31 @@ from idiolect.errors import CorruptArtifactError
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
     """Raises CorruptArtifactError for what JSON can't say exactly: NaN, infinities, integers over 2^53."""
+    plain = dict(value)
+    if _is_plain(plain):
+        return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
     try:
-        return rfc8785.dumps(dict(value))
+        return rfc8785.dumps(plain)
     except rfc8785.CanonicalizationError as error:
         raise CorruptArtifactError(f"a value has no canonical JSON form: {error}.") from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the standard library, which is ten times as fast, says `value` in the same bytes: it orders and escapes
+    plain texts alike, and writes small whole numbers alike. A property test holds the two against each other."""
+    kind = type(value)
+    if kind is str:
+        return bool(value.isascii() and value.isprintable())
+    if kind is int:
+        return bool(-_EXACT < value < _EXACT)
+    if kind is dict:
+        return all(type(name) is str and _is_plain(name) and _is_plain(member) for name, member in value.items())
+    if kind is list:
+        return all(map(_is_plain, value))
+    return value is None or kind is bool
+
+
+_EXACT = 1 << 53
 
 
 def parse_json_object(data: bytes, *, what: str) -> dict[str, Any]:

@@ -135,9 +135,9 @@ class Ferry:
         noise = noise_of(template, recipes()) if template.scope == "user" else None
         carried = self._template(passage, crossing, template, usable[0][0].release, noise)
         release = new_id()
-        versions = [
+        versions = (
             _version(release, source, adapter_N) for (source, _), adapter_N in zip(usable, adapters_P_N, strict=True)
-        ]
+        )
         signed = signed_versions(carried, versions, self._installation.signer)
         now = self._installation.clock.now()
         outcome = self._installation.store.publish(

@@ -362,7 +362,7 @@ class Trainer:
     ) -> TrainingReport:
         assert template.privacy is not None  # what is trained here always says how private it is
         release, now = new_id(), self._installation.clock.now()
-        named = [replace(version, release=release) for version in versions]
+        named = (replace(version, release=release) for version in versions)
         signed = signed_versions(template, named, self._installation.signer)
         outcome = self._store.publish(release, template, signed, now, reason=reason, actor=ACTOR, staged=staged)
         if not staged:

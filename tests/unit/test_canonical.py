@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,19 @@ def test_canonical_json_is_read_back_as_the_same_value_and_is_stable(value: dict
     assert again == value
     assert canonical_json(again) == data
     assert canonical_json(dict(reversed(value.items()))) == data
+
+
+ascii_texts = st.text(st.characters(codec="ascii"), max_size=10)
+plain_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | ascii_texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ascii_texts, inner, max_size=4),
+    max_leaves=15,
+)
+
+
+@given(st.dictionaries(texts | ascii_texts, values | plain_values, max_size=5))
+def test_what_the_standard_library_writes_is_what_the_reference_writes(value: dict[str, Any]) -> None:
+    assert canonical_json(value) == rfc8785.dumps(value)
 
 
 def test_the_form_is_that_of_rfc_8785() -> None:

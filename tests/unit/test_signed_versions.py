@@ -10,6 +10,7 @@ import pytest
 
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
+from idiolect.registry import signed as signed_module
 from idiolect.registry.manifest import ReleaseTemplate, TensorSpec, Version, manifest_bytes
 from idiolect.registry.signed import signed_versions
 from idiolect.registry.signing import Signer
@@ -48,6 +49,15 @@ def test_every_version_can_be_verified_and_differs_in_nothing_but_its_signature(
         assert replace(after, key_id="", signature=b"") == before
         assert after.signature == SIGNER.sign(manifest_bytes(TEMPLATE, before))
     assert signed_versions(TEMPLATE, [], SIGNER) == []
+    assert signed_versions(TEMPLATE, iter(versions), SIGNER) == signed
+
+
+def test_more_versions_than_are_checked_together_are_all_checked_and_signed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signed_module, "_TOGETHER", 2)
+    versions = [unsigned(number) for number in range(5)]
+    assert [one.id for one in signed_versions(TEMPLATE, versions, SIGNER)] == [one.id for one in versions]
+    with pytest.raises(CorruptArtifactError, match="finite"):
+        signed_versions(TEMPLATE, [*versions, unsigned(5, float("inf"))], SIGNER)
 
 
 @pytest.mark.parametrize("place", [0, 2, 4])

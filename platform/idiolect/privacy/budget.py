@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
@@ -117,8 +117,9 @@ class PrivacyStatement:
     unsampled_steps: int | None = None  # ... but so many of the steps read everybody
 
     def to_json(self) -> dict[str, Any]:
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
         optional = {field.name: field.default for field in fields(self) if field.default is not MISSING}
-        return {name: value for name, value in asdict(self).items() if name not in optional or value != optional[name]}
+        return {name: value for name, value in own.items() if name not in optional or value != optional[name]}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> PrivacyStatement:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
@@ -11,23 +12,33 @@ from idiolect.registry.signing import Signer
 from idiolect.registry.weights import check_weights
 
 
-def signed_versions(template: ReleaseTemplate, versions: Sequence[Version], signer: Signer) -> list[Version]:
+def signed_versions(template: ReleaseTemplate, versions: Iterable[Version], signer: Signer) -> list[Version]:
     """All of `versions`, with signatures by `signer`, after every check of a load but the signature's own.
 
     A signature that was made here a moment ago is not verified at once, which costs twice as much as making it: the
     bytes that are stored are those that were signed, and every load verifies them. The first one's is, in case the key
     or the library is not what it should be. Raises CorruptArtifactError.
     """
+    signed: list[Version] = []
+    pending = iter(versions)
+    while some := list(islice(pending, _TOGETHER)):
+        _check(template, some)
+        signed += [_signed(template, version, signer) for version in some]
+    for first in signed[:1]:
+        signer.verify(first.key_id, first.signature, manifest_bytes(template, first), what=f"version {first.id}")
+    return signed
+
+
+_TOGETHER = 4_096  # unsigned ones in memory, if the caller makes them one by one
+
+
+def _check(template: ReleaseTemplate, versions: Sequence[Version]) -> None:
     for version in versions:
         if sha256_hex(version.weights) != version.weights_sha256:
             raise CorruptArtifactError(
                 f"the weights of version {version.id} do not match their digest.", mend="Train again."
             )
     check_weights([version.weights for version in versions], template.tensors)
-    signed = [_signed(template, version, signer) for version in versions]
-    for first in signed[:1]:
-        signer.verify(first.key_id, first.signature, manifest_bytes(template, first), what=f"version {first.id}")
-    return signed
 
 
 def _signed(template: ReleaseTemplate, version: Version, signer: Signer) -> Version:

@@ -38,9 +38,9 @@ class Crowd:
     def publish(self, people: Sequence[str]) -> str:
         """Sign, check and publish a version for each, as one release: what a trainer does after the training."""
         release = new_id()
-        versions = [
+        versions = (
             _version(release, person, weights) for person, weights in zip(people, cycle(_weights()), strict=False)
-        ]
+        )
         signed = signed_versions(self.template, versions, self.signer)
         self.store.publish(release, self.template, signed, moment(), reason="bench", actor="bench")
         return release
