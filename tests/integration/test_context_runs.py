@@ -14,6 +14,7 @@ from idiolect.registry.weights import verify_version
 from idiolect.signals.comparison import Item, PreferenceDataset, Rating
 from idiolect.signals.context import Context
 from idiolect.stores.ports import ImportOptions
+from idiolect_adapters.training.domain_lora import LoraOptions
 from idiolect_services.cli import app
 from idiolect_services.datasets import import_dataset
 
@@ -71,6 +72,18 @@ def test_where_no_text_is_of_that_context_nobody_is_charged(mixed: Home, context
         mixed.trainer().train_domain(TENANT, "mixed", context=context)
     assert refused.value.mend == "There are texts of: no task in en, reply in de."
     assert list(mixed.store.runs(TENANT)) == []
+
+
+@pytest.mark.parametrize("inner", [None, LoraOptions(layers=1)])
+def test_where_texts_are_but_nobody_judged_them_noise_is_published_and_nothing_is_told(
+    mixed: Home, inner: LoraOptions | None
+) -> None:
+    """A refusal would say that nobody did, which nobody was charged for."""
+    unjudged = (Item("mixed", "Où?", "une réponse", "fr"), Item("mixed", "Où?", "une autre réponse", "fr"))
+    dataset = PreferenceDataset("french", "f" * 64, unjudged, ())
+    import_dataset(mixed.installation, TENANT, dataset, ImportOptions(public=True, opt_in=False), lambda *_: None)
+    report = mixed.trainer().train_domain(TENANT, "mixed", context=Context(languages=("fr",)), inner=inner)
+    assert report.published == 1
 
 
 def test_a_language_that_is_none_is_refused_by_the_command(mixed: Home) -> None:
