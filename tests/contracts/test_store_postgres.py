@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
 import sqlalchemy
 from postgres_server import PostgresServer
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, literal, select
 from store_samples import TENANT, at, opt_in
 
-from idiolect.errors import ConfigurationError, UnavailableError
+from idiolect.errors import ConfigurationError, InvalidInputError, NotFoundError, UnavailableError
 from idiolect.resets.plan import plan_reset
 from idiolect.stores.sql import open_store, schema
 from idiolect.stores.sql.engine import among
+from idiolect.stores.sql.tenant_wall import NO_TENANT
 from people_keys import open_with_keys
 
 
@@ -106,3 +111,81 @@ def test_a_chunk_of_people_is_read_from_its_part_of_the_index_before_there_are_s
     [read] = [line for line in plan if "Index Cond" in line]
     assert "subject >= " in read
     assert "subject <= " in read
+
+
+def test_constant_statements_go_on_after_the_server_closed_their_connections(
+    postgres: PostgresServer, postgres_url: str
+) -> None:
+    store = open_with_keys(postgres_url)
+    opt_in(store, "ann")
+    for _ in range(2):  # the second time the connections are those that were opened after the first
+        assert store.resolve(TENANT, "ann", None).state is not None
+        with psycopg.connect(postgres.admin_url(), autocommit=True) as admin:
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'idiolect'")
+        assert store.resolve(TENANT, "ann", None).state is not None
+    store.close()
+
+
+def test_a_refused_small_write_leaves_nothing_and_its_connection_may_be_used_again(postgres_url: str) -> None:
+    store = open_with_keys(postgres_url)
+    store.create_tenant(TENANT, at(0))
+    used: list[object] = []
+
+    def refused(connection: Connection) -> None:
+        used.append(connection)
+        connection.execute(schema.replicas.insert().values(id="x", since=0, cursor=0, seen_at=0))
+        raise NotFoundError("no.")
+
+    with pytest.raises(NotFoundError):
+        store._database.small_write(NO_TENANT, refused)
+    assert store.replicas(at(0)) == []
+    assert store._database.small_write(NO_TENANT, lambda connection: connection is used[0])
+    store.close()
+
+
+def test_a_small_write_that_loses_its_server_says_so_and_its_connection_is_not_used_again(postgres_url: str) -> None:
+    store = open_with_keys(postgres_url)
+    store.create_tenant(TENANT, at(0))
+    lost: list[object] = []
+
+    def work(connection: Connection) -> None:
+        lost.append(connection)
+        connection.execute(sqlalchemy.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with pytest.raises(UnavailableError):
+        store._database.small_write(NO_TENANT, work)
+    assert store._database.small_write(NO_TENANT, lambda connection: connection is not lost[-1])
+    store.close()
+
+
+def test_a_deadlock_of_small_writes_is_settled_by_trying_again(postgres_url: str) -> None:
+    """Each locks what the other one wants next; the server ends one of the two."""
+    store = open_with_keys(postgres_url)
+    names, meeting, runs = ("a", "b"), threading.Barrier(2), Counter[str]()
+    for name in names:
+        store.follow(name, 0, 0, at(0))
+
+    def both(first: str, second: str, connection: Connection) -> None:
+        runs[first] += 1
+        for name in (first, second):
+            connection.execute(schema.replicas.update().where(schema.replicas.c.id == name).values(cursor=7))
+            if runs[first] == 1 and name == first:
+                meeting.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        for order in (names, names[::-1]):
+            pool.submit(store._database.small_write, NO_TENANT, partial(both, *order))
+    assert sum(runs.values()) == 3
+    assert [replica.cursor for replica in store.replicas(at(0))] == [7, 7]
+    store.close()
+
+
+def test_no_name_of_a_tenant_leaves_its_quotes(postgres_url: str) -> None:
+    store = open_with_keys(postgres_url)
+    for name in ("o'hara", "a\\", "'; DROP TABLE subjects; --", "x" * 1000):
+        assert not store.tenant_exists(name)
+        with store._database.point_reading(name) as connection:
+            assert connection.execute(select(literal(1)).where(func.current_setting("idiolect.tenant") == name)).all()
+    with pytest.raises(InvalidInputError):
+        store.tenant_exists("a\0b")
+    store.close()

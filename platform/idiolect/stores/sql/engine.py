@@ -41,7 +41,8 @@ from idiolect.stores.blobs.port import BlobStore
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql.failures import DRIVER_ERRORS, is_locked, is_transient, translated
 from idiolect.stores.sql.logged_changes import changes_of_a_transaction
-from idiolect.stores.sql.prepared import PreparedConnection, PreparedPool, Transaction
+from idiolect.stores.sql.paths import SqlitePaths, postgres_paths
+from idiolect.stores.sql.prepared import PreparedConnection, Transaction
 from idiolect.stores.sql.tenant_wall import Behind, stand_behind
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 ATTEMPTS = 8
 _LOG_BYTES = 64 << 20  # what stays of the write-ahead log after a large import
 CHUNK = 5_000  # rows per statement: far below the bounds of 32,766 (SQLite) and 65,535 (Postgres) parameters
+
+_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
+_LOCK_SHARED = text("SELECT pg_advisory_xact_lock_shared(:key)")
 
 T = TypeVar("T")
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
@@ -79,11 +83,7 @@ class Database:
         self._reader = engine if self.is_sqlite else _snapshot_reader(engine)
         self._writer = engine.execution_options(idiolect_write=True)
         self._hasty_writer = engine.execution_options(idiolect_write=True, idiolect_hasty=True)
-        self._points = PreparedPool(engine)
-        self._small_writes = PreparedPool(engine, "synchronous=NORMAL")
-        self._lasting_writes = PreparedPool(engine, "synchronous=FULL")
-        # They wait for no writer, and leave it to others to move the log into the file, which waits for the disk.
-        self._impatient = PreparedPool(engine, "synchronous=NORMAL", "busy_timeout=0", "wal_autocheckpoint=0")
+        self._paths = SqlitePaths(engine) if self.is_sqlite else postgres_paths(engine)
 
     @contextmanager
     def reading(self, whom: Behind) -> Iterator[Connection]:
@@ -95,34 +95,30 @@ class Database:
             raise translated(error, self.where) from error
 
     def point_reading(self, whom: Behind, *, single: bool = False) -> AbstractContextManager[Connection]:
-        """One snapshot, for constant statements that find a few rows: on SQLite a tenth of the cost of `reading`.
+        """One snapshot, for constant statements that find a few rows, at a fraction of the cost of `reading`.
 
         `single`: for one statement, which is its own snapshot.
         """
-        if not self.is_sqlite:
-            return self.reading(whom)
         # What it gives has what point reads use of a connection.
-        return cast("AbstractContextManager[Connection]", _PointReading(self._points, self.where, single=single))
+        return cast("AbstractContextManager[Connection]", _PointReading(self._paths.read(whom, single), self.where))
 
     def small_write(self, whom: Behind, work: Callable[[Connection], T]) -> T:
         """As `write` without `lasting`, for constant statements."""
-        if not self.is_sqlite:
-            return self.write(whom, work, lasting=False)
-        try:
-            with self._my_turn(), self._small_writes.transaction("BEGIN IMMEDIATE") as prepared:
-                return work(cast(Connection, prepared))
-        except DRIVER_ERRORS as error:
-            raise translated(error, self.where) from error
+        return self._written(lambda: self._paths.write(whom, lasting=False), work)
+
+    def lasting_write(self, whom: Behind, work: Callable[[Connection], T]) -> T:
+        """As `write`, for constant statements: most of what is left is the disk's."""
+        return self._written(lambda: self._paths.write(whom, lasting=True), work)
 
     def write_at_once(self, work: Callable[[Connection], T]) -> T | None:
         """As `small_write`, but None, and nothing done, if that would have to wait: for another writer, or a server.
 
         A log that only grows by such writes is never moved into the file: let a `small_write` come between.
         """
-        if not self.is_sqlite or not self._turn.acquire(blocking=False):
+        if not isinstance(self._paths, SqlitePaths) or not self._turn.acquire(blocking=False):
             return None
         try:
-            with self._impatient.transaction("BEGIN IMMEDIATE") as prepared:
+            with self._paths.impatient() as prepared:
                 return work(cast(Connection, prepared))
         except DRIVER_ERRORS as error:
             if is_locked(error):
@@ -130,24 +126,6 @@ class Database:
             raise translated(error, self.where) from error
         finally:
             self._turn.release()
-
-    def lasting_write(self, whom: Behind, work: Callable[[Connection], T]) -> T:
-        """As `write`, for constant statements: on SQLite most of what is left is the disk's."""
-        if not self.is_sqlite:
-            return self.write(whom, work)
-        try:
-            with (
-                self._my_turn(),
-                changes_of_a_transaction(self.recovery_log) as changes,
-                self._lasting_writes.transaction("BEGIN IMMEDIATE") as prepared,
-            ):
-                connection = cast(Connection, prepared)
-                changes.collect(connection)
-                done = work(connection)
-                changes.write()
-                return done
-        except DRIVER_ERRORS as error:
-            raise translated(error, self.where) from error
 
     def keys(self) -> SubjectKeys:
         """Those that seal what is stored of people."""
@@ -160,10 +138,7 @@ class Database:
     def close(self) -> None:
         if self.key_store is not None:
             self.key_store.close()
-        self._points.close()
-        self._small_writes.close()
-        self._impatient.close()
-        self._lasting_writes.close()
+        self._paths.close()
         self.engine.dispose()
 
     def write(self, whom: Behind, work: Callable[[Connection], T], *, lasting: bool = True) -> T:
@@ -172,12 +147,16 @@ class Database:
         Without `lasting` it answers before the disk has it: a crash of the process loses nothing, but a power cut may
         lose the last moments, whole transactions at a time. The disk's answer takes twenty times as long as the rest.
         """
+        engine = self._writer if lasting else self._hasty_writer
+        return self._written(lambda: _transaction(engine, whom), work)
+
+    def _written(self, begun: Callable[[], AbstractContextManager[Any]], work: Callable[[Connection], T]) -> T:
         for attempt in range(ATTEMPTS):
             try:
                 with (
                     self._my_turn(),
                     changes_of_a_transaction(self.recovery_log) as changes,
-                    _transaction(self._writer if lasting else self._hasty_writer, whom) as connection,
+                    begun() as connection,
                 ):
                     changes.collect(connection)
                     done = work(connection)
@@ -231,24 +210,24 @@ class Database:
             connection.execute(text("ANALYZE"))
 
 
-class _PointReading(Transaction):
-    """Its errors are ours."""
+class _PointReading:
+    """A transaction whose errors are ours."""
 
-    __slots__ = ("_where",)
+    __slots__ = ("_transaction", "_where")
 
-    def __init__(self, pool: PreparedPool, where: str, *, single: bool) -> None:
-        super().__init__(pool, "" if single else "BEGIN")
+    def __init__(self, transaction: Transaction, where: str) -> None:
+        self._transaction = transaction
         self._where = where
 
     def __enter__(self) -> PreparedConnection:
         try:
-            return super().__enter__()
+            return self._transaction.__enter__()
         except DRIVER_ERRORS as error:
             raise translated(error, self._where) from error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            super().__exit__(kind, error, trace)
+            self._transaction.__exit__(kind, error, trace)
         except DRIVER_ERRORS as failed:
             raise translated(failed, self._where) from failed
         if isinstance(error, DRIVER_ERRORS):
@@ -346,8 +325,7 @@ def queue_up(connection: Connection, name: str) -> None:
 
 def _advisory_lock(connection: Connection, name: str, *, shared: bool) -> None:
     key = int.from_bytes(hashlib.sha256(b"idiolect:" + name.encode()).digest()[:8], signed=True)
-    function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
-    connection.execute(text(f"SELECT {function}(:key)"), {"key": key})
+    connection.execute(_LOCK_SHARED if shared else _LOCK, {"key": key})
 
 
 def insert(connection: Connection, table: Table) -> Insert:

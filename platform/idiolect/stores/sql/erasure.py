@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, exists, select, update
+from sqlalchemy import ColumnElement, Connection, Table, Text, and_, bindparam, delete, exists, select, update
 
 from idiolect.resets.plan import ResetPlan
 from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import chunks
 from idiolect.stores.sql.inference_rows import unpack_digests
-from idiolect.stores.sql.large_weights import doom, of_owner
-from idiolect.stores.sql.moves import keep_moves
+from idiolect.stores.sql.large_weights import doom_of_owner
+from idiolect.stores.sql.look_ups import LookUp
+from idiolect.stores.sql.moves import keeping
 from idiolect.stores.sql.texts import collect_items, collect_texts, digests_of_items
 from idiolect.stores.sql.times import micros
 
@@ -55,7 +55,7 @@ def erase(
     if plan.erase_signals:
         _erase_signals(connection, tenant, subject, plan.domain, erasure)
     if plan.erase_inferences:
-        erasure.erased["inferences"] = _delete(connection, schema.inferences, tenant, subject, _shown_in(plan.domain))
+        erasure.erased["inferences"] = _delete(connection, schema.inferences, tenant, subject, plan.domain)
     if plan.erase_traces:
         _erase_traces(connection, tenant, subject, erasure)
     if erasure.items:
@@ -66,31 +66,66 @@ def erase(
     return erasure.erased
 
 
-def _delete(
-    connection: Connection, table: Table, tenant: str, subject: str, only: ColumnElement[bool] | None = None
-) -> int:
-    mine = delete(table).where(table.c.tenant == tenant, table.c.subject == subject)
-    return connection.execute(mine if only is None else mine.where(only)).rowcount
+def _delete(connection: Connection, table: Table, tenant: str, subject: str, domain: str | None = None) -> int:
+    """With a `domain` only what is of it."""
+    statement = (_DELETE_ALL if domain is None else _DELETE_OF_DOMAIN)[table]
+    return connection.execute(statement, _person(tenant, subject, domain)).rowcount
 
 
-def _shown_in(domain: str | None) -> ColumnElement[bool] | None:
-    return None if domain is None else schema.inferences.c.domain == domain
+def _person(tenant: str, subject: str, domain: str | None = None) -> dict[str, Any]:
+    return {"tenant": tenant, "subject": subject} | ({} if domain is None else {"domain": domain})
 
 
-def _about(table: Table, item: str, domain: str | None) -> ColumnElement[bool] | None:
+def _mine(table: Table) -> ColumnElement[bool]:
+    return and_(table.c.tenant == bindparam("tenant"), table.c.subject == bindparam("subject"))
+
+
+def _about(table: Table, item: str) -> ColumnElement[bool]:
     """Rows of `table` whose `item` is one of the domain."""
-    if domain is None:
-        return None
     items = schema.items.c
-    return table.c[item].in_(select(items.id).where(items.tenant == table.c.tenant, items.domain == domain))
+    return table.c[item].in_(select(items.id).where(items.tenant == table.c.tenant, items.domain == _DOMAIN))
 
 
-def _on_inferences(domain: str | None) -> ColumnElement[bool] | None:
+def _on_inferences() -> ColumnElement[bool]:
     """Signals that refer to what was shown in the domain."""
-    if domain is None:
-        return None
     shown, signals = schema.inferences.c, schema.signals.c
-    return exists().where(shown.tenant == signals.tenant, shown.id == signals.inference, shown.domain == domain)
+    return exists().where(shown.tenant == signals.tenant, shown.id == signals.inference, shown.domain == _DOMAIN)
+
+
+# What is done at each reset is constant, so that it may be prepared: nothing else of the tenant goes on meanwhile.
+_DOMAIN = bindparam("domain", type_=Text)
+_OF_DOMAIN = {
+    schema.comparisons: _about(schema.comparisons, "chosen"),
+    schema.ratings: _about(schema.ratings, "item"),
+    schema.evaluation_pairs: _about(schema.evaluation_pairs, "chosen"),
+    schema.signals: _on_inferences(),
+    schema.inferences: schema.inferences.c.domain == _DOMAIN,
+}
+_DELETE_ALL = {
+    table: delete(table).where(_mine(table))
+    for table in (*_OF_DOMAIN, schema.pointers, schema.versions, schema.pointer_history)
+}
+_DELETE_OF_DOMAIN = {table: _DELETE_ALL[table].where(only) for table, only in _OF_DOMAIN.items()}
+
+_C, _I, _L, _P = schema.comparisons.c, schema.inferences.c, schema.inference_texts.c, schema.pointers.c
+_POINTERS = select(_P.domain, _P.name, _P.version).where(_mine(schema.pointers))
+_PAIRS = select(_C.chosen, _C.rejected).where(_mine(schema.comparisons))
+_PAIRS_OF_DOMAIN = _PAIRS.where(_OF_DOMAIN[schema.comparisons])
+_SHOWN = select(_I.id, _I.query, _I.documents, _I.sealed).where(_mine(schema.inferences))
+_SHOWN_IN_DOMAIN = _SHOWN.where(_OF_DOMAIN[schema.inferences])
+_UNLINK = LookUp(delete(schema.inference_texts).where(_L.tenant == bindparam("tenant")), _L.digest)
+_UNLINK_ONE = LookUp(
+    delete(schema.inference_texts).where(_L.tenant == bindparam("tenant"), _L.inference == bindparam("inference")),
+    _L.digest,
+)
+_PROMPTED = LookUp(select(schema.items.c.id).where(schema.items.c.tenant == bindparam("tenant")), schema.items.c.prompt)
+_KEEP_MOVES = keeping(_mine(schema.versions))
+_MOVES = schema.pointer_history.insert().values(
+    {
+        name: bindparam(name)
+        for name in ("tenant", "subject", "domain", "name", "old_version", "version", "at", "reason", "actor")
+    }
+)
 
 
 def _erase_traces(connection: Connection, tenant: str, subject: str, erasure: Erasure) -> None:
@@ -110,12 +145,7 @@ def _erase_adapters(
     connection: Connection, tenant: str, subject: str, at: int, reason: str, actor: str, erasure: Erasure
 ) -> None:
     """The versions go with their weights. Of the pointers the history stays: ids, times and reasons."""
-    pointers = schema.pointers.c
-    moved = connection.execute(
-        select(pointers.domain, pointers.name, pointers.version).where(
-            pointers.tenant == tenant, pointers.subject == subject
-        )
-    ).all()
+    moved = connection.execute(_POINTERS, _person(tenant, subject)).all()
     entries: list[dict[str, Any]] = [
         {
             "tenant": tenant,
@@ -130,10 +160,10 @@ def _erase_adapters(
         }
         for row in moved
     ]
-    keep_moves(connection, of_owner(tenant, subject))
+    connection.execute(_KEEP_MOVES, _person(tenant, subject))
     if entries:
-        connection.execute(schema.pointer_history.insert(), entries)
-    blobs = doom(connection, of_owner(tenant, subject), at)
+        connection.execute(_MOVES, entries)
+    blobs = doom_of_owner(connection, tenant, subject, at)
     if blobs:
         erasure.erased["blobs"] = blobs
     erasure.erased["pointers"] = _delete(connection, schema.pointers, tenant, subject)
@@ -142,19 +172,10 @@ def _erase_adapters(
 
 def _erase_signals(connection: Connection, tenant: str, subject: str, domain: str | None, erasure: Erasure) -> None:
     """Before the inferences, which say in which domain a signal was given."""
-    rows = schema.comparisons.c
-    pairs = select(rows.chosen, rows.rejected).where(rows.tenant == tenant, rows.subject == subject)
-    here = _about(schema.comparisons, "chosen", domain)
-    for pair in connection.execute(pairs if here is None else pairs.where(here)):
+    for pair in connection.execute(_PAIRS if domain is None else _PAIRS_OF_DOMAIN, _person(tenant, subject, domain)):
         erasure.items.update(pair)
-    which = (
-        (schema.comparisons, here),
-        (schema.ratings, _about(schema.ratings, "item", domain)),
-        (schema.evaluation_pairs, _about(schema.evaluation_pairs, "chosen", domain)),
-        (schema.signals, _on_inferences(domain)),
-    )
-    for table, only in which:
-        erasure.erased[table.name] = _delete(connection, table, tenant, subject, only)
+    for table in (schema.comparisons, schema.ratings, schema.evaluation_pairs, schema.signals):
+        erasure.erased[table.name] = _delete(connection, table, tenant, subject, domain)
 
 
 def _gather_inferences(connection: Connection, tenant: str, subject: str, domain: str | None, erasure: Erasure) -> None:
@@ -162,11 +183,7 @@ def _gather_inferences(connection: Connection, tenant: str, subject: str, domain
 
     Items of feedback that fell out of its bound are found by their prompt, which is the query of an inference.
     """
-    table, links = schema.inferences.c, schema.inference_texts
-    columns = (table.id, table.query, table.documents, table.sealed)
-    mine = select(*columns).where(table.tenant == tenant, table.subject == subject)
-    here = _shown_in(domain)
-    found = connection.execute(mine if here is None else mine.where(here)).all()
+    found = connection.execute(_SHOWN if domain is None else _SHOWN_IN_DOMAIN, _person(tenant, subject, domain)).all()
     sealed: set[bytes] = set()  # nobody else's, nor of another domain: whatever links to them goes
     for row in found:
         digests = {row.query, *unpack_digests(row.documents)}
@@ -174,16 +191,10 @@ def _gather_inferences(connection: Connection, tenant: str, subject: str, domain
         if row.sealed is not None:
             sealed |= digests
         else:
-            its = (links.c.tenant == tenant, links.c.inference == row.id, links.c.digest.in_(sorted(digests)))
-            connection.execute(delete(links).where(*its))
-    for chunk in chunks(sorted(sealed)):
-        connection.execute(delete(links).where(links.c.tenant == tenant, links.c.digest.in_(chunk)))
+            _UNLINK_ONE.delete(connection, digests, {"tenant": tenant, "inference": row.id})
+    _UNLINK.delete(connection, sealed, {"tenant": tenant})
     erasure.items |= items_prompted_by(connection, tenant, {row.query for row in found})
 
 
 def items_prompted_by(connection: Connection, tenant: str, prompts: Collection[bytes]) -> set[int]:
-    table = schema.items.c
-    ids: set[int] = set()
-    for chunk in chunks(sorted(prompts)):
-        ids.update(connection.scalars(select(table.id).where(table.tenant == tenant, table.prompt.in_(chunk))))
-    return ids
+    return {row.id for row in _PROMPTED.rows(connection, prompts, {"tenant": tenant})}

@@ -73,6 +73,8 @@ _ON_POSTGRES = (
 _K, _T = subject_keys.c, _tenant_keys.c
 _KEY = (_K.id, _K.subject, _K.scope, _K.wrapped)
 _OF_PEOPLE = LookUp(select(*_KEY).where(_K.tenant == bindparam("tenant")), _K.subject)
+_OF_PERSON = select(*_KEY).where(_K.tenant == bindparam("tenant"), _K.subject == bindparam("subject"))
+_DESTROY = LookUp(delete(subject_keys), _K.id)
 
 Wanted = tuple[str, str]  # (subject, scope)
 
@@ -125,13 +127,11 @@ class KeyStore:
         """Those of the person's keys whose scope `dies`. For good once it returns; harmless to repeat."""
 
         def work(connection: Connection) -> int:
-            mine = (_K.tenant == tenant, _K.subject == subject)
-            ids = [id_ for id_, scope in connection.execute(select(_K.id, _K.scope).where(*mine)) if dies(scope)]
-            if ids:
-                connection.execute(delete(subject_keys).where(_K.id.in_(ids)))
-            return len(ids)
+            person = {"tenant": tenant, "subject": subject}
+            ids = [row.id for row in connection.execute(_OF_PERSON, person) if dies(row.scope)]
+            return _DESTROY.delete(connection, ids, {})
 
-        return self._database.write(NO_TENANT, work)
+        return self._database.lasting_write(NO_TENANT, work)
 
     def count(self) -> int:
         with self._database.reading(NO_TENANT) as connection:

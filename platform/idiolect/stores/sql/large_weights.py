@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, exists, select
 
 from idiolect.errors import ConfigurationError, CorruptArtifactError, IdiolectError, NotFoundError
 from idiolect.ids import sha256_hex
@@ -34,6 +34,12 @@ log = logging.getLogger("idiolect.blobs")
 
 _V, _D = schema.versions.c, schema.doomed_blobs.c
 SWEPT_AT_ONCE = 1_000
+_BLOBS_OF_OWNER = (
+    select(_V.blob)
+    .where(_V.tenant == bindparam("tenant"), _V.subject == bindparam("subject"), _V.blob.is_not(None))
+    .distinct()
+)
+_DOOMED = select(_D.digest).order_by(_D.at).limit(SWEPT_AT_ONCE)
 
 
 class LargeWeights(Part):
@@ -118,7 +124,16 @@ def keep_large(database: Database, large: Large) -> None:
 
 def doom(connection: Connection, mine: ColumnElement[bool], at: int) -> int:
     """Before the versions that `mine` describes are deleted: note their blobs. How many those are."""
-    digests = connection.scalars(select(_V.blob).where(mine, _V.blob.is_not(None)).distinct()).all()
+    return _doom(connection, connection.scalars(select(_V.blob).where(mine, _V.blob.is_not(None)).distinct()).all(), at)
+
+
+def doom_of_owner(connection: Connection, tenant: str, subject: str, at: int) -> int:
+    """As `doom`, of what a person has."""
+    digests = connection.scalars(_BLOBS_OF_OWNER, {"tenant": tenant, "subject": subject})
+    return _doom(connection, list(digests), at)
+
+
+def _doom(connection: Connection, digests: Collection[bytes], at: int) -> int:
     for chunk in chunks(sorted(digests)):
         rows = [{"digest": digest, "at": at} for digest in chunk]
         connection.execute(insert(connection, schema.doomed_blobs).on_conflict_do_nothing(), rows)
@@ -156,8 +171,8 @@ def sweep(database: Database) -> int:
 
 
 def _sweep(database: Database, blobs: BlobStore) -> int:
-    with database.reading(NO_TENANT) as connection:
-        doomed = connection.scalars(select(_D.digest).order_by(_D.at).limit(SWEPT_AT_ONCE)).all()
+    with database.point_reading(NO_TENANT, single=True) as connection:
+        doomed = connection.scalars(_DOOMED).all()
     if not doomed:
         return 0
     done: list[bytes] = []
@@ -193,7 +208,3 @@ def _is_named(database: Database, digest: bytes) -> bool:
 
 def _forget(connection: Connection, digests: Collection[bytes]) -> None:
     connection.execute(delete(schema.doomed_blobs).where(_D.digest.in_(sorted(digests))))
-
-
-def of_owner(tenant: str, subject: str) -> ColumnElement[bool]:
-    return and_(_V.tenant == tenant, _V.subject == subject)

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam
+from sqlalchemy import ColumnElement, Connection, Delete, Select, bindparam
 
 from idiolect.stores.sql.engine import AnyRow, chunks
 
-FEW = 16  # values that a look-up takes at once
-_NAMES = [f"few{place}" for place in range(FEW)]
+FEW = 16
+SIZES = (1, FEW, 64, 256)  # values that a statement takes; the last one is repeated for those that are missing
+_NAMES = [f"few{place}" for place in range(SIZES[-1])]
 
 
 class LookUp:
-    """Of one value, or of as many as can be."""
+    """`statement`, of the rows whose `column` has one of the values."""
 
-    def __init__(self, query: Select[Any], column: ColumnElement[Any]) -> None:
+    def __init__(self, statement: Select[Any] | Delete, column: ColumnElement[Any]) -> None:
         some = [bindparam(name, type_=column.type) for name in _NAMES]
-        self._one = query.where(column == some[0])
-        self._some = query.where(column.in_(some))
+        self._by_size = [(1, statement.where(column == some[0]))]
+        self._by_size += [(size, statement.where(column.in_(some[:size]))) for size in SIZES[1:]]
 
     def rows(self, connection: Connection, values: Collection[Any], names: Mapping[str, Any]) -> list[AnyRow]:
-        if len(values) == 1:
-            (value,) = values
-            return list(connection.execute(self._one, {**names, _NAMES[0]: value}))
-        found: list[AnyRow] = []
-        for few in chunks(sorted(values), FEW):
-            bound: dict[str, Any] = dict(zip_longest(_NAMES, few, fillvalue=few[-1]))
-            found += connection.execute(self._some, {**names, **bound})
-        return found
+        return [row for few, bound in self._bound(values, names) for row in connection.execute(few, bound)]
+
+    def delete(self, connection: Connection, values: Collection[Any], names: Mapping[str, Any]) -> int:
+        """How many rows those were."""
+        return sum(connection.execute(few, bound).rowcount for few, bound in self._bound(values, names))
+
+    def _bound(self, values: Collection[Any], names: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        size, statement = next((one for one in self._by_size if one[0] >= len(values)), self._by_size[-1])
+        for few in chunks(sorted(values), size):
+            yield statement, {**names, **dict(zip_longest(_NAMES[:size], few, fillvalue=few[-1]))}

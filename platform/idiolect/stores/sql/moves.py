@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, Subquery, and_, bindparam, func, literal, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Insert,
+    Select,
+    Subquery,
+    and_,
+    bindparam,
+    func,
+    literal,
+    select,
+    union_all,
+)
 
 from idiolect.registry.pointers import LIVE
 from idiolect.stores.sql import schema
@@ -48,8 +60,12 @@ def moves_of(tenant: str, subject: str, domain: str) -> Subquery:
 
 def keep_moves(connection: Connection, *which: ColumnElement[bool]) -> None:
     """Before versions are deleted: write out what publishing them said. `which`: conditions on `versions`."""
-    rows = _published(*which)
-    connection.execute(schema.pointer_history.insert().from_select(["place", *_TOLD], rows))
+    connection.execute(keeping(*which))
+
+
+def keeping(*which: ColumnElement[bool]) -> Insert:
+    """As `keep_moves`, to be executed."""
+    return schema.pointer_history.insert().from_select(["place", *_TOLD], _published(*which))
 
 
 def _published(*which: ColumnElement[bool]) -> Select[Any]:

@@ -11,17 +11,19 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Insert,
+    Select,
     Table,
     and_,
     bindparam,
     delete,
     exists,
     func,
-    literal,
     or_,
     select,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 from idiolect.consent import DomainChoice, SubjectState, refused_domains
 from idiolect.errors import InvalidInputError
@@ -46,6 +48,19 @@ STATE_COLUMNS = (
 _STATE = select(*STATE_COLUMNS).where(_S.tenant == bindparam("tenant"), _S.subject == bindparam("subject"))
 _STATE_LOCKED = _STATE.with_for_update()
 _STATES = LookUp(select(*STATE_COLUMNS).where(_S.tenant == bindparam("tenant")), _S.subject)
+_OF_PERSON = and_(_S.tenant == bindparam("of_tenant"), _S.subject == bindparam("of_subject"))
+_SETTINGS: dict[str, Any] = {
+    column.name: bindparam(column.name) for column in STATE_COLUMNS if column.name != "subject"
+}
+_CHANGE = update(schema.subjects).where(_OF_PERSON).values(_SETTINGS)
+_ADD = schema.subjects.insert().values(tenant=bindparam("of_tenant"), subject=bindparam("of_subject"), **_SETTINGS)
+
+_C, _T, _Q = schema.comparisons.c, schema.tombstones.c, schema.training_queue.c
+_GIVEN = and_(_C.tenant == bindparam("of_tenant"), _C.subject == bindparam("of_subject"))
+_LAST_GIVEN = select(func.coalesce(func.max(_C.id), 0)).where(_GIVEN)
+_RENEW = update(schema.comparisons).where(_GIVEN).values(generation=bindparam("new_generation"))
+_FORGET_TRAINING = update(schema.subjects).where(_OF_PERSON).values(trained_until=bindparam("until"))
+_LAST_PURGE = select(func.coalesce(func.max(_T.seq), 0))
 
 
 def check_subject(subject: str) -> str:
@@ -97,6 +112,8 @@ def load_states(connection: Connection, tenant: str, subjects: Collection[str]) 
 def save_state(connection: Connection, tenant: str, before: SubjectState, after: SubjectState) -> None:
     assert after.updated_at is not None
     values = {
+        "of_tenant": tenant,
+        "of_subject": after.subject,
         "opted_in": after.opted_in,
         "paused": after.paused,
         "strength": after.strength,
@@ -106,11 +123,7 @@ def save_state(connection: Connection, tenant: str, before: SubjectState, after:
         "updated_at": micros(after.updated_at),
         "domains": _packed(after.domains),
     }
-    if before.known:
-        mine = and_(_S.tenant == tenant, _S.subject == after.subject)
-        connection.execute(update(schema.subjects).where(mine).values(values))
-    else:
-        connection.execute(insert(connection, schema.subjects).values(tenant=tenant, subject=after.subject, **values))
+    connection.execute(_CHANGE if before.known else _ADD, values)
     refused = refused_domains(after)
     if refused != refused_domains(before):
         _save_refusals(connection, tenant, after.subject, refused)
@@ -142,28 +155,37 @@ def fence(connection: Connection, tenant: str, state: SubjectState, at: datetime
     a reset nothing is learned before the person gives new feedback, or someone asks for a training. With `learn_afresh`
     they do: the person left one domain, and is still in the others.
     """
-    rows = schema.comparisons
-    mine = and_(rows.c.tenant == tenant, rows.c.subject == state.subject)
-    upto = connection.scalar(select(func.coalesce(func.max(rows.c.id), 0)).where(mine))
+    person = {"of_tenant": tenant, "of_subject": state.subject}
+    upto = connection.scalar(_LAST_GIVEN, person)
     seq = next_purge(connection)
-    statement = insert(connection, schema.tombstones).values(
-        tenant=tenant, subject=state.subject, generation=state.generation, at=micros(at), upto=upto, seq=seq
-    )
-    new = statement.excluded
-    renewed = {"generation": new.generation, "at": new.at, "upto": new.upto, "seq": new.seq}
-    connection.execute(statement.on_conflict_do_update(index_elements=["tenant", "subject"], set_=renewed))
-    connection.execute(update(rows).where(mine).values(generation=state.generation))
-    person = and_(_S.tenant == tenant, _S.subject == state.subject)
-    connection.execute(update(schema.subjects).where(person).values(trained_until=None if learn_afresh else micros(at)))
+    stone = {"tenant": tenant, "subject": state.subject, "generation": state.generation}
+    stone |= {"at": micros(at), "upto": upto, "seq": seq}
+    connection.execute(_TOMBSTONE[connection.dialect.name], stone)
+    connection.execute(_RENEW, {**person, "new_generation": state.generation})
+    connection.execute(_FORGET_TRAINING, {**person, "until": None if learn_afresh else micros(at)})
     requeue(connection, tenant, [state.subject])
     return seq
+
+
+def _tombstone(made: sqlite.Insert | postgresql.Insert) -> Insert:
+    """Of a person who may have an older one."""
+    new = made.excluded
+    renewed = {"generation": new.generation, "at": new.at, "upto": new.upto, "seq": new.seq}
+    named: dict[str, Any] = {column.name: bindparam(column.name) for column in _T}
+    return made.values(named).on_conflict_do_update(index_elements=["tenant", "subject"], set_=renewed)
+
+
+_TOMBSTONE = {
+    "sqlite": _tombstone(sqlite.insert(schema.tombstones)),
+    "postgresql": _tombstone(postgresql.insert(schema.tombstones)),
+}
 
 
 def next_purge(connection: Connection) -> int:
     """In the order of commits, so that a reader who has seen one number will never find a smaller one later."""
     queue_up(connection, "purges")
     with beyond_the_wall(connection):
-        return connection.scalar(select(func.coalesce(func.max(schema.tombstones.c.seq), 0) + 1)) or 1
+        return (connection.scalar(_LAST_PURGE) or 0) + 1
 
 
 def tombstoned(connection: Connection, tenant: str, subjects: Collection[str]) -> set[str]:
@@ -178,24 +200,38 @@ def tombstoned(connection: Connection, tenant: str, subjects: Collection[str]) -
 
 def requeue(connection: Connection, tenant: str, subjects: Collection[str]) -> None:
     """Count again what each of `subjects` gave since their last training. Only opted-in people are ever queued."""
-    queue, rows = schema.training_queue, schema.comparisons.c
+    if len(subjects) == 1:
+        (subject,) = subjects
+        person = {"of_tenant": tenant, "of_subject": subject}
+        connection.execute(_DEQUEUE_ONE, person)
+        connection.execute(_QUEUE_ONE, person)
+        return
     for chunk in chunks(sorted(subjects)):
-        connection.execute(delete(queue).where(queue.c.tenant == tenant, among(queue.c.subject, chunk)))
-        counted = (
-            select(literal(tenant), rows.subject, func.count())
-            .join(schema.subjects, and_(_S.tenant == rows.tenant, _S.subject == rows.subject))
-            .where(
-                rows.tenant == tenant,
-                among(rows.subject, chunk),
-                rows.generation == _S.generation,
-                or_(_S.trained_until.is_(None), rows.received_at > _S.trained_until),
-                _S.opted_in,
-                agreed_there(schema.comparisons),
-            )
-            .group_by(rows.subject)
+        connection.execute(delete(schema.training_queue).where(_Q.tenant == tenant, among(_Q.subject, chunk)))
+        counted = _new_comparisons(and_(_C.tenant == tenant, among(_C.subject, chunk)))
+        connection.execute(schema.training_queue.insert().from_select(_QUEUED, counted))
+
+
+def _new_comparisons(whose: ColumnElement[bool]) -> Select[Any]:
+    return (
+        select(_C.tenant, _C.subject, func.count())
+        .join(schema.subjects, and_(_S.tenant == _C.tenant, _S.subject == _C.subject))
+        .where(
+            whose,
+            _C.generation == _S.generation,
+            or_(_S.trained_until.is_(None), _C.received_at > _S.trained_until),
+            _S.opted_in,
+            agreed_there(schema.comparisons),
         )
-        columns = ["tenant", "subject", "new_comparisons"]
-        connection.execute(insert(connection, queue).from_select(columns, counted))
+        .group_by(_C.tenant, _C.subject)
+    )
+
+
+_QUEUED = ("tenant", "subject", "new_comparisons")
+_DEQUEUE_ONE = delete(schema.training_queue).where(
+    _Q.tenant == bindparam("of_tenant"), _Q.subject == bindparam("of_subject")
+)
+_QUEUE_ONE = schema.training_queue.insert().from_select(_QUEUED, _new_comparisons(_GIVEN))
 
 
 def enqueue(connection: Connection, tenant: str, subject: str, new_comparisons: int) -> None:

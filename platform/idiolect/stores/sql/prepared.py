@@ -1,24 +1,32 @@
-"""Point reads and small writes on SQLite, without what a general Core execution costs.
+"""Point reads and small writes, without what a general Core execution costs.
 
 SQLAlchemy spends 150 microseconds around a look-up that SQLite answers in ten. Here a statement is compiled once and
-handed to the driver from then on. What runs it looks like a `Connection` to whoever only executes and reads rows, so
-the same code serves Postgres through SQLAlchemy.
+handed to the driver from then on. What runs it looks like a `Connection` to whoever only executes and reads rows.
+This is SQLite; `prepared_postgres` says what is different there.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque, namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Dialect, Engine, LargeBinary, Select
+from sqlalchemy.sql.base import ColumnCollection
 from sqlalchemy.types import TypeEngine
 
+if TYPE_CHECKING:
+    from idiolect.stores.sql.tenant_wall import Behind
+
 Parameters = Mapping[str, Any]
-MAX_STATEMENTS = 256  # all are constants of modules; a bound keeps a mistake from becoming a leak
+MAX_STATEMENTS = 256  # constants of modules, and the last few that were made for one use, which gain nothing by this
 MAX_ROWS = 64  # of one INSERT
+MAX_IDLE = 40  # connections, as many as the engine's own pool has at most
+
+_VALUES = re.compile(r"\bVALUES (\([^()]*\))")  # of an INSERT: one row
 
 
 class Compilable(Protocol):
@@ -26,7 +34,9 @@ class Compilable(Protocol):
 
 
 class Rows(list[Any]):
-    """The rows of a result, all read. Named as SQLAlchemy names them."""
+    """The rows of a result, all read. Named as SQLAlchemy names them. `rowcount`: how many a statement changed."""
+
+    rowcount = -1
 
     def one(self) -> Any:
         (row,) = self
@@ -47,16 +57,21 @@ class Prepared:
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
-        self.sql = str(compiled)
-        fixed = compiled.params
-        order: Sequence[str] = compiled.positiontup or ()
+        required = {name: None for name, bind in compiled.binds.items() if bind.required}
+        fixed = compiled.construct_expanded_state(required)  # with the values of an `in_` one by one
+        self.sql = fixed.statement
+        # The driver takes what the type of such a column says, which SQLAlchemy would wrap.
+        raw = {name for name, bind in compiled.binds.items() if isinstance(bind.type, LargeBinary)}
         self._slots = [
-            (name, bind.required, fixed[name], _binder(bind.type, dialect))
-            for name, bind in ((name, compiled.binds[name]) for name in order)
+            (name, name in required, fixed.parameters[name], None if name in raw else fixed.processors.get(name))
+            for name in fixed.positiontup
         ]
-        self._tuple = f"({', '.join('?' * len(order))})"
-        columns = statement.selected_columns if isinstance(statement, Select) else statement.exported_columns
-        self._row = _row_maker(columns, dialect) if len(columns) else None
+        found = _VALUES.search(self.sql)
+        self._tuple = "" if found is None else found[1]
+        columns = statement.selected_columns if isinstance(statement, Select) else _returned(statement)
+        self._columns = columns if len(columns) else None
+        self._dialect = dialect
+        self._row: Any = None
 
     def values(self, parameters: Parameters) -> list[Any]:
         """In the driver's order. Raises KeyError for a parameter that is missing."""
@@ -76,25 +91,33 @@ class Prepared:
             yield self.sql.replace(self._tuple, ", ".join([self._tuple] * size), 1), values
             start += size
 
-    def rows(self, found: Sequence[Sequence[Any]]) -> Rows:
-        return Rows() if self._row is None else Rows(map(self._row, found))
+    def rows(self, done: Any) -> Rows:
+        """What the driver's cursor found; for what is no SELECT, how many rows it changed."""
+        if self._columns is None:
+            changed = Rows()
+            changed.rowcount = done.rowcount
+            return changed
+        if self._row is None:
+            self._row = _row_maker(self._columns, self._dialect, [column[1] for column in done.description])
+        return Rows(map(self._row, done.fetchall()))
 
 
-def _row_maker(columns: Any, dialect: Dialect) -> Any:
-    kind: Any = namedtuple("Row", list(columns.keys()))  # type: ignore[misc]  # its fields are known only now
-    processors = [_processor(column.type, dialect) for column in columns]
+def _row_maker(columns: ColumnCollection[str, Any], dialect: Dialect, codes: Sequence[Any]) -> Any:
+    """`codes`: what the driver calls the types of what it gives, which decides what is left to do."""
+    kind: Any = namedtuple("Row", list(columns.keys()), rename=True)  # type: ignore[misc]  # its fields are known only now
+    processors = [_processor(column.type, dialect, code) for column, code in zip(columns, codes, strict=True)]
     needed = [(place, process) for place, process in enumerate(processors) if process is not None]
     return partial(_processed, kind._make, needed) if needed else kind._make
 
 
-def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Any:
-    """None where the driver takes what the column's type says: bytes, which SQLAlchemy would wrap."""
-    return None if isinstance(kind, LargeBinary) else kind.dialect_impl(dialect).bind_processor(dialect)
+def _returned(statement: Any) -> Any:
+    """What it says to return; nothing for plain SQL."""
+    return getattr(statement, "exported_columns", ())
 
 
-def _processor(kind: TypeEngine[Any], dialect: Dialect) -> Any:
+def _processor(kind: TypeEngine[Any], dialect: Dialect, code: Any) -> Any:
     """None where the driver gives what the column's type says: for bytes, SQLAlchemy would only copy them."""
-    return None if isinstance(kind, LargeBinary) else kind.dialect_impl(dialect).result_processor(dialect, None)
+    return None if isinstance(kind, LargeBinary) else kind.dialect_impl(dialect).result_processor(dialect, code)
 
 
 def _processed(make: Any, needed: Sequence[tuple[int, Any]], values: Sequence[Any]) -> Any:
@@ -118,9 +141,9 @@ class PreparedConnection:
         prepared = self._prepared(statement)
         if isinstance(parameters, Sequence):
             for sql, values in prepared.inserts(parameters):
-                self.raw.execute(sql, values)
+                self._run(sql, values)
             return Rows()
-        return prepared.rows(self.raw.execute(prepared.sql, prepared.values(parameters or {})).fetchall())
+        return prepared.rows(self._run(prepared.sql, prepared.values(parameters or {})))
 
     def exec_driver_sql(self, statement: str, parameters: Sequence[Any]) -> Any:
         """Gives the driver's cursor."""
@@ -130,56 +153,75 @@ class PreparedConnection:
         row = self.execute(statement, parameters).first()
         return None if row is None else row[0]
 
+    def scalars(self, statement: Compilable, parameters: Parameters | None = None) -> Rows:
+        return Rows(row[0] for row in self.execute(statement, parameters))
+
+    def begin(self, words: str, _whom: Behind | None) -> None:
+        """Whom the transaction is about matters where there is a wall between tenants."""
+        self._say(words)
+
     def commit(self) -> None:
-        self.raw.execute("COMMIT")
+        self._say("COMMIT")
+
+    def is_lost(self, _error: BaseException) -> bool:
+        """Whether its server went away, so that another connection may well stand."""
+        return False
+
+    def undo(self) -> bool:
+        """Roll back, and tell whether it may be used again. Here nobody knows what state it is in."""
+        return False
 
     def discard(self) -> None:
         with suppress(Exception):
             self.raw.rollback()
         self.raw.close()
 
+    def _say(self, words: str) -> None:
+        self.raw.execute(words)
+
+    def _run(self, sql: str, values: Sequence[Any]) -> Any:
+        return self.raw.execute(sql, values)
+
     def _prepared(self, statement: Compilable) -> Prepared:
         prepared = self._known.get(statement)
         if prepared is None:
             prepared = Prepared(statement, self.dialect)
-            if len(self._known) < MAX_STATEMENTS:
-                self._known[statement] = prepared
+            if len(self._known) >= MAX_STATEMENTS:
+                with suppress(KeyError, RuntimeError, StopIteration):  # another thread was faster
+                    del self._known[next(iter(self._known))]
+            self._known[statement] = prepared
         return prepared
 
 
 class Transaction:
     """A context manager written out, because one made of a generator costs as much as a short statement.
 
-    Without a `begin` every statement is one by itself.
+    Without `words` to begin with every statement is one by itself.
     """
 
-    __slots__ = ("_begin", "_connection", "_pool")
+    __slots__ = ("_connection", "_pool", "_whom", "_words")
 
-    def __init__(self, pool: PreparedPool, begin: str) -> None:
+    def __init__(self, pool: PreparedPool, words: str, whom: Behind | None = None) -> None:
         self._pool = pool
-        self._begin = begin
+        self._words = words
+        self._whom = whom
         self._connection: PreparedConnection | None = None
 
     def __enter__(self) -> PreparedConnection:
-        connection = self._connection = self._pool.take()
-        if self._begin:
-            try:
-                connection.raw.execute(self._begin)
-            except BaseException:
-                connection.discard()
-                raise
+        pool = self._pool
+        connection = self._connection = pool.begun(self._words, self._whom) if self._words else pool.take()
         return connection
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         connection = self._connection
         assert connection is not None
         try:
-            if error is None and self._begin:
+            if error is None and self._words:
                 connection.commit()
         except BaseException:
             connection.discard()
             raise
-        if error is None:
+        if error is None or connection.undo():
             self._pool.give_back(connection)
         else:
             connection.discard()
@@ -188,7 +230,7 @@ class Transaction:
 class PreparedPool:
     """Connections of their own, kept open between uses. Made like the engine's, so they have its settings.
 
-    After an error a connection is closed rather than kept: nobody knows what state it is in.
+    After an error a connection is closed unless it is known to be as it was.
     """
 
     def __init__(self, engine: Engine, *pragmas: str) -> None:
@@ -197,8 +239,8 @@ class PreparedPool:
         self._idle: deque[PreparedConnection] = deque()
         self._known: dict[Any, Prepared] = {}
 
-    def transaction(self, begin: str) -> Transaction:
-        return Transaction(self, begin)
+    def transaction(self, words: str, whom: Behind | None = None) -> Transaction:
+        return Transaction(self, words, whom)
 
     def take(self) -> PreparedConnection:
         with suppress(IndexError):
@@ -206,14 +248,38 @@ class PreparedPool:
         pooled = self._engine.raw_connection()
         raw: Any = pooled.driver_connection
         pooled.detach()
-        for pragma in self._pragmas:
-            raw.execute(f"PRAGMA {pragma}").fetchall()
-        return PreparedConnection(raw, self._engine.dialect, self._known)
+        return self._opened(raw)
+
+    def begun(self, words: str, whom: Behind | None) -> PreparedConnection:
+        """In a transaction. Its first words tell whether a connection still stands; of a server that was started anew
+        none does, so the next try is a new one."""
+        for attempt in range(2):
+            connection = self.take()
+            try:
+                connection.begin(words, whom)
+            except BaseException as error:
+                lost = connection.is_lost(error)
+                connection.discard()
+                if attempt or not lost:
+                    raise
+                self.close()
+                self._engine.dispose()  # whose idle connections are as old, and would be the next to be taken
+            else:
+                return connection
+        raise AssertionError("the last attempt returns or raises")
 
     def give_back(self, connection: PreparedConnection) -> None:
-        self._idle.append(connection)
+        if len(self._idle) < MAX_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.discard()
 
     def close(self) -> None:
         """Whoever comes later opens a new connection."""
         while self._idle:
             self._idle.pop().raw.close()
+
+    def _opened(self, raw: Any) -> PreparedConnection:
+        for pragma in self._pragmas:
+            raw.execute(f"PRAGMA {pragma}").fetchall()
+        return PreparedConnection(raw, self._engine.dialect, self._known)

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, Insert, bindparam, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from idiolect.resets.purges import FORGET_SECONDS, Purge, Replica
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import insert
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 from idiolect.stores.sql.times import micros
 
 _T, _R = schema.tombstones.c, schema.replicas.c
 _HEAD = select(func.max(_T.seq))
+_AFTER = (
+    select(_T.seq, _T.tenant, _T.subject, _T.generation)
+    .where(_T.seq > bindparam("after"))
+    .order_by(_T.seq)
+    .limit(bindparam("limit"))
+)
+_REPLICAS = select(_R.id, _R.since, _R.cursor, _R.seen_at).order_by(_R.id)
+_FORGOTTEN = delete(schema.replicas).where(_R.seen_at < bindparam("long_ago"))
+
+
+def _follow(made: sqlite.Insert | postgresql.Insert) -> Insert:
+    """Of a process that may be known."""
+    changes = {"cursor": made.excluded.cursor, "seen_at": made.excluded.seen_at}
+    named: dict[str, Any] = {column.name: bindparam(column.name) for column in _R}
+    return made.values(named).on_conflict_do_update(index_elements=["id"], set_=changes)
+
+
+_FOLLOW = {
+    "sqlite": _follow(sqlite.insert(schema.replicas)),
+    "postgresql": _follow(postgresql.insert(schema.replicas)),
+}
 
 
 class Purges(Part):
@@ -24,29 +46,25 @@ class Purges(Part):
             return connection.scalar(_HEAD) or 0
 
     def purges(self, after: int, *, limit: int = 1000) -> Sequence[Purge]:
-        query = select(_T.seq, _T.tenant, _T.subject, _T.generation).where(_T.seq > after)
-        with self._database.reading(ALL_TENANTS) as connection:
-            return [Purge(*row) for row in connection.execute(query.order_by(_T.seq).limit(limit))]
+        with self._database.point_reading(ALL_TENANTS, single=True) as connection:
+            return [Purge(*row) for row in connection.execute(_AFTER, {"after": after, "limit": limit})]
 
     def follow(self, replica: str, since: int, cursor: int, now: datetime) -> None:
-        table = schema.replicas
         row = {"id": replica, "since": since, "cursor": cursor, "seen_at": micros(now)}
-        forgotten = delete(table).where(_R.seen_at < micros(now - timedelta(seconds=FORGET_SECONDS)))
+        long_ago = micros(now - timedelta(seconds=FORGET_SECONDS))
 
         def write(connection: Connection) -> None:
-            statement = insert(connection, table).values(row)
-            changes = {"cursor": statement.excluded.cursor, "seen_at": statement.excluded.seen_at}
-            connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changes))
-            connection.execute(forgotten)
+            connection.execute(_FOLLOW[connection.dialect.name], row)
+            connection.execute(_FORGOTTEN, {"long_ago": long_ago})
 
-        self._database.write(NO_TENANT, write, lasting=False)
+        self._database.small_write(NO_TENANT, write)
 
     def leave(self, replica: str) -> None:
         gone = delete(schema.replicas).where(_R.id == replica)
         self._database.write(NO_TENANT, lambda connection: connection.execute(gone), lasting=False)
 
     def replicas(self, now: datetime) -> Sequence[Replica]:
-        with self._database.reading(NO_TENANT) as connection:
-            rows = connection.execute(select(_R.id, _R.since, _R.cursor, _R.seen_at).order_by(_R.id)).all()
+        with self._database.point_reading(NO_TENANT, single=True) as connection:
+            rows = connection.execute(_REPLICAS).all()
         at = micros(now)
         return [Replica(row.id, row.since, row.cursor, max(0.0, (at - row.seen_at) / 1e6)) for row in rows]

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, exists, select
+from sqlalchemy import Connection, and_, bindparam, exists, select
 
 from idiolect.audit import AuditEvent
 from idiolect.consent import ConsentChange, DomainChange, SubjectState, apply_change
@@ -26,6 +26,26 @@ from idiolect.stores.sql.people import check_subject, fence, load_state, save_st
 from idiolect.stores.sql.rollout_members import note_complaint
 from idiolect.stores.sql.times import micros
 
+_E, _L, _R, _U = schema.resets.c, schema.ledger_charges.c, schema.releases.c, schema.ledger_runs.c
+_EARLIER = select(_E.record).where(_E.tenant == bindparam("tenant"), _E.id == bindparam("id"))
+_RECORD = schema.resets.insert().values({column.name: bindparam(column.name) for column in _E})
+_CHARGED = and_(_L.tenant == bindparam("tenant"), _L.subject == bindparam("subject"))
+_SHARED_RELEASES = (
+    select(_R.id)
+    .select_from(schema.ledger_charges)
+    .join(schema.releases, and_(_R.tenant == _L.tenant, _R.run == _L.run))
+    .where(_CHARGED, _R.scope != "user")
+    .order_by(_R.published_at, _R.id)
+)
+_SHARED_RUNS = (
+    select(_U.id)
+    .select_from(schema.ledger_charges)
+    .join(schema.ledger_runs, and_(_U.tenant == _L.tenant, _U.id == _L.run))
+    .where(_CHARGED, _U.unit == "subject", _U.settled_at.is_(None))
+    .where(~exists().where(_R.tenant == bindparam("tenant"), _R.run == _U.id))
+    .order_by(_U.reserved_at, _U.id)
+)
+
 
 class Resets(Part):
     def apply_reset(
@@ -33,7 +53,7 @@ class Resets(Part):
     ) -> ResetRecord:
         check_subject(subject)
         keys = self._database.keys
-        record = self._database.write(
+        record = self._database.lasting_write(
             tenant, lambda connection: _apply(connection, keys, tenant, subject, reset_id, plan, now, actor)
         )
         self._database.scrub()
@@ -127,30 +147,12 @@ def _standing_erasure(connection: Connection, tenant: str, state: SubjectState) 
 
 def _shared_releases(connection: Connection, tenant: str, subject: str) -> tuple[str, ...]:
     """Domain and global releases, also revoked ones, whose run charged this person: they keep a bounded influence."""
-    charges, releases = schema.ledger_charges.c, schema.releases.c
-    query = (
-        select(releases.id)
-        .select_from(schema.ledger_charges)
-        .join(schema.releases, (releases.tenant == charges.tenant) & (releases.run == charges.run))
-        .where(charges.tenant == tenant, charges.subject == subject, releases.scope != "user")
-        .order_by(releases.published_at, releases.id)
-    )
-    return tuple(connection.scalars(query))
+    return tuple(connection.scalars(_SHARED_RELEASES, {"tenant": tenant, "subject": subject}))
 
 
 def _shared_runs(connection: Connection, tenant: str, subject: str) -> tuple[str, ...]:
     """What is under way, or died: a release of it would name its run, and this person was charged."""
-    charges, runs = schema.ledger_charges.c, schema.ledger_runs.c
-    published = exists().where(schema.releases.c.tenant == tenant, schema.releases.c.run == runs.id)
-    query = (
-        select(runs.id)
-        .select_from(schema.ledger_charges)
-        .join(schema.ledger_runs, (runs.tenant == charges.tenant) & (runs.id == charges.run))
-        .where(charges.tenant == tenant, charges.subject == subject, runs.unit == "subject")
-        .where(runs.settled_at.is_(None), ~published)
-        .order_by(runs.reserved_at, runs.id)
-    )
-    return tuple(connection.scalars(query))
+    return tuple(connection.scalars(_SHARED_RUNS, {"tenant": tenant, "subject": subject}))
 
 
 def _save(connection: Connection, record: ResetRecord) -> None:
@@ -161,12 +163,11 @@ def _save(connection: Connection, record: ResetRecord) -> None:
         "record": json.dumps(record.to_json()),
         "completed_at": micros(record.completed_at),
     }
-    connection.execute(schema.resets.insert(), row)
+    connection.execute(_RECORD, row)
 
 
 def _load(connection: Connection, tenant: str, reset_id: str) -> ResetRecord | None:
-    table = schema.resets.c
-    record = connection.scalar(select(table.record).where(table.tenant == tenant, table.id == reset_id))
+    record = connection.scalar(_EARLIER, {"tenant": tenant, "id": reset_id})
     return None if record is None else _record_of(tenant, json.loads(record))
 
 

@@ -41,6 +41,7 @@ _MINE = (
     .order_by(_M.rollout)
     .with_for_update()
 )
+_LEAVE = delete(schema.rollout_members).where(_M.tenant == bindparam("tenant"), _M.subject == bindparam("subject"))
 
 Sums = dict[tuple[str, int, str, str], list[float]]  # (rollout, step, arm, metric): people, total
 
@@ -204,7 +205,7 @@ def note_complaint(connection: Connection, tenant: str, subject: str, *, leaves:
             _update(connection, row, {"complained": True})
             _sum_up(sums, rollout.id, rollout.step, row.arm, {"complaints": 1.0})
     if leaves:
-        connection.execute(delete(schema.rollout_members).where(_M.tenant == tenant, _M.subject == subject))
+        connection.execute(_LEAVE, {"tenant": tenant, "subject": subject})
     _add(connection, tenant, sums)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Connection, text
 
@@ -24,6 +24,12 @@ class Reach(Enum):
 
 ALL_TENANTS, NO_TENANT = Reach.ALL_TENANTS, Reach.NO_TENANT
 Behind: TypeAlias = str | Reach  # a tenant's name, or one of the above
+
+
+class HasInfo(Protocol):
+    @property
+    def info(self) -> dict[Any, Any]: ...
+
 
 _SAY = "SELECT set_config('idiolect.tenant', %s, true), set_config('idiolect.reach', %s, true)"
 _KEY = "idiolect_behind"
@@ -39,8 +45,17 @@ def stand_behind(connection: Connection, whom: Behind) -> None:
     """Until the transaction ends, or this is called again."""
     if connection.dialect.name == "sqlite":
         return
-    said = ("", whom.value) if isinstance(whom, Reach) else (whom, "")
-    connection.exec_driver_sql(_SAY, said)
+    connection.exec_driver_sql(_SAY, said(whom))
+    remember(connection, whom)
+
+
+def said(whom: Behind) -> tuple[str, str]:
+    """The settings that a transaction makes: tenant and reach."""
+    return ("", whom.value) if isinstance(whom, Reach) else (whom, "")
+
+
+def remember(connection: HasInfo, whom: Behind) -> None:
+    """That the transaction has said so."""
     connection.info[_KEY] = whom
 
 

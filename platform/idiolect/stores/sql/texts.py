@@ -10,13 +10,14 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, select
+from sqlalchemy import ColumnElement, Connection, Text, bindparam, delete, exists, select
 
 from idiolect.ids import text_digest
 from idiolect.signals.comparison import Item
 from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import CHUNK, chunks, insert
+from idiolect.stores.sql.engine import chunks, insert
+from idiolect.stores.sql.look_ups import LookUp
 from idiolect.stores.sql.sealing import sealed_texts, with_keys
 from idiolect.subject_keys import SubjectKey
 
@@ -120,41 +121,41 @@ def load_texts(
 
 
 def digests_of_items(connection: Connection, tenant: str, ids: Collection[int]) -> set[bytes]:
-    table = schema.items.c
-    digests: set[bytes] = set()
-    for chunk in chunks(sorted(ids)):
-        query = select(table.prompt, table.text).where(table.tenant == tenant, table.id.in_(chunk))
-        for prompt, text in connection.execute(query):
-            digests.update((prompt, text))
-    return digests
+    return {digest for row in _ITEM_TEXTS.rows(connection, ids, {"tenant": tenant}) for digest in row}
 
 
 def collect_items(connection: Connection, tenant: str, ids: Collection[int]) -> int:
     """Delete those of `ids` that no data set and no feedback refers to any more. Needs Hold.ERASE."""
-    table, links, rows = schema.items, schema.dataset_items, schema.comparisons
-    feedback = rows.c.dataset.is_(None)
-    unused = ~(
-        exists().where(links.c.item == table.c.id)
-        | exists().where(rows.c.chosen == table.c.id, feedback)
-        | exists().where(rows.c.rejected == table.c.id, feedback)
-    )
-    count = 0
-    for chunk in chunks(sorted(ids)):
-        where = (table.c.tenant == tenant, table.c.id.in_(chunk), unused)
-        count += connection.execute(delete(table).where(*where)).rowcount
-    return count
+    return _UNUSED_ITEMS.delete(connection, ids, {"tenant": tenant})
 
 
 def collect_texts(connection: Connection, tenant: str, digests: Collection[bytes]) -> int:
     """Delete those of `digests` that no item and no inference refers to any more. Needs Hold.ERASE."""
-    table, items, shown = schema.texts, schema.items, schema.inference_texts
-    unused = ~(
-        exists().where(items.c.tenant == tenant, items.c.prompt == table.c.digest)
-        | exists().where(items.c.tenant == tenant, items.c.text == table.c.digest)
-        | exists().where(shown.c.tenant == tenant, shown.c.digest == table.c.digest)
+    return _UNUSED_TEXTS.delete(connection, digests, {"tenant": tenant})
+
+
+def _unused_items() -> ColumnElement[bool]:
+    items, links, rows = schema.items.c, schema.dataset_items.c, schema.comparisons.c
+    feedback = rows.dataset.is_(None)
+    return ~(
+        exists().where(links.item == items.id)
+        | exists().where(rows.chosen == items.id, feedback)
+        | exists().where(rows.rejected == items.id, feedback)
     )
-    count = 0
-    for chunk in chunks(sorted(digests), CHUNK):
-        where = (table.c.tenant == tenant, table.c.digest.in_(chunk), unused)
-        count += connection.execute(delete(table).where(*where)).rowcount
-    return count
+
+
+def _unused_texts() -> ColumnElement[bool]:
+    texts, items, shown = schema.texts.c, schema.items.c, schema.inference_texts.c
+    return ~(
+        exists().where(items.tenant == _TENANT, items.prompt == texts.digest)
+        | exists().where(items.tenant == _TENANT, items.text == texts.digest)
+        | exists().where(shown.tenant == _TENANT, shown.digest == texts.digest)
+    )
+
+
+_I, _TENANT = schema.items.c, bindparam("tenant", type_=Text)
+_ITEM_TEXTS = LookUp(select(_I.prompt, _I.text).where(_I.tenant == _TENANT), _I.id)
+_UNUSED_ITEMS = LookUp(delete(schema.items).where(_I.tenant == _TENANT, _unused_items()), _I.id)
+_UNUSED_TEXTS = LookUp(
+    delete(schema.texts).where(schema.texts.c.tenant == _TENANT, _unused_texts()), schema.texts.c.digest
+)
