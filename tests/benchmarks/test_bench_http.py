@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ from idiolect.errors import UnavailableError
 from idiolect_services.bench.http_bench import (
     METRICS,
     P50,
+    PEOPLE_RATE,
+    PEOPLE_RATIO,
     RATE,
     RATIO,
     UNCONFIRMED,
+    Round,
     Window,
     Windows,
     encoded,
@@ -39,6 +43,7 @@ def test_the_whole_benchmark_runs_and_leaves_nothing_behind(tmp_path: Path, capf
         assert one.high is not None
         assert (0 if one.metric == UNCONFIRMED else 1e-9) <= one.low <= one.value <= one.high
     assert measured[RATE].ratio == measured[RATIO].value
+    assert measured[PEOPLE_RATE].ratio == measured[PEOPLE_RATIO].value
     assert measured[RATE].peer_value is not None
     assert list(root.iterdir()) == []
     assert "Traceback" not in capfd.readouterr().err
@@ -54,19 +59,22 @@ def test_the_served_home_never_uses_the_database_of_the_real_installation(
     assert settings.root == tmp_path
 
 
-def test_ratios_are_medians_over_pairs_of_windows_not_quotients_of_medians() -> None:
-    pairs = [
-        (Window(10, 5.0, 9.0, 0.01), Window(100, 1.0, 2.0)),
-        (Window(40, 2.0, 4.0), Window(50, 1.0, 2.0)),
-        (Window(30, 3.0, 6.0, 0.002), Window(60, 1.5, 3.0)),
+def test_ratios_are_medians_over_rounds_of_windows_not_quotients_of_medians() -> None:
+    rounds = [
+        Round(Window(10, 5.0, 9.0, 0.01), Window(100, 1.0, 2.0), Window(20, 5.0, 9.0)),
+        Round(Window(40, 2.0, 4.0), Window(50, 1.0, 2.0), Window(35, 2.0, 4.0, 0.02)),
+        Round(Window(30, 3.0, 6.0, 0.002), Window(60, 1.5, 3.0), Window(24, 3.0, 6.0, 0.004)),
     ]
-    measured = {one.metric: one for one in summary(pairs)}
+    measured = {one.metric: one for one in summary(rounds)}
     assert (measured[RATIO].value, measured[RATIO].low, measured[RATIO].high) == (0.5, 0.1, 0.8)
     rate = measured[RATE]
     assert (rate.value, rate.low, rate.high, rate.peer_value, rate.ratio) == (30, 10, 40, 60, 0.5)
     assert (measured[P50].value, measured[P50].ratio) == (3.0, 2.0)
+    people = measured[PEOPLE_RATE]
+    assert (people.value, people.low, people.high, people.peer_value, people.ratio) == (24, 20, 35, 60, 0.4)
+    assert (measured[PEOPLE_RATIO].low, measured[PEOPLE_RATIO].high) == (0.2, 0.7)
     share = measured[UNCONFIRMED]
-    assert (share.value, share.low, share.high, share.peer) == (0.002, 0.0, 0.01, None)
+    assert (share.value, share.low, share.high, share.peer) == (pytest.approx(0.003), 0.0, 0.02, None)
 
 
 def test_quantiles_of_a_window_are_those_of_its_latencies() -> None:
@@ -94,12 +102,15 @@ def test_the_size_of_an_answer_is_read_from_its_head_alone(head: bytes, rest: by
     assert answer_size(head[:-1]) is None
 
 
-def window_against(serve: Serve, seconds: float = 0.2, connections: int = 2) -> dict[str, object]:
+SAME = [encoded(b"{}", "secret")] * 2
+
+
+def window_against(serve: Serve, seconds: float = 0.2, requests: Sequence[bytes] = SAME) -> dict[str, object]:
     async def both() -> dict[str, object]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
-            outcome = await run_window(port, seconds, connections, encoded(b"{}", "secret"))
+            outcome = await run_window(port, seconds, requests)
             await asyncio.sleep(0.05)  # let the server's handlers see that the connections are gone
             return outcome
 
@@ -133,6 +144,21 @@ def test_what_a_busy_server_could_not_confirm_is_counted_apart() -> None:
     outcome = window_against(answering(refused))
     assert (outcome["problem"], outcome["latencies"]) == (None, [])
     assert outcome["unconfirmed"] > 10  # type: ignore[operator]
+
+
+def test_each_connection_sends_a_request_of_its_own() -> None:
+    came: set[str] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                came.add((await reader.readuntil(b"{}")).decode())
+                writer.write(GOOD)
+        writer.close()
+
+    outcome = window_against(serve, requests=[b"ann{}", b"bob{}"])
+    assert outcome["problem"] is None
+    assert came == {"ann{}", "bob{}"}
 
 
 def test_an_answer_may_arrive_in_pieces() -> None:

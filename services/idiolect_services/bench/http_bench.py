@@ -1,7 +1,9 @@
 """The http benchmark: how many warm, personal reranks of 10 cached candidates one process serves in a second.
 
 Two real servers and a load generator, three processes on loopback. Windows of load alternate between the two servers,
-so that whatever else the machine does hits both; each pair of windows gives one ratio, and their median is reported.
+so that whatever else the machine does hits both; each round of windows gives one ratio, and their median is reported.
+Ours is asked for one person on all connections, which favours it, since requests that come together share the looks at
+their person; and for another person on each connection.
 """
 
 from __future__ import annotations
@@ -23,24 +25,25 @@ from typing import Any
 
 from idiolect.errors import UnavailableError
 from idiolect_services.bench.form import Measured
-from idiolect_services.bench.http_home import DOCUMENTS, DOMAIN, QUERY, USER, make_home
+from idiolect_services.bench.http_home import DOCUMENTS, DOMAIN, QUERY, USERS, make_home
 from idiolect_services.training_runs import Stages
 
 RATE, RATIO, P50, P99 = "rerank_requests_per_second", "rerank_ratio", "rerank_p50", "rerank_p99"
+PEOPLE_RATE, PEOPLE_RATIO = "rerank_people_requests_per_second", "rerank_people_ratio"  # a person for each connection
 UNCONFIRMED = "rerank_unconfirmed_share"  # of our answers: not personal, because the server was too busy to confirm
-METRICS = (RATE, RATIO, P50, P99, UNCONFIRMED)
+METRICS = (RATE, RATIO, P50, P99, PEOPLE_RATE, PEOPLE_RATIO, UNCONFIRMED)
 PEER = "empty FastAPI route"
 START_SECONDS, STOP_SECONDS = 180.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """`rounds` windows of `seconds` on each server, after one of `warm_up` that does not count."""
+    """`rounds` of windows of `seconds`, after one of `warm_up` that does not count."""
 
     rounds: int = 7
     seconds: float = 3.0
     warm_up: float = 1.0
-    connections: int = 8
+    connections: int = 8  # at most one for each of the people
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,26 @@ class Window:
     unconfirmed: float = 0.0  # share of all answers; the figures above are of the others
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The peer's window lies between ours: with one person on all connections, and with one on each."""
+
+    one: Window
+    peer: Window
+    people: Window
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    requests: Sequence[bytes]  # one for each connection
+
+    def window(self, port: int, seconds: float) -> Window:
+        command = [sys.executable, "-m", "idiolect_services.bench.http_load", str(port), str(seconds)]
+        requests = json.dumps([request.decode() for request in self.requests]).encode()
+        done = subprocess.run(command, input=requests, stdout=subprocess.PIPE, check=True)  # noqa: S603
+        return window_of(json.loads(done.stdout))
+
+
 def measure(root: Path, windows: Windows, stages: Stages) -> list[Measured]:
     """The served home is a folder of its own under `root`, so that it lies on the disk that real ones lie on.
 
@@ -59,39 +82,54 @@ def measure(root: Path, windows: Windows, stages: Stages) -> list[Measured]:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bench-http-", dir=root) as folder, ExitStack() as running:
         home = make_home(Path(folder) / "home")
-        body = json.dumps({"query": QUERY, "documents": DOCUMENTS, "user": USER, "domain": DOMAIN}).encode()
+        bodies = [_body(user) for user in USERS[: windows.connections]]
         ours = running.enter_context(_server("ours", str(home.settings.home)))
-        answer = _first_answer(ours, body, home.secret)
+        answer, *_ = [_first_answer(ours, body, home.secret) for body in bodies]
         answer_file = Path(folder) / "answer.json"
         answer_file.write_text(json.dumps(answer), encoding="utf-8")
         peer = running.enter_context(_server("peer", str(answer_file)))
-        _first_answer(peer, body, home.secret)
-        return _alternate(ours, peer, body, home.secret, windows, stages)
+        _first_answer(peer, bodies[0], home.secret)
+        requests = [encoded(body, home.secret) for body in bodies]
+        one, people = _Load(requests[:1] * len(requests)), _Load(requests)
+        return summary(_alternate(ours, peer, one, people, windows, stages))
 
 
-def summary(pairs: Sequence[tuple[Window, Window]]) -> list[Measured]:
-    """From (ours, peer) windows: medians, with the smallest and largest as the spread."""
-    ratios = [ours.rate / peer.rate for ours, peer in pairs]
-    measured = [Measured(RATIO, "x peer", median(ratios), min(ratios), max(ratios), PEER)]
-    for metric, unit, field in ((RATE, "requests/s", "rate"), (P50, "ms", "p50_ms"), (P99, "ms", "p99_ms")):
-        mine, theirs = ([getattr(pair[side], field) for pair in pairs] for side in (0, 1))
-        paired = median(a / b for a, b in zip(mine, theirs, strict=True))
-        measured.append(Measured(metric, unit, median(mine), min(mine), max(mine), PEER, median(theirs), paired))
-    shares = [ours.unconfirmed for ours, _ in pairs]
-    measured.append(Measured(UNCONFIRMED, "share", median(shares), min(shares), max(shares)))
-    return sorted(measured, key=lambda one: METRICS.index(one.metric))
+def summary(rounds: Sequence[Round]) -> list[Measured]:
+    """Medians, with the smallest and largest as the spread."""
+    one, peer, people = ([getattr(each, which) for each in rounds] for which in ("one", "peer", "people"))
+    shares = [window.unconfirmed for window in (*one, *people)]
+    return [
+        _beside(RATE, "requests/s", "rate", one, peer),
+        _ratio(RATIO, one, peer),
+        _beside(P50, "ms", "p50_ms", one, peer),
+        _beside(P99, "ms", "p99_ms", one, peer),
+        _beside(PEOPLE_RATE, "requests/s", "rate", people, peer),
+        _ratio(PEOPLE_RATIO, people, peer),
+        Measured(UNCONFIRMED, "share", median(shares), min(shares), max(shares)),
+    ]
 
 
-def _alternate(ours: int, peer: int, body: bytes, secret: str, windows: Windows, stages: Stages) -> list[Measured]:
+def _beside(metric: str, unit: str, field: str, ours: Sequence[Window], peer: Sequence[Window]) -> Measured:
+    mine, theirs = ([getattr(window, field) for window in windows] for windows in (ours, peer))
+    paired = median(a / b for a, b in zip(mine, theirs, strict=True))
+    return Measured(metric, unit, median(mine), min(mine), max(mine), PEER, median(theirs), paired)
+
+
+def _ratio(metric: str, ours: Sequence[Window], peer: Sequence[Window]) -> Measured:
+    ratios = [mine.rate / theirs.rate for mine, theirs in zip(ours, peer, strict=True)]
+    return Measured(metric, "x peer", median(ratios), min(ratios), max(ratios), PEER)
+
+
+def _alternate(ours: int, peer: int, one: _Load, people: _Load, windows: Windows, stages: Stages) -> list[Round]:
     progress = stages.stage("windows of load")
-    for port in (ours, peer):
-        _window(port, body, secret, windows.warm_up, windows.connections)
-    pairs = []
+    turns = ((one, ours), (one, peer), (people, ours))
+    for load, port in turns:
+        load.window(port, windows.warm_up)
+    rounds = []
     for done in range(windows.rounds):
-        mine, theirs = (_window(port, body, secret, windows.seconds, windows.connections) for port in (ours, peer))
-        pairs.append((mine, theirs))
+        rounds.append(Round(*(load.window(port, windows.seconds) for load, port in turns)))
         progress(done + 1, windows.rounds)
-    return summary(pairs)
+    return rounds
 
 
 @contextmanager
@@ -123,6 +161,10 @@ def server_process(kind: str, argument: str, environment: Mapping[str, str] | No
         process.communicate()
 
 
+def _body(user: str) -> bytes:
+    return json.dumps({"query": QUERY, "documents": DOCUMENTS, "user": user, "domain": DOMAIN}).encode()
+
+
 def _first_answer(port: int, body: bytes, secret: str) -> dict[str, Any]:
     """Wait until the server answers; it must do so personally."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/rerank", body, _headers(secret), method="POST")
@@ -148,12 +190,6 @@ def encoded(body: bytes, secret: str) -> bytes:
     headers = {"Host": "127.0.0.1", **_headers(secret), "Content-Length": str(len(body))}
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"POST /v1/rerank HTTP/1.1\r\n{head}\r\n".encode() + body
-
-
-def _window(port: int, body: bytes, secret: str, seconds: float, connections: int) -> Window:
-    command = [sys.executable, "-m", "idiolect_services.bench.http_load", str(port), str(seconds), str(connections)]
-    done = subprocess.run(command, input=encoded(body, secret), stdout=subprocess.PIPE, check=True)  # noqa: S603
-    return window_of(json.loads(done.stdout))
 
 
 def window_of(outcome: dict[str, Any]) -> Window:

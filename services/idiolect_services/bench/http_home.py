@@ -1,4 +1,4 @@
-"""A small installation to serve from: a random model, one person who opted in, and their published adapter.
+"""A small installation to serve from: a random model, a few people who opted in, and their published adapters.
 
 What the model says does not matter here, only what it costs to say it.
 """
@@ -19,7 +19,8 @@ from idiolect_services.datasets import import_dataset
 from idiolect_services.training_runs import open_trainer
 from idiolect_services.wiring import Installation, open_installation
 
-TENANT, DOMAIN, USER, COLLEAGUE = "bench", "bench", "person", "colleague"
+TENANT, DOMAIN, COLLEAGUE = "bench", "bench", "colleague"
+USERS = tuple(f"person-{number}" for number in range(8))
 QUERY = "How do I get my order replaced?"
 DOCUMENTS = tuple(
     f"Answer {number}: write to us within {number} days, and a new one is on its way to you the day after."
@@ -61,13 +62,13 @@ def _new_key(installation: Installation) -> str:
 
 
 def _preferences() -> PreferenceDataset:
-    """A colleague who trains the domain adapter, and the person whose adapter is served."""
+    """A colleague who trains the domain adapter, and the people whose adapters are served."""
     pairs = list(combinations(range(len(DOCUMENTS)), 2))
     return PreferenceDataset(
         name="bench",
         digest=new_id(),
         items=tuple(Item(DOMAIN, QUERY, text) for text in DOCUMENTS),
         comparisons=tuple(Comparison(COLLEAGUE, a, b) for a, b in pairs),
-        new_people=frozenset({USER}),
-        adaptation=tuple(Comparison(USER, a, b) for a, b in pairs),
+        new_people=frozenset(USERS),
+        adaptation=tuple(Comparison(user, a, b) for user in USERS for a, b in pairs),
     )

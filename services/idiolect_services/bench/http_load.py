@@ -1,11 +1,11 @@
-"""One window of load, from a process of its own: a fixed request over a few keep-alive connections, as fast as it goes.
+"""One window of load, from a process of its own: fixed requests over a few keep-alive connections, as fast as it goes.
 
-    python -m idiolect_services.bench.http_load PORT SECONDS CONNECTIONS < request
+    python -m idiolect_services.bench.http_load PORT SECONDS < requests
 
-Writes one JSON object. An answer counts only if its status is 200 and its body holds PROOF. One that says UNCONFIRMED,
-which a server may give that is too busy to confirm a person in time, is counted apart. The first connection that sees
-any other one ends the window. Only the standard library, and no HTTP client: on two cores the generator must cost less
-than what it measures.
+Reads a JSON list with the request of each connection, and writes one JSON object. An answer counts only if its status
+is 200 and its body holds PROOF. One that says UNCONFIRMED, which a server may give that is too busy to confirm a person
+in time, is counted apart. The first connection that sees any other one ends the window. Only the standard library, and
+no HTTP client: on two cores the generator must cost less than what it measures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 PROOF = b'"applied":true'
 UNCONFIRMED = b'"reason":"unconfirmed"'
@@ -29,7 +31,6 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 class Window:
     """`finished` gets the first thing that went wrong, or None at the end of the time."""
 
-    request: bytes
     ends: float
     finished: asyncio.Future[str | None]
     open: int = 0
@@ -55,10 +56,11 @@ class Window:
 
 
 class Connection(asyncio.Protocol):
-    """Sends one request at a time."""
+    """Sends its request again and again, one at a time."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, request: bytes) -> None:
         self._window = window
+        self._request = request
         self._transport: asyncio.Transport | None = None
         self._received = b""
         self._sent = 0.0
@@ -89,7 +91,7 @@ class Connection(asyncio.Protocol):
     def _send(self) -> None:
         assert self._transport is not None
         self._sent = time.perf_counter()
-        self._transport.write(self._window.request)
+        self._transport.write(self._request)
 
 
 def answer_size(received: bytes) -> int | None:
@@ -101,12 +103,14 @@ def answer_size(received: bytes) -> int | None:
     return head + 4 + (int(length.group(1)) if length else 0)
 
 
-async def run_window(port: int, seconds: float, connections: int, request: bytes) -> dict[str, object]:
+async def run_window(port: int, seconds: float, requests: Sequence[bytes]) -> dict[str, object]:
+    """One connection for each of the requests."""
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
-    window = Window(request, began + seconds, loop.create_future())
+    window = Window(began + seconds, loop.create_future())
     transports = [
-        (await loop.create_connection(lambda: Connection(window), "127.0.0.1", port))[0] for _ in range(connections)
+        (await loop.create_connection(partial(Connection, window, request), "127.0.0.1", port))[0]
+        for request in requests
     ]
     try:
         problem = await asyncio.wait_for(window.finished, seconds + GRACE_SECONDS)
@@ -120,5 +124,6 @@ async def run_window(port: int, seconds: float, connections: int, request: bytes
 
 
 if __name__ == "__main__":
-    outcome = asyncio.run(run_window(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.stdin.buffer.read()))
+    requests = [request.encode() for request in json.load(sys.stdin)]
+    outcome = asyncio.run(run_window(int(sys.argv[1]), float(sys.argv[2]), requests))
     json.dump(outcome, sys.stdout)
