@@ -74,6 +74,7 @@ _K, _T = subject_keys.c, _tenant_keys.c
 _KEY = (_K.id, _K.subject, _K.scope, _K.wrapped)
 _OF_PEOPLE = LookUp(select(*_KEY).where(_K.tenant == bindparam("tenant")), _K.subject)
 _OF_PERSON = select(*_KEY).where(_K.tenant == bindparam("tenant"), _K.subject == bindparam("subject"))
+_BY_ID = LookUp(select(*_KEY).where(_K.tenant == bindparam("tenant")), _K.id)
 _DESTROY = LookUp(delete(subject_keys), _K.id)
 
 Wanted = tuple[str, str]  # (subject, scope)
@@ -118,9 +119,13 @@ class KeyStore:
     def by_id(self, tenant: str, ids: Collection[bytes]) -> dict[bytes, SubjectKey]:
         """Of those that were not destroyed."""
         rows: list[Any] = []
-        with self._database.reading(NO_TENANT) as connection:
-            for chunk in chunks(sorted(ids)):
-                rows += connection.execute(select(*_KEY).where(_K.tenant == tenant, _K.id.in_(chunk))).all()
+        if len(ids) <= FEW:
+            with self._database.point_reading(NO_TENANT, single=True) as connection:
+                rows += _BY_ID.rows(connection, ids, {"tenant": tenant})
+        else:
+            with self._database.reading(NO_TENANT) as connection:
+                for chunk in chunks(sorted(ids)):
+                    rows += connection.execute(select(*_KEY).where(_K.tenant == tenant, _K.id.in_(chunk))).all()
         return {key.id: key for key in self._unwrapped(tenant, rows)}
 
     def destroy(self, tenant: str, subject: str, dies: Callable[[str], bool]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from idiolect.audit import INSTALLATION, AuditEvent
 from idiolect.errors import ConflictError, CorruptArtifactError, NotFoundError
@@ -32,6 +32,7 @@ _LIVE_GLOBAL = select(_G.digest).order_by(_G.id.desc()).limit(1)
 _STORED = select(
     schema.versions, _R.template, _R.weights_head, _R.revoked_at, KEY_WITHDRAWN.label("key_withdrawn")
 ).join(schema.releases, (_R.tenant == _V.tenant) & (_R.id == _V.release))
+_STORED_ONE = _STORED.where(_V.tenant == bindparam("tenant"), _V.id == bindparam("id"))
 _SUMMARY = select(_R.id, _R.scope, _R.template, _R.versions, _R.revoked_at)
 
 
@@ -68,8 +69,8 @@ class Registry(Part):
         return outcome
 
     def version(self, tenant: str, version_id: str) -> StoredVersion | None:
-        with self._database.reading(tenant) as connection:
-            row = connection.execute(_STORED.where(_V.tenant == tenant, _V.id == version_id)).one_or_none()
+        with self._database.point_reading(tenant, single=True) as connection:
+            row = connection.execute(_STORED_ONE, {"tenant": tenant, "id": version_id}).one_or_none()
         return next(iter(self._stored(tenant, [] if row is None else [row])), None)
 
     def versions(
