@@ -59,6 +59,10 @@ class InferenceRecorder:
         finally:
             self._pace.ends(began)
 
+    def record_now(self, shown: Sequence[ShownInference]) -> Sequence[RecordOutcome]:
+        """On a thread that may wait for the store, whatever others are recording."""
+        return self._recorded(shown)
+
     async def record(self, shown: ShownInference) -> RecordOutcome:
         """Once it is committed, or why it is not. Raises UnavailableError (code `overloaded`) if too many wait."""
         loop = asyncio.get_running_loop()

@@ -71,7 +71,9 @@ class RankingRoutes:
         self._gateway = gateway
         self._services = gateway.services
         self._most = dict.fromkeys(SIDE_NAMES, self._services.settings.max_documents)
-        self._warm = WarmRankings(self._services.store, self._services.clock, gateway.pace, gateway.recorder)
+        self._warm = WarmRankings(
+            self._services.store, self._services.clock, gateway.pace, gateway.recorder, gateway.lanes.serving
+        )
         self.posts = {"/v1/rerank": self.rerank, "/v1/score": self.score, "/v1/compare": self.compare}
 
     def router(self, documented: Documented) -> APIRouter:
