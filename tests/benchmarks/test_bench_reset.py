@@ -27,7 +27,16 @@ from idiolect_services.bench.reset_checker import Acknowledged, Answered
 from idiolect_services.bench.reset_client import Journal
 
 SMALL = Work(
-    replicas=2, people=6, resets=40, calm=15, planted=20, rate=60.0, resets_rate=10.0, connections=4, fault_spacing=0.4
+    replicas=2,
+    people=6,
+    resets=40,
+    calm=15,
+    planted=20,
+    rate=60.0,
+    resets_rate=10.0,
+    connections=4,
+    fault_spacing=0.4,
+    warm_up=0.5,
 )
 
 

@@ -68,6 +68,7 @@ class Work:
     resets_rate: float = 16.0  # with 10,000 of them the whole takes twelve minutes
     connections: int = 8  # to each server
     fault_spacing: float = 1.0  # seconds
+    warm_up: float = 10.0  # seconds of rankings before the first reset that is timed: servers read every text once
     seed: int = 0
 
     @staticmethod
@@ -172,6 +173,7 @@ class _Bench:
             idle = await self._begin(clients)
             began = time.monotonic()
             tasks.append(asyncio.create_task(clients.rank(work.rate, stop)))
+            await asyncio.sleep(work.warm_up)
             if fault_spacing is not None:
                 tasks.append(asyncio.create_task(faults.strike(stop)))
             await self._reset_all(clients, resets, idle, progress)
