@@ -189,3 +189,22 @@ def test_no_name_of_a_tenant_leaves_its_quotes(postgres_url: str) -> None:
     with pytest.raises(InvalidInputError):
         store.tenant_exists("a\0b")
     store.close()
+
+
+def test_a_connection_that_is_cut_while_it_is_made_is_a_server_out_of_reach(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_with_keys(postgres_url)
+    store.create_tenant(TENANT, at(0))
+
+    def cut(*_more: object) -> None:
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    store._database.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(psycopg.Connection, "execute", cut)  # what a new connection is told first
+        for call in (lambda: store.resolve(TENANT, "ann", None), lambda: store.follow("x", 0, 0, at(0))):
+            with pytest.raises(UnavailableError):
+                call()
+    assert store.resolve(TENANT, "ann", None).user is None
+    store.close()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Dialect, Engine, LargeBinary, Select
+from sqlalchemy import Dialect, Engine, LargeBinary, PoolProxiedConnection, Select
 from sqlalchemy.sql.base import ColumnCollection
 from sqlalchemy.types import TypeEngine
 
@@ -245,7 +245,7 @@ class PreparedPool:
     def take(self) -> PreparedConnection:
         with suppress(IndexError):
             return self._idle.pop()
-        pooled = self._engine.raw_connection()
+        pooled = self._connected()
         raw: Any = pooled.driver_connection
         pooled.detach()
         return self._opened(raw)
@@ -278,6 +278,9 @@ class PreparedPool:
         """Whoever comes later opens a new connection."""
         while self._idle:
             self._idle.pop().raw.close()
+
+    def _connected(self) -> PoolProxiedConnection:
+        return self._engine.raw_connection()
 
     def _opened(self, raw: Any) -> PreparedConnection:
         for pragma in self._pragmas:

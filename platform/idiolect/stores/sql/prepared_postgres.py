@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Dialect, Engine
+from sqlalchemy import Dialect, Engine, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
 from idiolect.stores.sql.prepared import Prepared, PreparedConnection, PreparedPool, Transaction
@@ -52,8 +52,17 @@ class PostgresPool(PreparedPool):
         # SQLAlchemy names parameters; rows of an INSERT can only be repeated where they stand in order.
         self._dialect: Dialect = type(engine.dialect)(paramstyle="format", dbapi=engine.dialect.dbapi)  # type: ignore[call-arg]
 
+    def _connected(self) -> PoolProxiedConnection:
+        try:
+            return super()._connected()
+        except psycopg.Error as error:  # of the first words to a new connection
+            raise wrapped(error, lost=True) from error
+
     def _opened(self, raw: Any) -> PreparedConnection:
-        raw.autocommit = True  # transactions are begun in words
+        try:
+            raw.autocommit = True  # transactions are begun in words
+        except psycopg.Error as error:
+            raise wrapped(error, lost=True) from error
         return PostgresConnection(raw, self._dialect, self._known)
 
 
@@ -116,7 +125,14 @@ class PostgresConnection(PreparedConnection):
         except psycopg.Error as error:
             raise self._wrapped(error) from error
 
-    def _wrapped(self, error: psycopg.Error) -> BaseException:
+    def _wrapped(self, error: psycopg.Error) -> DBAPIError:
         # What the server said last may be read before it is noticed that nothing more will come.
         lost = bool(self.raw.closed) or (error.sqlstate or "").startswith(_GONE)
-        return DBAPIError.instance(None, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=lost)
+        return wrapped(error, lost=lost)
+
+
+def wrapped(error: psycopg.Error, *, lost: bool) -> DBAPIError:
+    """As SQLAlchemy has it. `lost`: its connection is of no more use."""
+    made = DBAPIError.instance(None, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=lost)
+    assert isinstance(made, DBAPIError)
+    return made
