@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from idiolect.errors import (
     BudgetExceededError,
@@ -231,6 +232,9 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def server_for(app: FastAPI) -> uvicorn.Server:
-    """No access log: paths hold user ids."""
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=75))
+def server_for(app: ASGIApp) -> uvicorn.Server:
+    """No access log: paths hold user ids. No WebSockets. Always h11: httptools, which uvicorn takes where it is there,
+    reads a head without an end into memory (`deploy/decisions/0021`)."""
+    return uvicorn.Server(
+        uvicorn.Config(app, http="h11", ws="none", log_level="warning", access_log=False, timeout_keep_alive=75)
+    )

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from test_retraining import SECONDS, eventually
 from training_home import TENANT, Home
@@ -18,7 +17,7 @@ from training_home import TENANT, Home
 from idiolect.tenancy import Scope, hash_secret, new_secret
 from idiolect_adapters.preference import CARD, save_model
 from idiolect_services import takeover
-from idiolect_services.serving import create_server_app, listen
+from idiolect_services.serving import create_server_app, listen, server_for
 
 
 @contextmanager
@@ -26,7 +25,7 @@ def running(app: FastAPI, home: Home) -> Iterator[str]:
     """The address of the server, started and stopped as `idiolect serve` does."""
     settings = home.installation.settings.model_copy(update={"port": 0})
     with listen(settings) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+        server = server_for(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from serving_world import DOCUMENTS, World, some_weights
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from idiolect_services.serving import server_for
 
 PEOPLE = ("ann", "bob")
 BODY = {"query": "q", "documents": DOCUMENTS}
@@ -42,8 +43,8 @@ class Recorder:
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[int]:
     """The port of a real server on `app`."""
-    config = uvicorn.Config(app, port=0, log_level="error", access_log=False, lifespan="off")
-    server = uvicorn.Server(config)
+    server = server_for(app)
+    server.config.lifespan = "off"
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
