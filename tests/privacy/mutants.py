@@ -290,8 +290,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "leave the privacy statement out of the signature",
         MANIFEST,
-        "    members = {**_template_members(template)} | {\n",
-        "    members = {k: v for k, v in _template_members(template).items() if k != 'privacy'} | {\n",
+        "for name, value in template.to_json().items()}\n",
+        "for name, value in template.to_json().items() if name != 'privacy'}\n",
         "tests/privacy/test_claims.py::test_no_card_is_rendered_of_a_manifest_whose_privacy_was_edited",
         because=r"DID NOT RAISE",
     ),
