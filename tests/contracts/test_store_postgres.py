@@ -16,6 +16,7 @@ from sqlalchemy import Connection, func, literal, select
 from store_samples import TENANT, at, opt_in
 
 from idiolect.errors import ConfigurationError, InvalidInputError, NotFoundError, UnavailableError
+from idiolect.registry.pointers import Adapter
 from idiolect.resets.plan import plan_reset
 from idiolect.stores.sql import open_store, schema
 from idiolect.stores.sql.engine import among
@@ -74,6 +75,7 @@ def test_the_url_may_name_the_connections_that_the_server_lists(
     postgres: PostgresServer, postgres_url: str, asked: str, name: str
 ) -> None:
     store = open_store(postgres_url + asked)
+    assert not store.tenant_exists(TENANT)
     with psycopg.connect(postgres.admin_url(), autocommit=True) as admin:
         found = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", [name]).fetchone()
     store.close()
@@ -208,3 +210,26 @@ def test_a_connection_that_is_cut_while_it_is_made_is_a_server_out_of_reach(
                 call()
     assert store.resolve(TENANT, "ann", None).user is None
     store.close()
+
+
+def test_a_store_that_was_opened_keeps_no_connection_and_one_that_is_used_few(
+    postgres: PostgresServer, postgres_url: str
+) -> None:
+    """A server has a hundred, and many processes open a store on it."""
+
+    def comes_to(most: int) -> bool:
+        """A process of the server ends a moment after its connection."""
+        mine = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'idiolect'"
+        with psycopg.connect(postgres.admin_url(), autocommit=True) as admin:
+            counts = (admin.execute(mine).fetchone() for _ in range(20_000))
+            return any(count is not None and count[0] <= most for count in counts)
+
+    store = open_with_keys(postgres_url)
+    assert comes_to(0)
+    opt_in(store, "ann")
+    for _ in range(3):
+        store.resolve(TENANT, "ann", None)
+        store.pointers(TENANT, Adapter("user", "ann"))
+    assert comes_to(4)  # of the store and of its keys: one for constant statements, one for all others
+    store.close()
+    assert comes_to(0)

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import sqlite
 
-from idiolect.stores.sql.prepared import MAX_ROWS, Prepared, PreparedPool
+from idiolect.stores.sql.prepared import MAX_ROWS, Prepared, PreparedConnection, PreparedPool
 
 THINGS = Table(
     "things",
@@ -125,4 +125,21 @@ def test_threads_never_share_a_connection_and_a_closed_pool_opens_new_ones(engin
     with pool.transaction("BEGIN") as later:
         assert later.scalar(FIRST) is None
     assert later not in seen
+    pool.close()
+
+
+def test_a_pool_is_closed_while_others_take_its_connections(engine: Engine) -> None:
+    pool = PreparedPool(engine)
+
+    class Meanwhile:
+        """As it is closed, another thread takes the connection that is left."""
+
+        def close(self) -> None:
+            pool.take()
+
+    for raw in (engine.raw_connection(), Meanwhile()):
+        pool.give_back(PreparedConnection(raw, engine.dialect, {}))
+    pool.close()
+    with pool.transaction("") as connection:
+        assert connection.scalar(FIRST) is None
     pool.close()

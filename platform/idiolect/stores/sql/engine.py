@@ -135,6 +135,11 @@ class Database:
             )
         return self.key_store
 
+    def rest(self) -> None:
+        """After it was opened: what that took is seldom needed again, and each connection is a process of Postgres."""
+        if not self.is_sqlite:
+            self.engine.dispose()
+
     def close(self) -> None:
         if self.key_store is not None:
             self.key_store.close()

@@ -28,6 +28,7 @@ class KeyBinding(Part):
         if bound != keys.identity:
             database.write(NO_TENANT, lambda connection: bind(connection, keys, instead=instead))
         database.key_store = keys
+        database.rest()
 
 
 def bind(connection: Connection, keys: SubjectKeys, *, instead: bool) -> None:

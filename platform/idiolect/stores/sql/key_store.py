@@ -90,6 +90,7 @@ class KeyStore:
         self._tenants: dict[str, TenantKey] = {}
         self.where = database.where
         self.identity = _identity_of(database)
+        database.rest()
 
     @property
     def embedded(self) -> bool:

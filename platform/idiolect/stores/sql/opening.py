@@ -26,6 +26,7 @@ def open_database(url: str, lock_timeout_s: float) -> Database:
     except BaseException:
         database.close()
         raise
+    database.rest()
     return database
 
 
@@ -94,8 +95,8 @@ def _postgres(url: URL, lock_timeout_s: float) -> Engine:
         engine = create_engine(
             url,
             hide_parameters=True,
-            pool_size=8,
-            max_overflow=32,
+            pool_size=4,  # idle; what is asked often has connections of its own (`prepared_postgres`)
+            max_overflow=36,
             pool_timeout=lock_timeout_s,
             connect_args={name: value for name, value in _POSTGRES_DEFAULTS.items() if name not in url.query},
         )

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Parameters = Mapping[str, Any]
 MAX_STATEMENTS = 256  # constants of modules, and the last few that were made for one use, which gain nothing by this
 MAX_ROWS = 64  # of one INSERT
-MAX_IDLE = 40  # connections, as many as the engine's own pool has at most
 
 _VALUES = re.compile(r"\bVALUES (\([^()]*\))")  # of an INSERT: one row
 
@@ -233,6 +232,8 @@ class PreparedPool:
     After an error a connection is closed unless it is known to be as it was.
     """
 
+    most_idle = 40  # as many as the engine's own pool has at most
+
     def __init__(self, engine: Engine, *pragmas: str) -> None:
         self._engine = engine
         self._pragmas = pragmas
@@ -269,15 +270,16 @@ class PreparedPool:
         raise AssertionError("the last attempt returns or raises")
 
     def give_back(self, connection: PreparedConnection) -> None:
-        if len(self._idle) < MAX_IDLE:
+        if len(self._idle) < self.most_idle:
             self._idle.append(connection)
         else:
             connection.discard()
 
     def close(self) -> None:
         """Whoever comes later opens a new connection."""
-        while self._idle:
-            self._idle.pop().raw.close()
+        with suppress(IndexError):  # none is left, also where others take them meanwhile
+            while True:
+                self._idle.pop().raw.close()
 
     def _connected(self) -> PoolProxiedConnection:
         return self._engine.raw_connection()

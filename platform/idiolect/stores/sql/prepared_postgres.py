@@ -47,6 +47,8 @@ class PostgresPaths:
 
 
 class PostgresPool(PreparedPool):
+    most_idle = 8  # a server has a hundred for everybody, unless it is told otherwise
+
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         # SQLAlchemy names parameters; rows of an INSERT can only be repeated where they stand in order.
