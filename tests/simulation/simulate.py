@@ -9,6 +9,7 @@ it with PYTHONHASHSEED=0: the order of a set of names is a matter of chance like
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from contextlib import nullcontext
@@ -41,12 +42,16 @@ def main() -> None:
                 plant, breaks = (nullcontext, None) if bug is None else PLANTED[bug]
                 with plant():
                     outcome = run(made, seed)
-                told = asdict(outcome) | {"bug": bug, "breaks": breaks}
+                told = asdict(outcome) | {"bug": bug, "breaks": breaks, "digest": _digest(outcome.trace)}
                 if outcome.violation is None and chosen.last - chosen.first > 1:
                     told["trace"] = []  # of a thousand good runs nobody reads them
                 print(json.dumps(told), flush=True)
                 if bug is not None and outcome.violation is not None:
                     break
+
+
+def _digest(trace: list[str]) -> str:
+    return hashlib.sha256("\n".join(trace).encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class ServerProcess:
         self.name, self.around = name, around
         self._chance = chance
         self.dead = self.cut_off = False
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # in the order in which they began
         clock = self.clock = SkewedClock(around.loop, chance, around.weather.drift)
         store: Any = FaultyStore(around.store, self, around.crew, chance, around.weather, around.committed)
         self.model = SlowModel(around.crew, chance)
@@ -157,12 +157,12 @@ class ServerProcess:
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
         task = self.around.loop.create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.around.broke(error)
 
@@ -174,7 +174,7 @@ class ServerProcess:
         """Nothing of it goes on: no thread, no task, no answer."""
         self.dead = True
         self.around.bus.listeners.pop(self.name, None)
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
 
     # What clients call. The router, the schema of paths and the like are not what is simulated.

@@ -241,7 +241,7 @@ class Story:
         """Nobody is left: threads that are under way end at their next step."""
         for server in self._servers:
             server.kill()
-        for task in asyncio.all_tasks(self._loop):
+        for task in list(self._loop.tasks):
             task.cancel()
         with suppress(ViolationError, StuckError):
             self._loop.run_until_complete(asyncio.sleep(1.0))

@@ -41,6 +41,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         selector.loop = self
         super().__init__(selector)
         self._clock_resolution = 1e-9
+        # In the order in which they began, which a set has not. asyncio's own references are weak: what a killed
+        # process was waiting for is garbage, and would end whenever that is collected.
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        self.set_task_factory(self._kept)
+
+    def _kept(self, loop: asyncio.AbstractEventLoop, work: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **kwargs)
+        self.tasks[task] = None
+        task.add_done_callback(self.tasks.pop)
+        return task
 
     def time(self) -> float:
         return self.now
