@@ -11,7 +11,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -191,6 +194,8 @@ def trained_elsewhere(tiny_bert: Path, folder: Path, **options: Any) -> torch.Te
         {"use_rslora": True},
         {"rank_pattern": {"layer.1.attention.self.value": 2, "query": 6}, "alpha_pattern": {"value": 3}},
         {"rank_pattern": {"^bert.encoder.layer.0.attention.self.query": 2}},
+        {"alpha_pattern": {r"layer\.0.attention.self..uery": 32}},
+        {"init_lora_weights": "orthogonal"},
         {"target_modules": ".*(query|intermediate.dense)"},
         {"target_modules": "all-linear", "layers_to_transform": None},
     ],
@@ -216,6 +221,34 @@ def test_a_module_that_peft_saved_whole_is_imported_with_its_lora(tiny_bert: Pat
     assert len(adapter.pairs) == 4
 
 
+@pytest.mark.filterwarnings("ignore:(PiSSA|OLoRA) changes the base weights:UserWarning")
+@pytest.mark.parametrize("initial", ["pissa", "olora"])
+def test_a_training_that_changed_the_model_itself_is_taken_only_once_peft_has_made_a_plain_lora_of_it(
+    initial: str, model: RewardModel, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """PEFT takes what such a training begins with out of the model's own weights, also whenever it loads the result."""
+    torch.manual_seed(0)
+    tuned = get_peft_model(
+        reward_model(tiny_bert), LoraConfig(r=4, target_modules=["query", "value"], init_lora_weights=initial)
+    )
+    before = tmp_path / "before"
+    tuned.peft_config["default"].init_lora_weights = True
+    tuned.save_pretrained(before)
+    tuned.peft_config["default"].init_lora_weights = initial
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    expected = scores_of(tuned)
+    tuned.save_pretrained(tmp_path / "as it is")
+    with pytest.raises(CorruptArtifactError, match="may change the model's own weights") as caught:
+        import_peft(tmp_path / "as it is", linear_shapes(model))
+    assert "path_initial_model_for_weight_conversion" in caught.value.mend
+    tuned.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(before))
+    plain = import_peft(tmp_path / "plain", linear_shapes(model))
+    assert float((with_adapter(model, plain) - expected).abs().max()) < 1e-5
+    assert float((scores_of(model) - expected).abs().max()) > 1e-4
+
+
 def edited(model: RewardModel, folder: Path, **changes: Any) -> Path:
     export_peft(random_adapter(model, {QUERY: 4, VALUE: 4}), folder, linear_shapes(model))
     config = json.loads((folder / CONFIG_FILE).read_text()) | changes
@@ -239,8 +272,15 @@ def edited(model: RewardModel, folder: Path, **changes: Any) -> Path:
         ({"r": 0}, "rank 0"),
         ({"r": 100_000}, "rank 100000"),
         ({"lora_alpha": "8"}, "lora_alpha is '8'"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"alpha_pattern": {QUERY: -(10**400)}}, f"{QUERY} is -1000"),
+        ({"r": 10**400}, "rank 1000"),
         ({"use_rslora": "yes"}, "use_rslora"),
         ({"rank_pattern": {"(a+)+$": 3}}, "only names of layers"),
+        ({"alpha_pattern": {r"layer.\d.query": 3}}, "only names of layers"),
+        ({"alpha_pattern": {f"layer{n}": 3 for n in range(1001)}}, "no table of at most 1000"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' is not supported"),
+        ({"init_lora_weights": "of next year"}, "init_lora_weights 'of next year'"),
         ({"rank_pattern": [3]}, "rank_pattern is no table"),
         ({"target_modules": [QUERY, VALUE, "nowhere"]}, "names 'nowhere', for which there are no weights"),
         ({"target_modules": [3]}, "target_modules is no list"),
@@ -308,6 +348,20 @@ def test_the_first_pattern_that_fits_wins_as_in_peft() -> None:
     config = {"peft_type": "LORA", "r": 1, "rank_pattern": {"a.query": 2, "query": 3, "^b": 4}, "alpha_pattern": {}}
     read = read_config(json.dumps(config).encode())
     assert [read.rank_of(name) for name in ("x.a.query", "query", "x.yquery", "b", "x.b")] == [2, 3, 1, 4, 1]
+
+
+@given(
+    st.from_regex(r"\^?([ab_]|\\?\.){1,5}", fullmatch=True, alphabet="ab_.^\\"),
+    st.text(alphabet="ab_.", min_size=1, max_size=7),
+)
+@settings(max_examples=500)
+@example("b.a", "x.bxa")
+@example(r"b\.a", "bxa")
+@example("^b", "a.b")
+def test_a_pattern_fits_what_it_fits_in_peft(pattern: str, layer: str) -> None:
+    config = {"peft_type": "LORA", "lora_alpha": 1, "alpha_pattern": {pattern: 2}}
+    fits = get_pattern_key([pattern], layer) == pattern  # the layer itself where it does not
+    assert read_config(json.dumps(config).encode()).alpha_of(layer) == (2 if fits else 1)
 
 
 def test_a_spec_of_replaced_layers_alone_exports_and_loads(tiny_bert: Path, tmp_path: Path) -> None:

@@ -1,12 +1,11 @@
 """`adapter_config.json` of PEFT, read as data: what it says about a LoRA is taken, everything else is refused by name.
 
-Nothing in it is followed or run. `base_model_name_or_path` and `auto_mapping` are ignored, patterns are compared as
-plain text and never compiled (a pattern can be built so that it never ends).
+Nothing in it is followed or run. `base_model_name_or_path` and `auto_mapping` are ignored, patterns are compared
+character by character and never compiled (a pattern can be built so that it never ends).
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ IGNORED = frozenset(
         "eva_config",
         "exclude_modules",
         "inference_mode",
-        "init_lora_weights",
+        "init_lora_weights",  # but for those that are not in INITIAL
         "layers_pattern",
         "layers_to_transform",
         "loftq_config",
@@ -65,8 +64,14 @@ IGNORED = frozenset(
         "use_rslora",
     }
 )
-_PLAIN = re.compile(r"\^?[A-Za-z0-9_.\\-]{1,512}")
+# Where a training may have begun and left the model's own weights as they are. Others (PiSSA, OLoRA, CorDA, LoRA-GA,
+# LoftQ) take their part out of those first, so that B A alone is not what was trained.
+INITIAL = frozenset({None, True, False, "gaussian", "eva", "orthogonal", "mica"})
+_PLAIN = re.compile(r"\^?(?:[A-Za-z0-9_-]|\\?\.){1,512}")
+_PLACES = re.compile(r"\\?.")
 MAX_ENTRIES = 10_000
+MAX_NUMBER = 1e30
+MAX_PATTERNS = 1_000  # each is held against each layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,8 @@ def read_config(data: bytes) -> PeftLora:
         if field in UNSUPPORTED and value not in (None, False, [], {}):
             raise CorruptArtifactError(f"{field}: {UNSUPPORTED[field]} is not supported.", mend="Train a plain LoRA.")
         if field not in UNSUPPORTED and field not in IGNORED and value not in (None, False, [], {}):
-            raise CorruptArtifactError(f"adapter_config.json says {field!r}, which is not known here.")
+            raise CorruptArtifactError(f"adapter_config.json says {_short(field)}, which is not known here.")
+    _check_initial(config.get("init_lora_weights"))
     if not isinstance(config.get("use_rslora", False), bool):
         raise CorruptArtifactError("use_rslora must be true or false.")
     return PeftLora(
@@ -113,6 +119,14 @@ def read_config(data: bytes) -> PeftLora:
     )
 
 
+def _check_initial(value: Any) -> None:
+    if not isinstance(value, str | bool | None) or value not in INITIAL:
+        raise CorruptArtifactError(
+            f"init_lora_weights {_short(value)} is not supported: such a training may change the model's own weights.",
+            mend="Save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it.",
+        )
+
+
 def matches(listed: str, layer: str) -> bool:
     """Whether PEFT's list entry names this layer: its full path, or the end of it after a dot."""
     return layer == listed or layer.endswith(f".{listed}")
@@ -120,17 +134,22 @@ def matches(listed: str, layer: str) -> bool:
 
 def _first_match(patterns: Mapping[str, Any], layer: str) -> str:
     """PEFT takes the first of its patterns that matches a layer's full path, or the end of it after a dot."""
-    for pattern in patterns:
-        plain = pattern.removeprefix("^").replace("\\", "")
-        if layer == plain or (not pattern.startswith("^") and layer.endswith(f".{plain}")):
-            return pattern
-    return ""
+    return next((pattern for pattern in patterns if _fits(pattern, layer)), "")
+
+
+def _fits(pattern: str, layer: str) -> bool:
+    """A dot of a pattern stands for any character, as in PEFT, unless a backslash is before it."""
+    places = _PLACES.findall(pattern.removeprefix("^"))
+    start = len(layer) - len(places)
+    if start < 0 or (start and (pattern.startswith("^") or layer[start - 1] != ".")):
+        return False
+    return all(place == "." or place[-1] == there for place, there in zip(places, layer[start:], strict=True))
 
 
 def _patterns(config: Mapping[str, Any], field: str) -> dict[str, Any]:
     patterns = config.get(field) or {}
-    if not isinstance(patterns, dict) or len(patterns) > MAX_ENTRIES:
-        raise CorruptArtifactError(f"{field} is no table of at most {MAX_ENTRIES} entries.")
+    if not isinstance(patterns, dict) or len(patterns) > MAX_PATTERNS:
+        raise CorruptArtifactError(f"{field} is no table of at most {MAX_PATTERNS} entries.")
     for pattern in patterns:
         if not _PLAIN.fullmatch(pattern):
             raise CorruptArtifactError(
@@ -164,7 +183,8 @@ def _rank(field: str, value: Any) -> int:
 
 
 def _number(field: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    # Larger than any scale, and whole numbers of JSON may be larger than any float.
+    if type(value) not in (int, float) or not abs(value) <= MAX_NUMBER:
         raise CorruptArtifactError(f"{field} is {_short(value)}, expected is a number.")
     return float(value)
 
