@@ -84,19 +84,21 @@ class Models:
             return (yield from self.live.trying(request, resident=resident))
         return self.try_score(request, resident=resident)
 
-    def to_read(self, request: ScoreRequest) -> tuple[Scorer, tuple[LoraStack, ...]]:
+    def to_read(self, request: ScoreRequest, *, resident: bool = False) -> tuple[Scorer, tuple[LoraStack, ...]]:
         """By which model the request's texts are to be read, and as `Scorer.loras_of`."""
         if self.candidate is None:
-            return self.live, self.live.loras_of(request)
-        return self._by_the_chosen(request, lambda scorer: (scorer, scorer.loras_of(request)))
+            return self.live, self.live.loras_of(request, resident=resident)
+        return self._by_the_chosen(request, lambda scorer: (scorer, scorer.loras_of(request, resident=resident)))
 
-    def score(self, read_by: Scorer, request: ScoreRequest, features_NW: Features, under: Under) -> ScoreResult:
+    def score(
+        self, read_by: Scorer, request: ScoreRequest, features_NW: Features, under: Under, *, resident: bool = False
+    ) -> ScoreResult:
         """As `Scorer.score`, of what `read_by` has read. Whoever is on the other model by now is read anew."""
 
         def score(scorer: Scorer) -> ScoreResult:
             if scorer is read_by:
-                return scorer.score(request, features_NW, under)
-            return scorer.score(request, None, NOTHING_UNDER)
+                return scorer.score(request, features_NW, under, resident=resident)
+            return scorer.score(request, None, NOTHING_UNDER, resident=resident)
 
         return score(self.live) if self.candidate is None else self._by_the_chosen(request, score)
 

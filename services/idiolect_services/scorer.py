@@ -168,7 +168,7 @@ def nobody_counts(_served: Served) -> None:
     """Where no rollout is evaluated."""
 
 
-class _NotResidentError(Exception):
+class NotResidentError(Exception):
     """Something would have to be loaded first."""
 
 
@@ -213,23 +213,23 @@ class Scorer:
         looked_at = self.uptime()
         resolution = yield from self._resolving(request)
         try:
-            stack = self._stack(request, resolution, self._resident_part if resident else None)
+            stack = self._stack(request, resolution, self._part(resident))
             rows = self._cached_rows(request, stack, features_NW, NOTHING_UNDER)
             yield None
             return None if rows is None else (yield from self._finishing(request, stack, rows, looked_at))
-        except _NotResidentError:
+        except NotResidentError:
             return None
         except Exception as error:
             self._failed(request, error)
             raise
 
-    def loras_of(self, request: ScoreRequest) -> tuple[LoraStack, ...]:
-        """What the request's texts have to be read under, beside the bare model. Loads what is not in memory. What
-        fails here is said when the request is scored."""
+    def loras_of(self, request: ScoreRequest, *, resident: bool = False) -> tuple[LoraStack, ...]:
+        """What the request's texts have to be read under, beside the bare model. Loads what is not in memory; with
+        `resident` it raises NotResidentError instead. What fails here is said when the request is scored."""
         if self.bank.engine is None:
             return ()
         try:
-            return self._strongest(request, self._resolved(request)).loras
+            return self._strongest(request, self._resolved(request), self._part(resident)).loras
         except IdiolectError:
             return ()
 
@@ -239,7 +239,7 @@ class Scorer:
         self.features.purge_person(tenant, subject)
 
     def _failed(self, request: ScoreRequest, error: Exception) -> None:
-        if request.subject is not None and not isinstance(error, ConsentError):
+        if request.subject is not None and not isinstance(error, ConsentError | NotResidentError):
             self.on_served(Served(request.tenant, request.subject, (), 0.0, failed=True))
 
     def _served(self, request: ScoreRequest, stack: Stack) -> None:
@@ -251,30 +251,40 @@ class Scorer:
         return self.features.project(request.tenant, request.pairs, request.subject)
 
     def score(
-        self, request: ScoreRequest, features_NW: Features | None = None, under: Under = NOTHING_UNDER
+        self,
+        request: ScoreRequest,
+        features_NW: Features | None = None,
+        under: Under = NOTHING_UNDER,
+        *,
+        resident: bool = False,
     ) -> ScoreResult:
         """Raises ConsentError if personalization is `required` and not possible, UnavailableError if only because the
         store can't be reached. In every other mode an unreachable store or a bad adapter only takes away its part.
 
         `under`: features that were computed for what `loras_of` said. Where the stack has changed since, they are
-        computed here.
+        computed here. With `resident` NotResidentError is raised instead of loading anything.
         """
         if features_NW is None:
             features_NW = self.compute_features(request)
         looked_at = self.uptime()
         try:
-            stack = self._stack(request, self._resolved(request))
+            stack = self._stack(request, self._resolved(request), self._part(resident))
             return self._finish(request, stack, self._rows(request, stack, features_NW, under), looked_at)
         except Exception as error:
             self._failed(request, error)
             raise
 
     def score_without_person(
-        self, request: ScoreRequest, features_NW: Features | None, under: Under = NOTHING_UNDER
+        self,
+        request: ScoreRequest,
+        features_NW: Features | None,
+        under: Under = NOTHING_UNDER,
+        *,
+        resident: bool = False,
     ) -> ScoreResult:
         """For a person whose generation won't stand still: claims nothing about them, so it can't be outdated."""
         shared = replace(request, subject=None, mode="auto")
-        stack = self._stack(shared, self._resolved(shared))
+        stack = self._stack(shared, self._resolved(shared), self._part(resident))
         unconfirmed = replace(stack, personalization=replace(stack.personalization, reason="unconfirmed"))
         held = _required_holds(request, unconfirmed)
         if features_NW is None:
@@ -311,17 +321,17 @@ class Scorer:
             return None
         return found if found.candidate is None else found.seen_by(self.model.digest)
 
-    def _stack(self, request: ScoreRequest, resolution: Resolution | None, part: Part | None = None) -> Stack:
+    def _stack(self, request: ScoreRequest, resolution: Resolution | None, part: Part) -> Stack:
         return _required_holds(request, self._strongest(request, resolution, part))
 
-    def _strongest(self, request: ScoreRequest, resolution: Resolution | None, part: Part | None = None) -> Stack:
+    def _strongest(self, request: ScoreRequest, resolution: Resolution | None, part: Part) -> Stack:
         """The strongest stack whose parts all verify: a bad version is quarantined, and the next one tried."""
         first = resolution
         for attempt in range(FALLBACKS):
             if resolution is None:
                 return self._bare("store_unavailable")
             try:
-                stack = self._stack_from(request, resolution, part or self.bank.part)
+                stack = self._stack_from(request, resolution, part)
             except _QuarantinedError:
                 resolution = self._resolved(request)
                 continue
@@ -330,13 +340,16 @@ class Scorer:
             return stack
         return self._bare("adapter_invalid")
 
+    def _part(self, resident: bool) -> Part:
+        return self._resident_part if resident else self.bank.part
+
     def _resident_part(self, owner: Owner, version: ResolvedVersion) -> Weights | Lora:
-        """Raises _NotResidentError instead of loading anything, or of quarantining: whoever loads it does."""
+        """Raises NotResidentError instead of loading anything, or of quarantining: whoever loads it does."""
         with suppress(CorruptArtifactError):
             found = self.bank.resident(owner, version)
             if found is not None:
                 return found
-        raise _NotResidentError
+        raise NotResidentError
 
     def _bare(self, reason: Reason) -> Stack:
         return Stack(Personalization(False, reason, 0.0, self.model.digest, None, None, None), None, None, False)

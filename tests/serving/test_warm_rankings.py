@@ -119,4 +119,4 @@ def test_a_bad_adapter_in_a_turn_takes_nobody_elses_answer_away(people: World, m
     together = [said(one) for one in asyncio.run(send(people, key, asks, at_once=True))]
     assert together[1:] == alone[1:]
     assert together[0][1]["personalization"]["reason"] == "adapter_invalid"
-    assert [name.startswith("idiolect-serving") for name in reported] == [True]
+    assert [name.startswith("idiolect-loading") for name in reported] == [True]

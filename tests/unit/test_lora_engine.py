@@ -173,6 +173,26 @@ def test_memory_goes_with_the_last_who_holds_a_lora() -> None:
     assert made.engine.resident_bytes == 0
 
 
+@pytest.mark.parametrize(("rows", "most"), [(100, 12), (3, 3), (0.5, 1)])
+def test_what_a_batch_copies_of_a_large_lora_is_bounded(
+    rows: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row under a person's LoRA has a copy of it, so what one batch takes must not grow with LoRA and rows."""
+    made = Trial()
+    made.add(SAMPLES[1])
+    pairs = [("", f"alpha {word}") for word in WORDS[:12]]
+    whole = made.fast(pairs, [[(0, 1.0)]] * 12)
+    stack, copied = made.stack([(0, 1.0)]), list[int]()
+    assert stack is not None
+    buffers = made.engine._runtime.residents.buffers
+    take = buffers.take
+    monkeypatch.setattr(buffers, "take", lambda size, dtype: (copied.append(4 * size), take(size, dtype))[1])
+    monkeypatch.setattr("idiolect_adapters.runtime.loras.MOST_GATHERED_BYTES", rows * stack.gathered_bytes)
+    assert np.array_equal(made.fast(pairs, [[(0, 1.0)]] * 12), whole)
+    assert max(copied) == most * stack.gathered_bytes
+    assert sum(copied) == 12 * stack.gathered_bytes
+
+
 def test_two_that_replace_the_same_layer_are_known_not_to_fit_together() -> None:
     made = Trial()
     made.add({"layers": {}, "saved": ("score",)})

@@ -214,6 +214,35 @@ def test_memory_returns_to_its_level_after_many_adds_and_removals() -> None:
     residents.check_integrity()
 
 
+def test_a_shape_of_which_few_are_left_gives_its_memory_back_and_those_score_as_before() -> None:
+    """Else a tenant with many shapes would hold the peak of each, whatever the cache is bounded to."""
+    made = World(TwoLayers((4, 4, 2), True, torch.float32))
+    for seed in range(100):
+        made.add(random_adapter(made.model, dict.fromkeys(NAMES, 4), seed=seed))
+    x, rows = drawn(3, 16, 4), [[(17, 1.0)], [(99, 0.5)], []]
+    expected, peak = made.run(x, rows), made.runtime.residents.stats().bytes
+    planned = made.runtime.plan([[Applied(made.handles[17])]])
+    for seed in range(98, -1, -1):
+        if seed != 17:
+            made.runtime.residents.remove(made.handles[seed])
+            made.runtime.residents.check_integrity()
+    stats = made.runtime.residents.stats()
+    assert (stats.members, stats.families) == (2, 1)
+    assert stats.bytes <= peak / 16
+    assert torch.equal(made.run(x, rows), expected)
+    with made.runtime.running(planned):
+        assert torch.allclose(made.model(x[:1]), expected[:1])
+    with pytest.raises(NotFoundError):
+        made.run(x, [[(3, 1.0)], [], []])
+
+
+def test_a_slab_for_one_large_adapter_has_room_for_one() -> None:
+    made = World(TwoLayers((700, 300, 40), True, torch.float32))
+    made.add(random_adapter(made.model, dict.fromkeys(NAMES, 256)))
+    family = made.handles[0].slots[0].family
+    assert made.runtime.residents.stats().bytes == 4 * family.width > 1 << 20
+
+
 @torch.inference_mode()
 def test_books_of_residents_that_do_not_balance_are_noticed() -> None:
     made = World(TwoLayers((3, 4, 2), True, torch.float32))
@@ -222,10 +251,14 @@ def test_books_of_residents_that_do_not_balance_are_noticed() -> None:
     made.runtime.residents.remove(made.handles[1])
     made.runtime.residents.check_integrity()
     slot = made.handles[0].slots[0]
-    slot.family._slab[1] = 1.0  # a slot that nobody has
-    with pytest.raises(IdiolectError, match="free slots are not empty"):
+    slot.family._slab[2] = 1.0  # a row that nobody has
+    with pytest.raises(IdiolectError, match="free rows are not empty"):
         made.runtime.residents.check_integrity()
-    slot.family._slab[1] = 0.0
+    slot.family._slab[2] = 0.0
+    slot.family._row_of[2] = 0  # as another one
+    with pytest.raises(IdiolectError, match="rows don't balance"):
+        made.runtime.residents.check_integrity()
+    slot.family._row_of[2] = 1
     slot.family._slab[0] = float("nan")
     with pytest.raises(IdiolectError, match="damaged"):
         made.runtime.residents.check_integrity()

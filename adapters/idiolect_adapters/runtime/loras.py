@@ -38,6 +38,10 @@ from idiolect_adapters.runtime.batched.plan import Applied
 from idiolect_adapters.runtime.batched.residents import Handle, ResidentStats
 from idiolect_adapters.runtime.batched.shared_layers import SharedLayers
 
+# Of what one batch copies of people's LoRAs, each for each of its rows: a large one would otherwise take its size times
+# the rows of a batch.
+MOST_GATHERED_BYTES = 64 << 20
+
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Pairs = Sequence[tuple[str, str]]
@@ -72,6 +76,11 @@ class LoraStack:
     @property
     def inner(self) -> list[Applied]:
         return [Applied(lora.handle, strength) for lora, strength in self.applied if lora.handle is not None]
+
+    @property
+    def gathered_bytes(self) -> int:
+        """What a batch copies for each row under this stack."""
+        return sum(lora.handle.gathered_bytes for lora, _ in self.applied if lora.handle is not None)
 
 
 def clash(a: Lora, b: Lora) -> bool:
@@ -211,7 +220,8 @@ class LoraEngine:
         self.free_unused()
         out_N_P = np.empty((len(pairs), 1 + self.model.user_rank + self.model.domain_rank))
         ids_N = self.model.backbone.tokenize(pairs).ids
-        for length, rows in _batches(pairs, [len(ids) for ids in ids_N], self.model.backbone.padding):
+        lengths = [self.model.backbone.padding.length(len(ids)) for ids in ids_N]
+        for length, rows in _batches(pairs, lengths, stacks, self.model.backbone.padding):
             texts = {pairs[row]: ids_N[row] for row in rows}
             number = {text: index for index, text in enumerate(texts)}
             text_of_row = [number[pairs[row]] for row in rows]
@@ -268,17 +278,22 @@ class _Batch:
     stacks: Sequence[LoraStack | None]
 
 
-def _batches(pairs: Pairs, tokens: Sequence[int], padding: Padding) -> list[tuple[int, list[int]]]:
+def _batches(
+    pairs: Pairs, lengths: Sequence[int], stacks: Sequence[LoraStack | None], padding: Padding
+) -> list[tuple[int, list[int]]]:
     """(padded length, rows): as many as one batch takes, with a row more for each text, which the bare model reads."""
-    lengths = [padding.length(number) for number in tokens]
     found: list[tuple[int, list[int]]] = []
-    size = 0
+    size = gathered = 0
     before: tuple[str, str] | None = None
     for row in sorted(range(len(pairs)), key=lambda row: (lengths[row], pairs[row])):
+        stack = stacks[row]
+        own = 0 if stack is None else stack.gathered_bytes
         size += 1 if pairs[row] == before else 2
-        if not found or found[-1][0] != lengths[row] or size > padding.rows(lengths[row]):
+        gathered += own
+        fits = size <= padding.rows(lengths[row]) and (gathered == own or gathered <= MOST_GATHERED_BYTES)
+        if not found or found[-1][0] != lengths[row] or not fits:
             found.append((lengths[row], []))
-            size = 2
+            size, gathered = 2, own
         found[-1][1].append(row)
         before = pairs[row]
     return found

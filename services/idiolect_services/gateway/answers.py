@@ -33,7 +33,7 @@ Render = Callable[[Scored], Draft]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`seconds`: how long it may wait for the model."""
+    """`seconds`: how long it may wait for the model, or for adapters."""
 
     request: Request
     ask: ScoreRequest

@@ -49,12 +49,14 @@ class Lane:
 
 
 class Lanes:
-    """Two lanes, so that a flood of rankings can't hold up a reset. What needs the model waits elsewhere (batching)."""
+    """So that a flood of rankings can't hold up a reset, and adapters that are slow to load, or large and being
+    registered, hold up only those who need them. What needs the model waits elsewhere (batching)."""
 
     def __init__(self, process: Process | None = None) -> None:
         self.serving = Lane("serving", threads=4, depth=256, process=process)
+        self.loading = Lane("loading", threads=4, depth=256, process=process)
         self.control = Lane("control", threads=2, depth=64, process=process)
 
     def close(self) -> None:
-        for lane in (self.serving, self.control):
+        for lane in (self.serving, self.loading, self.control):
             lane.close()

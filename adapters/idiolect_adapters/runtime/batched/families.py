@@ -7,8 +7,11 @@ A family says which of its matrices every member has for itself, and which all o
     on a basis              A shared, B private      (user adapters on the reward head)
     core                    A and B shared, C private: y += B C A x
 
-A member is one row of the slab, so a batch gathers all that its rows need in one copy. Ranks are padded with zeros to a
-few sizes that depend on the adapter alone: what a row's neighbours have must never choose the kernel that computes it.
+A member is one row of the slab, so a batch gathers all that its rows need in one copy. Rows in use lie side by side:
+when a member goes the last row takes its place, and a slab that has become too large is replaced by a smaller one.
+
+Ranks are padded with zeros to a few sizes that depend on the adapter alone: what a row's neighbours have must never
+choose the kernel that computes it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import torch
 from idiolect.errors import IdiolectError, InvalidInputError
 
 RANKS = (8, 16, 32, 64, 128, 256)
-FIRST_CAPACITY = 8
+FIRST_CAPACITY, FIRST_NUMBERS = 8, 1 << 17  # rows, and the most numbers, of a slab for one member
+MOST_EMPTY = 3  # times as many rows as members: then the slab is made smaller
 
 Role = Literal["A", "B", "core", "weight", "bias"]
 
@@ -74,7 +78,9 @@ class Family:
         self.shared = dict(shared)
         self.width = sum(math.prod(shape) for shape in private.values())
         self._slab = self._new_slab(0, options)
-        self._generations: list[int] = []
+        self._generations: list[int] = []  # by slot
+        self._row_of: list[int] = []  # by slot; -1: free
+        self._slot_at: list[int] = []  # by row
         self._free: list[int] = []
 
     def _new_slab(self, capacity: int, options: tuple[torch.dtype, torch.device]) -> torch.Tensor:
@@ -86,12 +92,16 @@ class Family:
 
     @property
     def members(self) -> int:
-        return len(self._generations) - len(self._free)
+        return len(self._slot_at)
 
     @property
     def is_basis(self) -> bool:
         """Whether members are written in what is shared, so that it outlives them."""
         return bool(self.shared and self.private)
+
+    @property
+    def member_bytes(self) -> int:
+        return self.width * self._slab.element_size()
 
     @property
     def slab_bytes(self) -> int:
@@ -107,35 +117,55 @@ class Family:
         fresh = count - len(slots)
         slots += range(len(self._generations), len(self._generations) + fresh)
         self._generations += [0] * fresh
-        self._reserve(len(self._generations))
+        self._row_of += [-1] * fresh
+        first = self.members
+        self._resize(first + count)
+        for row, slot in enumerate(slots, first):
+            self._row_of[slot] = row
+        self._slot_at += slots
         if self.width:
             flat_P_W = torch.cat([tensors_P[field].reshape(count, -1) for field in self.private], dim=1)
-            self._slab[torch.tensor(slots, device=self._slab.device)] = flat_P_W.to(self._slab)
+            self._slab[first : first + count] = flat_P_W.to(self._slab)
         return [(slot, self._generations[slot]) for slot in slots]
 
-    def _reserve(self, members: int) -> None:
-        if members > len(self._slab):
-            capacity = max(FIRST_CAPACITY, members, 2 * len(self._slab))
-            larger = self._new_slab(capacity, (self._slab.dtype, self._slab.device))
-            larger[: len(self._slab)] = self._slab
-            self._slab = larger
+    def _resize(self, members: int) -> None:
+        first = max(1, min(FIRST_CAPACITY, FIRST_NUMBERS // max(1, self.width)))
+        capacity = len(self._slab)
+        if members > capacity:
+            capacity = max(first, members, 2 * capacity)
+        elif MOST_EMPTY * members <= capacity:
+            capacity = max(first, 2 * members)
+        if capacity != len(self._slab):
+            slab = self._new_slab(capacity, (self._slab.dtype, self._slab.device))
+            kept = min(capacity, len(self._slab))
+            slab[:kept] = self._slab[:kept]
+            self._slab = slab
 
     def holds(self, slot: int, generation: int) -> bool:
         return self._generations[slot] == generation
 
     def remove(self, slot: int) -> None:
         """Nobody can reach the slot's numbers from here on, and they are gone."""
+        row, last = self._row_of[slot], self.members - 1
+        self._slab[row] = self._slab[last]
+        self._slab[last].zero_()
+        self._slot_at[row] = self._slot_at[last]
+        self._row_of[self._slot_at[row]] = row
+        self._slot_at.pop()
         self._generations[slot] += 1
-        self._slab[slot].zero_()
+        self._row_of[slot] = -1
         self._free.append(slot)
+        self._resize(last)
 
     def check_integrity(self) -> None:
-        """Raises unless every slot is taken or free, once, free ones are zero, and all numbers are finite."""
-        slots = len(self._generations)
-        if len(set(self._free)) != len(self._free) or not all(0 <= slot < slots for slot in self._free):
+        """Raises unless every slot is free or has a row of its own, the other rows are zero, and all numbers are
+        finite."""
+        if sorted([*self._slot_at, *self._free]) != list(range(len(self._generations))):
             raise _unbalanced("slots don't balance")
-        if slots > len(self._slab) or self._slab[slots:].any() or self._slab[self._free].any():
-            raise _unbalanced("free slots are not empty")
+        if [self._row_of[slot] for slot in self._slot_at] != list(range(self.members)):
+            raise _unbalanced("rows don't balance")
+        if self.members > len(self._slab) or self._slab[self.members :].any():
+            raise _unbalanced("free rows are not empty")
         if not all(bool(torch.isfinite(tensor).all()) for tensor in (self._slab, *self.shared.values())):
             raise _unbalanced("weights are damaged")
 
@@ -146,7 +176,7 @@ class Family:
         """
         gathered = dict(self.shared)
         if buffer is not None:
-            index_N = torch.tensor(slots, device=self._slab.device)
+            index_N = torch.tensor([self._row_of[slot] for slot in slots], device=self._slab.device)
             rows_N_W = buffer[: len(slots) * self.width].view(len(slots), self.width)
             torch.index_select(self._slab, 0, index_N, out=rows_N_W)
             pieces = torch.split(rows_N_W, [math.prod(shape) for shape in self.private.values()], dim=1)

@@ -32,6 +32,11 @@ class Handle:
 
     slots: tuple[Slot, ...]
 
+    @property
+    def gathered_bytes(self) -> int:
+        """What a plan copies of it for each row that it is on."""
+        return sum(slot.family.member_bytes for slot in self.slots)
+
 
 @dataclass(frozen=True, slots=True)
 class ResidentStats:

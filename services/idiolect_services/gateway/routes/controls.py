@@ -186,7 +186,7 @@ class ControlRoutes:
 
     async def explanation(self, request: Request, user: str) -> Response:
         tenant, subject = await self._person(request, user)
-        return _json(await self._gateway.lanes.control.run(self._explain, tenant, subject))
+        return _json(await self._gateway.lanes.loading.run(self._explain, tenant, subject))
 
     def _explain(self, tenant: str, subject: str) -> dict[str, Any]:
         settings = self._services.settings

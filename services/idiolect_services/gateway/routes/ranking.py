@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,18 +42,23 @@ from idiolect_services.gateway.schemas.ranking import (
     ScoreTexts,
     text_of,
 )
+from idiolect_services.gateway.statuses import StatusError
 from idiolect_services.gateway.warm import WarmRankings
 from idiolect_services.looks import STORE_TROUBLE
 from idiolect_services.models import Models
-from idiolect_services.scorer import Scorer, ScoreRequest, ScoreResult, Under, Unrecorded
+from idiolect_services.scorer import NotResidentError, Scorer, ScoreRequest, ScoreResult, Under, Unrecorded
 
 DEFAULT_DOMAIN = "default"
 FENCE_TRIES = 2
 TIMEOUT_HEADER = "Idiolect-Timeout-Ms"
 _TIMEOUT_NAME = TIMEOUT_HEADER.lower().encode()
-TIMEOUT_ABOUT = "Milliseconds that the request may wait for the model; then it is dropped and answered with 503."
+TIMEOUT_ABOUT = (
+    "Milliseconds that the request may wait for the model, or for adapters that have to be loaded; then it is dropped "
+    "and answered with 503."
+)
 
 Model = TypeVar("Model", bound=ForPerson)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +158,13 @@ class RankingRoutes:
             ticket = gate.ticket()
             ready = await self._warm.answer(models, call)
             if ready is None:
-                tried = await self._gateway.lanes.serving.run(self._try, models, ask, computed)
+                tried = await self._on_thread(call, partial(self._try, models, ask, computed))
                 if isinstance(tried, Scored):
                     scored = tried
                 else:
                     computed = await self._computed(*tried, call)
                     ticket = gate.ticket()
-                    scored = await self._gateway.lanes.serving.run(self._score, models, ask, computed)
+                    scored = await self._on_thread(call, partial(self._score, models, ask, computed))
                 ready = Ready(scored, call.render(scored))
             response = await self._recorded(call.render, ready)
             if response is not None and await self._gateway.fence.admits(ticket, _claim(ask, ready.scored)):
@@ -177,29 +184,52 @@ class RankingRoutes:
         bare_NW, *others = np.split(rows_NW, 1 + len(stacks))
         return Computed(scorer, bare_NW, {stack.key: part for stack, part in zip(stacks, others, strict=True)})
 
-    def _try(self, models: Models, ask: ScoreRequest, computed: Computed | None) -> Scored | ToRead:
-        """On a serving thread. If the model has to run first: which, and what it has to read the texts under."""
-        if computed is not None:
-            return self._score(models, ask, computed)
-        began = self._services.clock.now()
-        result = models.try_score(ask)
-        return models.to_read(ask) if result is None else Scored(result, began, models.model_of(result))
+    async def _on_thread(self, call: Call, work: Callable[[bool], T]) -> T:
+        """`work` is told whether it must do with what is in memory, and raises NotResidentError where it can't."""
+        try:
+            return await self._gateway.lanes.serving.run(work, True)
+        except NotResidentError:
+            return await while_present(call.request, self._loading(call, work))
 
-    def _score(self, models: Models, ask: ScoreRequest, computed: Computed) -> Scored:
+    async def _loading(self, call: Call, work: Callable[[bool], T]) -> T:
+        """A load that takes too long goes on without whoever waited for it: the next one finds it done."""
+        try:
+            async with asyncio.timeout(call.seconds):
+                return await self._gateway.lanes.loading.run(work, False)
+        except TimeoutError:
+            raise StatusError(
+                503,
+                f"the adapters were not loaded within {call.seconds:g} seconds.",
+                mend="Come back after the time in Retry-After, or allow more time.",
+                code="deadline_exceeded",
+                retry_after_s=1,
+            ) from None
+
+    def _try(self, models: Models, ask: ScoreRequest, computed: Computed | None, resident: bool) -> Scored | ToRead:
+        """If the model has to run first: which, and what it has to read the texts under."""
+        if computed is not None:
+            return self._score(models, ask, computed, resident)
         began = self._services.clock.now()
-        result = models.score(computed.read_by, ask, computed.bare_NW, computed.under)
+        result = models.try_score(ask, resident=resident)
+        if result is None:
+            return models.to_read(ask, resident=resident)
+        return Scored(result, began, models.model_of(result))
+
+    def _score(self, models: Models, ask: ScoreRequest, computed: Computed, resident: bool) -> Scored:
+        began = self._services.clock.now()
+        result = models.score(computed.read_by, ask, computed.bare_NW, computed.under, resident=resident)
         return Scored(result, began, models.model_of(result))
 
     async def _without_person(self, scorer: Scorer, call: Call, before: Computed | None) -> Response:
         known = before is not None and before.read_by is scorer
         computed = before if before is not None and known else await self._computed(scorer, (), call)
 
-        def score() -> Scored:
+        def score(resident: bool) -> Scored:
             began = self._services.clock.now()
-            result = scorer.score_without_person(call.ask, computed.bare_NW, computed.under)
+            result = scorer.score_without_person(call.ask, computed.bare_NW, computed.under, resident=resident)
             return Scored(result, began, scorer.model)
 
-        scored = await self._gateway.lanes.serving.run(score)
+        scored = await self._on_thread(call, score)
         response = await self._recorded(call.render, Ready(scored, call.render(scored)))
         assert response is not None  # nobody is named, so nobody's reset can outdate it
         return self._counted(response, scored)

@@ -101,9 +101,9 @@ class UploadRoutes:
     async def _register(
         self, request: Request, caller: Caller, adapter: Adapter, body: dict[str, Any], wanted: LoraUpload
     ) -> Response:
-        lane = self._gateway.lanes.control
+        lanes = self._gateway.lanes
         claim = await asyncio.to_thread(self._idempotency.claim, request, caller, body)
-        await self._idempotency.check(lane, claim)
+        await self._idempotency.check(lanes.control, claim)
         asked = Registration(
             tenant=caller.tenant,
             adapter=adapter,
@@ -115,7 +115,7 @@ class UploadRoutes:
             staged=wanted.staged,
             release=None if claim is None else claim.id_of(0),
         )
-        return await lane.run(self._work, asked, wanted.weights)
+        return await lanes.loading.run(self._work, asked, wanted.weights)
 
     def _work(self, asked: Registration, weights: str) -> Response:
         with self._services.live.lease() as models:
