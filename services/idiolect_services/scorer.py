@@ -233,6 +233,12 @@ class Scorer:
         except IdiolectError:
             return ()
 
+    def prefetch(self, request: ScoreRequest, resolution: Resolution) -> None:
+        """Have the person's adapter loaded in the background, if they may be served one. It confirms nothing: each
+        request resolves anew."""
+        if resolution.user is not None and decide(request, resolution, self.model.digest, 1.0) == "applied":
+            self.bank.prefetch(_owner_of_user(request), resolution.user)
+
     def forget(self, tenant: str, subject: str) -> None:
         """Free what this process keeps of a person's own, and of the texts that only they had scored."""
         self.bank.purge(tenant, subject)

@@ -36,7 +36,7 @@ from serving_world import DOCUMENTS, World, assert_problem, scores, some_weights
 from test_client_gateway import client_of
 
 from idiolect.client.errors import ApiInvalidInputError
-from idiolect.errors import UnavailableError
+from idiolect.errors import IdiolectError, UnavailableError
 from idiolect.registry.manifest import manifest_bytes
 from idiolect.tenancy import Scope
 from idiolect_services.gateway.schemas.adapters import AdapterUpload
@@ -473,6 +473,17 @@ def test_a_scrape_shows_the_shelf_and_what_the_runtime_holds(
 
 
 # --- what goes wrong at load ------------------------------------------------------------------------------------------
+
+
+def test_a_lora_that_was_damaged_in_memory_is_noticed(world: World, elsewhere: Callable[..., Path]) -> None:
+    upload(world, world.api(world.key()), elsewhere(), domain="chat")
+    world.api(world.key()).rerank(domain="chat")
+    world.bank.check_integrity()
+    (family,) = world.engine._runtime.residents._families.values()
+    with torch.inference_mode():
+        next(iter(family.shared.values()))[0, 0] = torch.nan
+    with pytest.raises(IdiolectError, match="weights are damaged"):
+        world.bank.check_integrity()
 
 
 def test_a_damaged_blob_is_quarantined_and_the_version_before_serves(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,8 +18,9 @@ from idiolect.errors import ConfigurationError, UnavailableError
 from idiolect.resets.plan import plan_reset
 from idiolect.resets.purges import Purge, Replica
 from idiolect_adapters.runtime.bank import Owner
-from idiolect_adapters.runtime.features import FeatureCache, Pair, digested
+from idiolect_adapters.runtime.features import FeatureCache, Pair, Wanted, digested
 from idiolect_services.bench.reset_fleet import RedisServer
+from idiolect_services.gateway.batching import Batcher
 from idiolect_services.purge_hints import RedisHints
 from idiolect_services.purging import PurgeFollower, redis_hints
 
@@ -223,6 +226,59 @@ def test_what_was_asked_for_before_a_purge_is_not_kept_after_it(world: World, mo
     assert cache.cached("t", pairs("mine"), "ann") is None
     cache.project("t", pairs("his"), "bob")
     assert cache.cached("t", pairs("his"), "bob") is not None
+
+
+def test_what_waited_for_the_model_when_its_person_was_purged_is_answered_and_not_kept(world: World) -> None:
+    """Nor is it if the purges since are more than are remembered. What they ask for afterwards is kept again."""
+    cache, batcher = world.features, Batcher()
+    entered, release = threading.Event(), threading.Event()
+    real = world.model.project
+
+    def held(asked: list[tuple[str, str]]) -> object:
+        entered.set()
+        assert release.wait(30)
+        return real(asked)
+
+    async def asked() -> None:
+        world.model.project = held  # type: ignore[assignment]
+        first = asyncio.ensure_future(batcher.features(cache, "acme", pairs("theirs"), "bob", 60.0))
+        await asyncio.to_thread(entered.wait, 30)
+        waiting = [
+            asyncio.ensure_future(batcher.features(cache, "acme", pairs(text), person, 60.0))
+            for text, person in (("mine", "ann"), ("ours", "ann"), ("ours", "eve"), ("hers", "eve"), ("his", "max"))
+        ]
+        while batcher.stats().waiting < 4:
+            await asyncio.sleep(0)
+        world.scorer.forget("acme", "ann")
+        waiting.append(asyncio.ensure_future(batcher.features(cache, "acme", pairs("mine again"), "ann", 60.0)))
+        while batcher.stats().waiting < 5:
+            await asyncio.sleep(0)
+        release.set()
+        assert [len(row) for row in await asyncio.gather(first, *waiting)] == [1] * 7
+
+    asyncio.run(asked())
+    batcher.close()
+    kept = {
+        text
+        for text in ("theirs", "mine", "ours", "hers", "his", "mine again")
+        if cache.cached("acme", pairs(text)) is not None
+    }
+    assert kept == {"theirs", "ours", "hers", "his", "mine again"}
+    cache.check_integrity()
+
+
+def test_of_more_purges_than_are_remembered_nothing_older_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idiolect_adapters.runtime.features.MAX_PURGED", 2)
+    cache = FeatureCache(world.model, max_bytes=1 << 20)
+    before = cache.moment
+    for person in ("ann", "bob", "eve"):
+        cache.purge_person("t", person)
+    for person, since, kept in (("ann", before, False), ("max", before, False), ("max", cache.moment, True)):
+        (pair,) = pairs(f"of {person}, {since}")
+        cache.project_each([Wanted("t", pair, person, None, since)])
+        assert (cache.cached("t", [pair], person) is not None) is kept
 
 
 def test_slots_of_a_purged_person_are_used_again(world: World) -> None:

@@ -13,6 +13,7 @@ import pytest
 from serving_world import DOCUMENTS, World, assert_problem
 from test_gateway_storm import serving
 
+from idiolect.errors import UnavailableError
 from idiolect.stores.ports import StoredVersion
 
 PEOPLE = tuple(f"person {number}" for number in range(8))
@@ -122,3 +123,40 @@ def test_explanations_that_wait_for_a_load_hold_up_no_reset(slow: SlowRegistry) 
         assert not any(one.done() for one in hanging)
         slow.release.set()
         assert [one.result(30).status_code for one in hanging] == [200] * 3
+
+
+def token_for(http: httpx.Client, user: str, *scopes: str) -> int:
+    return http.post("/v1/tokens", json={"user": user, "scopes": list(scopes)}).status_code
+
+
+def test_a_token_for_a_person_has_their_adapter_loaded_before_they_ask(slow: SlowRegistry) -> None:
+    world = slow.world
+    slow.release.set()
+    world.opt_in("paused", paused=True)
+    world.publish_user("paused")
+    with serving(world.app) as port, client(port, world.key()) as http:
+        assert token_for(http, "nobody", "infer") == token_for(http, "paused", "infer") == 201
+        assert token_for(http, PEOPLE[1], "controls") == 201
+        assert token_for(http, PEOPLE[0], "infer") == 201
+        assert eventually(lambda: world.bank.holds(*world.named("user", PEOPLE[0])))
+        assert eventually(lambda: world.bank.stats().prefetches_waiting == 0)
+        assert len(slow.asked) == 1
+        assert ask(http, PEOPLE[0], DOCUMENTS).json()["personalization"]["applied"]
+    assert len(slow.asked) == 1
+
+
+def test_a_token_waits_for_no_load_and_needs_none(slow: SlowRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = slow.world
+    with serving(world.app) as port, client(port, world.key()) as http:
+        assert token_for(http, PEOPLE[0], "infer") == 201
+        assert eventually(lambda: len(slow.asked) == 1)
+        loading = world.app.state.gateway.lanes.loading
+        assert eventually(lambda: loading._inside == 0)
+        monkeypatch.setattr(loading, "_depth", 0)
+        assert token_for(http, PEOPLE[1], "infer") == 201
+        monkeypatch.setattr(loading, "_depth", 256)
+        monkeypatch.setattr(world.store, "resolve", lambda *_: (_ for _ in ()).throw(UnavailableError("gone")))
+        assert token_for(http, PEOPLE[2], "infer") == 201
+        assert eventually(lambda: loading._inside == 0)
+        slow.release.set()
+    assert len(slow.asked) == 1

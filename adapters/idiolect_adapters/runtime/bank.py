@@ -383,6 +383,8 @@ class AdapterBank:
                 slab.check_integrity()
             self._host.check_integrity()
             self._shelf.check_integrity()
+        if self.engine is not None:
+            self.engine.check_integrity()
 
     def close(self) -> None:
         self._ahead.shutdown(wait=True, cancel_futures=True)

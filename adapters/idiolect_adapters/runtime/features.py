@@ -70,18 +70,21 @@ class Stacked(Protocol):
 
 class Wanted(NamedTuple):
     """A text that somebody waits for. `person`: the only one who does, if there is only one. No `stack`: the bare
-    model's features."""
+    model's features. `since`: the cache's `moment` when it was asked for; now, if not given."""
 
     partition: str
     pair: Pair
     person: str | None
     stack: Stacked | None = None
+    since: int | None = None
 
 
 # As Projector.project, each row under a stack of its own, or none.
 ProjectStacked = Callable[[Sequence[tuple[str, str]], Sequence[Any]], Features]
 
 _Key = tuple[str, str, str, str]  # (partition, prompt digest, text digest, the stack's key; empty: the bare model)
+
+MAX_PURGED = 10_000  # people whose purges are remembered, for what was asked for before them and is computed after
 
 _SHARED = 0  # instead of a person: more than one asked for it, or somebody who is not named
 _GONE = -1
@@ -133,8 +136,15 @@ class FeatureCache:
         self._touched = 0  # slots from here on were never used
         self._flights: dict[_Key, _Flight] = {}
         self._purges = 0
+        self._moment = self._forgotten = 0  # purges of people so far, and of those the last that is not remembered
+        self._purged: OrderedDict[int, int] = OrderedDict()  # by person, at which moment
         self._lock = threading.Lock()
         self._hits = self._misses = self._evictions = 0
+
+    @property
+    def moment(self) -> int:
+        """What is asked for now, and computed after its person was purged, is not kept if it says so."""
+        return self._moment
 
     def cached(
         self, partition: str, pairs: Sequence[Pair], person: str | None = None, stack: Stacked | None = None
@@ -190,7 +200,7 @@ class FeatureCache:
             askers[key] = asker if askers.get(key, asker) == asker else _SHARED
         found: dict[_Key, Features] = {}
         while len(found) < len(by_key):
-            mine, theirs = self._claim({key: who for key, who in askers.items() if key not in found}, found)
+            mine, theirs = self._claim({key: who for key, who in askers.items() if key not in found}, by_key, found)
             if mine:
                 found.update(self._compute({key: by_key[key] for key in mine}))
             for key, future in theirs.items():
@@ -200,7 +210,7 @@ class FeatureCache:
         return np.stack([found[key] for key in keys]) if keys else np.empty((0, self.width))
 
     def _claim(
-        self, askers: Mapping[_Key, int], found: dict[_Key, Features]
+        self, askers: Mapping[_Key, int], wants: Mapping[_Key, Wanted], found: dict[_Key, Features]
     ) -> tuple[list[_Key], dict[_Key, Future[Features]]]:
         """Put what is cached in `found`; of the rest, what we must compute and what others already do."""
         mine: list[_Key] = []
@@ -217,10 +227,14 @@ class FeatureCache:
                     if flight.person != asker:
                         self._flights[key] = flight._replace(person=_SHARED)
                 else:
-                    self._flights[key] = _Flight(Future(), self._purges, asker)
+                    gone = asker != _SHARED and self._purged_since(asker, wants[key].since)
+                    self._flights[key] = _Flight(Future(), _GONE if gone else self._purges, asker)
                     mine.append(key)
                     self._misses += 1
         return mine, theirs
+
+    def _purged_since(self, person: int, asked: int | None) -> bool:
+        return asked is not None and self._purged.get(person, self._forgotten) > asked
 
     def _used(self, key: _Key, slot: int, asker: int) -> None:
         """Under the lock."""
@@ -300,6 +314,11 @@ class FeatureCache:
         well says nothing of them, and computing it again for everybody is what a reset must not cost."""
         asker = _asker(partition, person)
         with self._lock:
+            self._moment += 1
+            self._purged[asker] = self._moment
+            self._purged.move_to_end(asker)
+            if len(self._purged) > MAX_PURGED:
+                _, self._forgotten = self._purged.popitem(last=False)
             for key, flight in self._flights.items():
                 if flight.person == asker:
                     self._flights[key] = flight._replace(purges=_GONE)

@@ -203,6 +203,11 @@ class LoraEngine:
             except NotFoundError:
                 continue
 
+    def check_integrity(self) -> None:
+        """Raises if the books of what is in memory don't balance, or it was damaged there."""
+        if "_runtime" in self.__dict__:
+            self._runtime.residents.check_integrity()
+
     @property
     def residents(self) -> ResidentStats | None:
         """Also LoRAs that left every tier, while somebody computes with them. None before the first."""

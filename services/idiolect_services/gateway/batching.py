@@ -116,7 +116,7 @@ class Batcher:
         if not missing:
             return rows_NW
         loop = asyncio.get_running_loop()
-        ask = Ask(tenant, person, rows_NW, self._monotonic() + seconds, loop, loop.create_future())
+        ask = Ask(tenant, person, rows_NW, self._monotonic() + seconds, loop, loop.create_future(), cache.moment)
         self._join(ask, cache, missing)
         try:
             async with asyncio.timeout(seconds):
@@ -251,7 +251,8 @@ def _found(
 
 def _wanted(text: Waiting) -> Wanted:
     people = {ask.person for ask in text.asks}
-    return Wanted(text.tenant, text.pair, people.pop() if len(people) == 1 else None, text.stack)
+    since = max((ask.since for ask in text.asks), default=0)
+    return Wanted(text.tenant, text.pair, people.pop() if len(people) == 1 else None, text.stack, since)
 
 
 def _tell(asks: Sequence[Ask]) -> None:

@@ -21,6 +21,7 @@ class Lane:
         self.name = name
         self._depth = depth
         self._inside = 0
+        self._begun: set[asyncio.Task[object]] = set()
         self._pool: Executor = (process or Process()).threads(name, threads)
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -39,6 +40,20 @@ class Lane:
             raise
         future.add_done_callback(self._leave)
         return await future
+
+    def begin(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Whether it will run, with nobody waiting for what becomes of it: not where the lane is half full."""
+        if self._inside >= self._depth // 2:
+            return False
+        task = asyncio.ensure_future(self.run(call, *args, **kwargs))
+        self._begun.add(task)
+        task.add_done_callback(self._ended)
+        return True
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._begun.discard(task)
+        if not task.cancelled():
+            task.exception()  # asked for, so that nobody complains that it was not
 
     def _leave(self, _future: asyncio.Future[T]) -> None:
         self._inside -= 1

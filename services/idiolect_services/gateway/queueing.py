@@ -41,6 +41,7 @@ class Ask:
     expires: float  # of the batcher's clock
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[None]
+    since: int = 0  # the cache's moment
     error: BaseException | None = None
     places: dict[Waiting, list[int]] = field(default_factory=dict)  # what it still waits for, and where that belongs
 

@@ -1,4 +1,4 @@
-"""POST /v1/tokens: a short-lived token for one end user."""
+"""POST /v1/tokens: a short-lived token for one end user, whose adapter is loaded ahead."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.schemas.tokens import TokenRequest, TokenResponse
+from idiolect_services.scorer import ScoreRequest
 
 
 class TokenRoutes:
@@ -36,6 +37,14 @@ class TokenRoutes:
                 "the key does not have all of these scopes itself.", mend="Ask for fewer, or use another key."
             )
         subject = self._services.pseudonym(caller.tenant, wanted.user)
+        if Scope.INFER in scopes:
+            self._gateway.lanes.loading.begin(self._prefetch, caller.tenant, subject)
         issued = self._gateway.tokens.issue(caller, subject, scopes, wanted.ttl_seconds)
         body = {"token": issued.token, "expires_at": issued.expires_at, "scopes": sorted(scopes)}
         return Response(to_json(body), 201, media_type="application/json")
+
+    def _prefetch(self, tenant: str, subject: str) -> None:
+        """A session begins: the adapter is in memory by the time that its first ranking is asked for."""
+        with self._services.live.lease() as models:
+            scorer, resolution = models.serving(self._services.store.resolve(tenant, subject, None))
+            scorer.prefetch(ScoreRequest(tenant, (), subject), resolution)
