@@ -337,6 +337,30 @@ def test_loads_are_bounded_and_warm_reads_do_not_wait_for_them() -> None:
     assert most[0] <= 2
 
 
+def test_a_load_that_somebody_waits_for_does_not_wait_for_those_ahead_of_need() -> None:
+    registry = Registry(10)
+    bank = registry.bank(max_loads=1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow_ahead() -> None:
+        if threading.current_thread().name.startswith("idiolect-prefetch"):
+            begun.set()
+            assert go_on.wait(20)
+
+    registry.trouble = slow_ahead
+    for person in range(9):
+        assert bank.prefetch(owner(person), registry.wanted[person][0])
+    assert begun.wait(20)
+    with ThreadPoolExecutor(1) as pool:
+        wanted = pool.submit(bank.weights, owner(9), registry.wanted[9][0])
+        try:
+            assert np.array_equal(wanted.result(20), weights_of(9, 0))
+            assert bank.stats().prefetches_waiting == 9
+        finally:
+            go_on.set()
+    bank.close()
+
+
 def test_a_prefetched_version_is_there_when_it_is_asked_for() -> None:
     registry = Registry(2)
     bank = registry.bank()

@@ -129,6 +129,7 @@ class FeatureCache:
         self.max_bytes = max_bytes
         self.capacity = max_bytes // (self.width * 8 + ENTRY_OVERHEAD_BYTES)
         self._slab = np.empty((self.capacity, self.width))  # pages are only taken when written
+        self._bytes = self._slab.view(np.uint8).reshape(-1).data
         self._person_S = np.zeros(self.capacity, dtype=np.int64)  # the only one who ever asked for it, or _SHARED
         self._keys: list[_Key | None] = []  # by slot
         self._slots: OrderedDict[_Key, int] = OrderedDict()
@@ -159,10 +160,17 @@ class FeatureCache:
             for key in keys:
                 self._slots.move_to_end(key)
             self._hits += len(keys)
-            persons_N = self._person_S[slots]
-            if (persons_N != asker).any():
-                self._person_S[slots] = np.where(persons_N == asker, asker, _SHARED)
-            return self._slab[slots]
+            for slot in slots:
+                if self._person_S.item(slot) != asker:
+                    self._person_S[slot] = _SHARED
+            return self._rows(slots)
+
+    def _rows(self, slots: Sequence[int]) -> Features:
+        """A copy, read-only. numpy's gathering gives up the interpreter each time, here while the lock is held: whoever
+        waits for either is then woken for nothing, which takes longer than to copy."""
+        size = self.width * self._slab.itemsize
+        rows = b"".join([self._bytes[slot * size : (slot + 1) * size] for slot in slots])
+        return np.frombuffer(rows).reshape(-1, self.width)
 
     def found(
         self, partition: str, pairs: Sequence[Pair], person: str | None = None, stack: Stacked | None = None
