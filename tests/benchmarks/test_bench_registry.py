@@ -12,6 +12,8 @@ from idiolect.errors import ConfigurationError
 from idiolect_services.bench import registry_bench
 from idiolect_services.bench.peers import peer_python
 from idiolect_services.bench.registry_bench import AGAINST_PEER, OF_DATABASE, Work, measure, metrics
+from idiolect_services.bench.registry_crowd import TENANT, gather
+from people_keys import open_with_keys
 
 SMALL = Work(people=60, few_people=20, resolves=30, rounds=2, writers=6, moves=4, peer_models=2, peer_operations=3)
 STAND_IN = """
@@ -46,6 +48,17 @@ def test_the_whole_benchmark_runs_on_both_databases_and_gives_every_figure(pytho
         assert one.ratio is not None
         assert one.ratio > 0
     assert len(OF_DATABASE) == 10
+
+
+def test_each_single_move_of_the_benchmark_moves_something(tmp_path: Path) -> None:
+    store = open_with_keys(f"sqlite:///{tmp_path / 'idiolect.db'}")
+    crowd = gather(store, 4)
+    releases = [crowd.publish(crowd.people), crowd.publish(crowd.people)]
+    for release in releases:
+        registry_bench._operations_ms(crowd, release, 10)
+    entries = store.audit_entries(TENANT, limit=1_000)
+    store.close()
+    assert sum(entry.action == "pointer.promote" for entry in entries) == 20
 
 
 def test_a_peer_that_is_not_set_up_is_said_before_anything_is_measured(tmp_path: Path) -> None:

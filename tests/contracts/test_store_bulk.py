@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select, text
 
 from idiolect.stores.sql import SqlStore, bulk, schema
 from idiolect.stores.sql.bulk import insert_columns
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
+from people_keys import open_with_keys
 
 _P = schema.pointers.c
 
@@ -60,3 +61,21 @@ def test_a_row_that_fails_leaves_none(store: SqlStore, monkeypatch: pytest.Monke
     with pytest.raises(Exception, match=r"moved in the meantime"):
         insert(store, broken)
     assert stored(store) == []
+
+
+@pytest.mark.parametrize("before", [0, 40])
+def test_rows_that_come_in_order_leave_no_half_empty_pages_on_postgres(postgres_url: str, before: int) -> None:
+    """Also among rows that were there, where it splits a page into two halves."""
+    store = open_with_keys(postgres_url)
+    insert(store, columns(before, "x", first=10_000) | {"subject": [f"p{n * 300:05}a" for n in range(before)]})
+    insert(store, columns(12_000))
+    with store._database.engine.begin() as connection:
+        filled = _pages(connection)
+        connection.execute(text("REINDEX INDEX pk_pointers"))
+        densest = _pages(connection)
+    store.close()
+    assert filled <= 1.1 * densest
+
+
+def _pages(connection: Connection) -> int:
+    return connection.scalar(text("SELECT pg_relation_size('pk_pointers') / 8192")) or 0

@@ -29,12 +29,14 @@ def main(folder: str, models: int) -> None:
             client.create_model_version(name, source=f"file:///adapters/{name}/{number}")
         client.set_registered_model_alias(name, "live", "1")
     print("ready", flush=True)
+    live = dict.fromkeys(names, "1")
     for line in sys.stdin:
-        print(json.dumps(_measure(client, names, int(line))), flush=True)
+        print(json.dumps(_measure(client, live, int(line))), flush=True)
 
 
-def _measure(client: Any, names: list[str], count: int) -> dict[str, list[float]]:
-    chosen = [random.choice(names) for _ in range(count)]  # noqa: S311  not a secret
+def _measure(client: Any, live: dict[str, str], count: int) -> dict[str, list[float]]:
+    """`live`: the version that each alias points to. Every move goes to the other one."""
+    chosen = [random.choice([*live]) for _ in range(count)]  # noqa: S311  not a secret
     create, move, resolve = (
         client.create_model_version,
         client.set_registered_model_alias,
@@ -42,9 +44,14 @@ def _measure(client: Any, names: list[str], count: int) -> dict[str, list[float]
     )
     return {
         "create": [_seconds(create, name, f"file:///adapters/{name}") for name in chosen],
-        "move": [_seconds(move, name, "live", str(1 + at % 2)) for at, name in enumerate(chosen)],
+        "move": [_seconds(move, name, "live", _other(live, name)) for name in chosen],
         "resolve": [_seconds(resolve, name, "live") for name in chosen],
     }
+
+
+def _other(live: dict[str, str], name: str) -> str:
+    live[name] = "2" if live[name] == "1" else "1"
+    return live[name]
 
 
 def _seconds(work: Callable[..., object], *arguments: object) -> float:

@@ -248,7 +248,7 @@ def _operations_ms(crowd: Crowd, release: str, count: int) -> dict[str, float]:
         "create_in_release": 1000.0 * _seconds(crowd.publish, crowd.people) / len(crowd.people),
         "create_alone": _median_ms([_seconds(crowd.publish, [one]) for one in people]),
         "move_in_release": 1000.0 * _seconds(_promote, store, release) / len(crowd.people),
-        "move_alone": _median_ms([_seconds(_move, store, others[one]) for one in people]),
+        "move_alone": _median_ms([_seconds(_move, store, _not_live(store, one, others[one])) for one in people]),
         "resolve": _median_ms([_seconds(_served, store, one) for one in people]),
     }
 
@@ -258,9 +258,14 @@ def _promote(store: Store, release: str) -> None:
     store.promote_release(TENANT, release, moment(), reason="bench", actor="bench")
 
 
-def _move(store: Store, versions: Sequence[str]) -> None:
-    """As an alias of MLflow moves: to a version of the same person, whatever was there before."""
-    store.promote(TENANT, random.choice(versions), moment(), reason="bench", actor="bench")  # noqa: S311
+def _not_live(store: Store, person: str, versions: Sequence[str]) -> str:
+    live = _live(store, Adapter("user", person)).version
+    return random.choice([version for version in versions if version != live])  # noqa: S311  not a secret
+
+
+def _move(store: Store, version: str) -> None:
+    """As an alias of MLflow moves: to a version of the same person."""
+    store.promote(TENANT, version, moment(), reason="bench", actor="bench")
 
 
 class _Peer:

@@ -69,6 +69,14 @@ def _unfolded(connection: Connection, statement: str, table: Table, columns: Col
     count = len(next(iter(columns.values())))
     done = 0
     for start in range(0, count, CHUNK):
-        some = {name: values[start : start + CHUNK] for name, values in columns.items()}
+        places = _in_two_passes(range(start, min(start + CHUNK, count)))
+        some = {name: [values[place] for place in places] for name, values in columns.items()}
         done += connection.execute(unfolding, some).rowcount
     return done
+
+
+def _in_two_passes(places: Sequence[int]) -> list[int]:
+    """Twenty of every 39 first, then those between them. Rows come in the order of an index, among others that are
+    there. In one pass each full page of it would be halved, and its left half never be filled; the second pass fills
+    that to 98%. See deploy/decisions/0030-full-pages.md."""
+    return sorted(places, key=lambda place: place % 39 % 2)
