@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertModel,
+    BloomConfig,
+    BloomModel,
     LlamaConfig,
     LlamaModel,
     ModernBertConfig,
@@ -21,6 +23,8 @@ from transformers import (
     Qwen2Model,
     Qwen3Config,
     Qwen3Model,
+    T5Config,
+    T5Model,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -82,6 +86,10 @@ def _encoder(kind: str, **changes: Any) -> torch.nn.Module:
     if kind == "mpnet":
         return MPNetModel(MPNetConfig(**sizes))
     special = {"pad_token_id": 0, "bos_token_id": 4, "eos_token_id": 5}
+    if kind == "bloom":  # with other names for its sizes
+        return BloomModel(BloomConfig(**sizes, **special, n_layer=sizes["num_hidden_layers"], n_head=4))
+    if kind == "t5":  # a translator
+        return T5Model(T5Config(**special, vocab_size=sizes["vocab_size"], d_model=HIDDEN, d_ff=48, num_layers=1))
     if kind == "llama":
         return LlamaModel(LlamaConfig(**sizes, **heads, **special))
     if kind == "qwen2":

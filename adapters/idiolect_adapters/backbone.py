@@ -152,10 +152,12 @@ class Backbone:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             encoder = _read_encoder(folder)
+            _check_reads(encoder)
         except Exception as error:  # what a damaged file makes transformers raise has no common base
             raise ConfigurationError(
                 f"backbone folder {str(folder)!r} can't be loaded: {(str(error) or repr(error)).splitlines()[0]}",
-                mend="It needs config.json, model.safetensors and a tokenizer that transformers knows.",
+                mend="It needs config.json, model.safetensors and a tokenizer that transformers knows, of an encoder "
+                "or a decoder that reads token ids alone.",
             ) from error
         source = None if precision == "float32" else folder
         return Backbone(convert(encoder, precision).to(device), tokenizer, precision, source)
@@ -267,6 +269,20 @@ def _read_encoder(folder: Path) -> torch.nn.Module:
     )
     _own_memory(encoder)
     return encoder.eval()
+
+
+def _check_reads(encoder: torch.nn.Module) -> None:
+    """Two made-up texts, one of them padded. Raises whatever a model raises that wants more than token ids, as those
+    of translators do."""
+    ids_N_L = torch.zeros(2, LENGTH_STEP, dtype=torch.long)
+    mask_N_L = torch.ones_like(ids_N_L)
+    mask_N_L[1, LENGTH_STEP // 2 :] = 0
+    with torch.inference_mode():
+        hidden_N_L_H = encoder(input_ids=ids_N_L, attention_mask=mask_N_L).last_hidden_state
+    config: Any = encoder.config
+    if tuple(hidden_N_L_H.shape) != (2, LENGTH_STEP, int(config.hidden_size)):
+        raise ValueError(f"it gives hidden states of the shape {list(hidden_N_L_H.shape)}")
+    getattr(config, "max_position_embeddings", None)  # some raise where they have no limit
 
 
 def _own_memory(encoder: torch.nn.Module) -> None:

@@ -245,6 +245,12 @@ def test_code_in_the_folder_is_never_run(folders: dict[str, Path], tmp_path: Pat
     assert not marker.exists()
 
 
+def test_a_model_that_wants_more_than_token_ids_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="can't be loaded") as caught:
+        Backbone.load(save_tiny(tmp_path / "t5", "t5"))
+    assert "or a decoder that reads" in caught.value.mend
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_an_incomplete_folder_is_named(folders: dict[str, Path], tmp_path: Path, missing: str) -> None:
     folder = tmp_path / "incomplete"

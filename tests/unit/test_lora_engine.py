@@ -29,8 +29,13 @@ from idiolect_adapters.training.inner_layers import attached
 from lora_samples import preference_model, random_adapter
 from tiny_models import KINDS, WORDS, save_tiny
 
-LAYERS = {"bert": "encoder.encoder.layer", "modernbert": "encoder.layers", "mpnet": "encoder.encoder.layer"}
-PROJECTION = {"bert": "attention.self.query", "modernbert": "attn.Wqkv", "mpnet": "attention.attn.q"}
+LAYERS = {"bert": "encoder.encoder.layer", "mpnet": "encoder.encoder.layer", "bloom": "encoder.h"}
+PROJECTION = {
+    "bert": "attention.self.query",
+    "modernbert": "attn.Wqkv",
+    "mpnet": "attention.attn.q",
+    "bloom": "self_attention.query_key_value",
+}
 SAMPLES: tuple[dict[str, Any], ...] = (
     {"layers": {2: 8}},
     {"layers": {1: 3, 2: 9}, "rslora": True},
@@ -148,6 +153,21 @@ def test_layers_below_the_first_adapted_one_see_each_text_once(kind: str) -> Non
     assert np.array_equal(deeper[1:], made.model.project(pairs[1:]))
     for hook in hooks:
         hook.remove()
+
+
+def test_a_model_whose_layers_can_not_be_shared_reads_each_row_for_itself() -> None:
+    """Bloom's layers are given slopes by text and head in one dimension."""
+    made = Trial("bloom")
+    assert made.engine._shares_layers
+    made.add({"layers": {2: 4}, "ranks": {"score": 2}})
+    pairs = [("", "alpha beta"), ("how", "gamma delta"), ("", "alpha beta"), ("", "")]
+    rows = [[(0, 1.0)], [(0, 0.5)], [], []]
+    for _ in range(2):
+        found = made.fast(pairs, rows)
+        assert not made.engine._shares_layers
+        for pair, row, fast in zip(pairs, rows, found, strict=True):
+            np.testing.assert_allclose(fast, made.slowly(pair, row), rtol=1e-4, atol=1e-4)
+        assert np.array_equal(found[2:], made.model.project(pairs[2:]))
 
 
 def test_before_the_first_lora_nothing_is_hooked_into_the_model() -> None:

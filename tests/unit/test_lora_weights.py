@@ -124,6 +124,22 @@ def test_a_hostile_or_truncated_file_is_refused(data: bytes) -> None:
         read_tensors(data)
 
 
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"n" * 513: entry()}, "'nnnn.* has a name of 513 characters"),
+        ({f"t{number}": {} for number in range(10_001)}, "hold 10001 tensors"),
+        ({"a": entry(dtype="F" * 100_000)}, "has the dtype 'FFF"),
+        ({"a": entry(shape=[1] * 100_000)}, "tensor 'a' has the shape"),
+        ({"a": entry(data_offsets="1" * 100_000)}, "tensor 'a': '111.* is no list of sizes"),
+    ],
+)
+def test_a_file_of_endless_names_or_numbers_is_refused_in_few_words(header: dict[str, Any], words: str) -> None:
+    with pytest.raises(CorruptArtifactError, match=words) as caught:
+        read_tensors(raw(header))
+    assert len(caught.value.message) < 300
+
+
 def test_the_handwritten_file_of_these_tests_is_valid_before_it_is_broken() -> None:
     assert read_tensors(raw({"__metadata__": {"format": "pt"}, "a": entry()}))["a"].shape == (2, 3)
 

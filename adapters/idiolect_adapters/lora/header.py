@@ -18,6 +18,7 @@ FIELDS = {"dtype", "shape", "data_offsets"}
 MAX_HEADER_BYTES = 8 << 20
 MAX_FILE_BYTES = 1 << 30
 MAX_DIMENSIONS = 2
+MAX_TENSORS, MAX_NAME = 10_000, 512  # a large model has a thousand layers, whose names take a hundred characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,13 @@ def read_header(data: bytes, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, En
         raise CorruptArtifactError("the weights are cut off or are not safetensors: the header is longer than they.")
     header = parse_json_object(data[8 : 8 + length], what="the header of the weights")
     _check_metadata(header.pop(METADATA, {}))
+    if len(header) > MAX_TENSORS:
+        raise CorruptArtifactError(f"the weights hold {len(header)} tensors, the limit is {MAX_TENSORS}.")
+    for name in header:
+        if len(name) > MAX_NAME:
+            raise CorruptArtifactError(
+                f"tensor {_short(name)} has a name of {len(name)} characters, the limit is {MAX_NAME}."
+            )
     entries = {name: _entry(name, value) for name, value in header.items()}
     _check_layout(entries, len(data) - 8 - length)
     return entries
@@ -52,11 +60,11 @@ def _entry(name: str, value: Any) -> Entry:
         raise CorruptArtifactError(f"tensor {name!r}: the header must give exactly {', '.join(sorted(FIELDS))}.")
     if not isinstance(value["dtype"], str) or value["dtype"] not in ITEM_BYTES:
         raise CorruptArtifactError(
-            f"tensor {name!r} has the dtype {value['dtype']!r}, allowed are {', '.join(ITEM_BYTES)}."
+            f"tensor {name!r} has the dtype {_short(value['dtype'])}, allowed are {', '.join(ITEM_BYTES)}."
         )
     shape, offsets = (_sizes(name, value[field]) for field in ("shape", "data_offsets"))
     if not 1 <= len(shape) <= MAX_DIMENSIONS or 0 in shape or len(offsets) != 2:
-        raise CorruptArtifactError(f"tensor {name!r} has the shape {list(shape)} at {list(offsets)}.")
+        raise CorruptArtifactError(f"tensor {name!r} has the shape {_short(list(shape))} at {_short(list(offsets))}.")
     entry = Entry(value["dtype"], shape, *offsets)
     if entry.end - entry.start != math.prod(shape) * ITEM_BYTES[entry.dtype]:
         raise CorruptArtifactError(f"tensor {name!r} does not have the bytes that its shape {list(shape)} needs.")
@@ -66,8 +74,12 @@ def _entry(name: str, value: Any) -> Entry:
 def _sizes(name: str, value: Any) -> tuple[int, ...]:
     # bool is an int to Python.
     if not isinstance(value, list) or not all(type(size) is int and 0 <= size < 1 << 48 for size in value):
-        raise CorruptArtifactError(f"tensor {name!r}: {value!r} is no list of sizes.")
+        raise CorruptArtifactError(f"tensor {name!r}: {_short(value)} is no list of sizes.")
     return tuple(value)
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:80]
 
 
 def _check_layout(entries: dict[str, Entry], size: int) -> None:

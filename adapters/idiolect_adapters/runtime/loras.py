@@ -34,7 +34,7 @@ from idiolect_adapters.padding import Padding
 from idiolect_adapters.preference import PreferenceModel, beside_features, project_features
 from idiolect_adapters.runtime.batched.families import padded_rank
 from idiolect_adapters.runtime.batched.forward import BatchedRuntime
-from idiolect_adapters.runtime.batched.plan import Applied
+from idiolect_adapters.runtime.batched.plan import Applied, Plan
 from idiolect_adapters.runtime.batched.residents import Handle, ResidentStats
 from idiolect_adapters.runtime.batched.shared_layers import SharedLayers
 
@@ -94,6 +94,7 @@ class LoraEngine:
     def __init__(self, model: PreferenceModel) -> None:
         self.model = model
         self._lock = threading.Lock()
+        self._shares_layers = True
         # Without a lock: a LoRA may die in a garbage collection, in the middle of anything.
         self._unused: deque[Handle] = deque()
 
@@ -263,13 +264,25 @@ class LoraEngine:
         first = min(lora.first_layer for stack in batch.stacks if stack for lora, _ in stack.applied if lora.handle)
         plan = self._runtime.plan([inner for _, inner in encoded])
         text_of = [text for text, _ in encoded]
-        ordered = torch.tensor([text_of[row] for row in plan.order])
-        with self._runtime.running(plan), self._layers.copying(first, ordered, texts) as copies:
-            given = batch.ids if copies else [batch.ids[text] for text in ordered.tolist()]
-            pooled = self.model.backbone.pooled(given, batch.length, ordered.tolist() if copies else None)
+        ordered = [text_of[row] for row in plan.order]
+        pooled = self._pooled_rows(batch, plan, ordered, first if self._shares_layers else 0)
         pooled_E_H = np.empty(tuple(pooled.shape), np.float32)
         pooled_E_H[list(plan.order)] = pooled.cpu().numpy()
         return pooled_E_H, encoded_of_row
+
+    def _pooled_rows(self, batch: _Batch, plan: Plan, text_of_row: list[int], first: int) -> torch.Tensor:
+        """[R, h], in the plan's order. Layers below `first` see each text once."""
+        rows = torch.tensor(text_of_row)
+        with self._runtime.running(plan), self._layers.copying(first, rows, len(batch.texts)) as copies:
+            given = batch.ids if copies else [batch.ids[text] for text in text_of_row]
+            try:
+                return self.model.backbone.pooled(given, batch.length, text_of_row if copies else None)
+            except RuntimeError:
+                if not copies:
+                    raise
+        # Its layers are given what is neither one for each text nor the same for all (ALiBi's slopes in Bloom, say).
+        self._shares_layers = False
+        return self._pooled_rows(batch, plan, text_of_row, 0)
 
 
 @dataclass(frozen=True, slots=True)
