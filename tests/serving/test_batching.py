@@ -199,6 +199,17 @@ def test_work_that_is_too_late_is_dropped_before_its_forward() -> None:
     run(scenario)
 
 
+def test_what_is_too_late_is_not_taken_either_though_nobody_has_said_so_yet() -> None:
+    """A loop that is held up tells nobody that their time is over. Who shares a text and has time gets it."""
+    cache = FeatureCache(HashModel(), max_bytes=0)
+    queue = FairQueue(Bounds())
+    for expires, texts in ((1.0, ("late", "both")), (9.0, ("both", "in time"))):
+        ask = Ask("t", None, np.empty((2, cache.width)), expires, None, None)  # type: ignore[arg-type]
+        assert queue.join(ask, cache, [(row, pair, None) for row, pair in enumerate(pairs_of(*texts))]) is None
+    assert [text.pair[1].text for text in queue.take(1_000, now=1.0)] == ["both", "in time"]
+    assert (queue.texts, queue.tenants, dict(queue._asks)) == (0, 0, {"t": 1})
+
+
 def test_a_text_that_the_model_can_not_do_takes_nobody_elses_answer_away() -> None:
     async def scenario(bench: Bench) -> None:
         first = await bench.busy()

@@ -213,6 +213,15 @@ def test_what_a_batch_copies_of_a_large_lora_is_bounded(
     assert sum(copied) == 12 * stack.gathered_bytes
 
 
+def test_texts_that_are_cached_under_one_stack_share_its_key() -> None:
+    first, second, other = (trial().stack([(0, 1.0), (3, strength)]) for strength in (0.5, 0.5, 0.6))
+    assert first is not None
+    assert second is not None
+    assert other is not None
+    assert first.key is second.key
+    assert first.key != other.key
+
+
 def test_two_that_replace_the_same_layer_are_known_not_to_fit_together() -> None:
     made = Trial()
     made.add({"layers": {}, "saved": ("score",)})

@@ -8,11 +8,12 @@ s * B A (features - mean). See deploy/decisions/0014.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -64,14 +65,18 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class LoraStack:
-    """What one row's LoRAs are, in the order of domain and person, each with a strength in (0, 1]."""
+    """What one row's LoRAs are, in the order of domain and person, each with a strength in (0, 1].
+
+    `key` is the same only for what gives the same scores. Every text that is cached under it holds it, so it is one
+    object for all of them.
+    """
 
     applied: tuple[tuple[Lora, float], ...]
+    key: str = field(init=False, compare=False)
 
-    @property
-    def key(self) -> str:
-        """The same only for what gives the same scores."""
-        return "+".join(f"{lora.identity}*{strength!r}" for lora, strength in self.applied)
+    def __post_init__(self) -> None:
+        key = "+".join(f"{lora.identity}*{strength!r}" for lora, strength in self.applied)
+        object.__setattr__(self, "key", sys.intern(key))
 
     @property
     def inner(self) -> list[Applied]:
