@@ -132,6 +132,7 @@ def test_beyond_its_share_a_tenant_is_told_so_and_others_still_get_in() -> None:
         await asyncio.sleep(0)
         full = await refusal(bench.ask("third", *texts_of("c", 20)))
         assert (full.status, full.code) == (503, "overloaded")
+        assert full.retry_after_s in range(1, 61)
         bench.model.open()
         assert len(await waits) == 30
         assert len(await other) == 15
