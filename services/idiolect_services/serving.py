@@ -34,6 +34,7 @@ from idiolect_adapters.runtime.loras import LoraEngine
 from idiolect_services.candidate import CandidateKeeper
 from idiolect_services.gateway.app import create_app
 from idiolect_services.gateway.context import GatewayServices
+from idiolect_services.gateway.wire import Wire
 from idiolect_services.live import LiveScorer
 from idiolect_services.models import CandidateScorer
 from idiolect_services.peft_export import peft_of
@@ -236,5 +237,5 @@ def server_for(app: ASGIApp) -> uvicorn.Server:
     """No access log: paths hold user ids. No WebSockets. Always h11: httptools, which uvicorn takes where it is there,
     reads a head without an end into memory (`deploy/decisions/0021`)."""
     return uvicorn.Server(
-        uvicorn.Config(app, http="h11", ws="none", log_level="warning", access_log=False, timeout_keep_alive=75)
+        uvicorn.Config(app, http=Wire, ws="none", log_level="warning", access_log=False, timeout_keep_alive=75)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 from test_gateway_storm import serving
+
+from idiolect_services.gateway import wire
 
 GET = b"GET /first HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /first HTTP/1.1\r\nHost: x\r\n"
@@ -22,8 +25,8 @@ MUCH = 16 << 20
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads the body, and tells what came."""
-    body, more = b"", True
+    """Reads the body, and tells what came. Of some not the body."""
+    body, more = b"", scope["path"] != "/early"
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -120,6 +123,53 @@ def test_a_head_that_never_ends_is_cut_off(port: int, pieces: list[bytes]) -> No
         except ConnectionError:
             return
     raise AssertionError("the server read on")
+
+
+SLOW = {
+    "nothing": [],
+    "half a head, then nothing": [GET],
+    "a head, byte by byte": [GET + b"X: ", *[b"a"] * 10_000],
+    "a second head, byte by byte": [GET + b"\r\n" + GET + b"X: ", *[b"a"] * 10_000],
+    "a body of which nobody reads more": [
+        b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n",
+        *[b"a"] * 9999,
+    ],
+}
+
+
+@pytest.mark.parametrize("pieces", SLOW.values(), ids=SLOW)
+def test_who_begins_a_request_and_does_not_go_on_is_cut_off(
+    port: int, pieces: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "HEAD_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
+        with suppress(ConnectionError):
+            for piece in pieces:
+                connection.sendall(piece)
+                if len(piece) == 1:
+                    connection.settimeout(0.02)
+                    with suppress(TimeoutError):
+                        if not connection.recv(65536):
+                            return
+        connection.settimeout(SECONDS)
+        read_all(connection)  # to its end, or it fails
+
+
+def test_a_request_that_takes_long_is_not_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its body nor its answer, and the next one on the connection begins anew."""
+    monkeypatch.setattr(wire, "HEAD_SECONDS", 0.3)
+    slow = POST + b"Content-Length: 9\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
+        for _ in range(2):
+            connection.sendall(slow)
+            for _ in range(9):
+                time.sleep(0.1)  # of a client that is slow, which is what this is about
+                connection.sendall(b"a")
+            said = b""
+            while b'"aaaaaaaaa"' not in said:
+                piece = connection.recv(65536)
+                assert piece, said
+                said += piece
 
 
 def test_a_body_may_come_in_any_number_of_pieces(port: int) -> None:
