@@ -18,8 +18,10 @@ import json
 import os
 import re
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,17 @@ _MEMBER = re.compile(
 )
 _MAX_MANIFEST_BYTES = 16 << 20
 _BLOCK = 1 << 20
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # another may ask for gigabytes before its first byte
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,20 +158,27 @@ class Archive:
         """Raises ConfigurationError for a file that is none, CorruptArtifactError for a damaged one."""
         try:
             self._zip = zipfile.ZipFile(path)
+            if any(member.compress_type not in _METHODS for member in self._zip.infolist()):
+                raise zipfile.BadZipFile("it is packed in a way that no backup is")
             self._said = self._small(MANIFEST, _MAX_MANIFEST_BYTES)
             self._signature = parse_json_object(self._small(SIGNATURE, 4096), what="the backup's signature")
         except OSError as error:
             raise ConfigurationError(f"{path} can't be read: {error.strerror}.", mend="Check the path.") from error
-        except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+        except _DAMAGE as error:
             raise CorruptArtifactError(f"{path} is not a backup: {error}.", mend="Use another copy.") from error
         self.manifest = parse_json_object(self._said, what="the backup's manifest")
-        if self.manifest.get("format") != FORMAT:
+        if self.manifest.get("format") != FORMAT or not isinstance(self.manifest.get("key_check"), str):
             raise CorruptArtifactError(f"{path} is no backup that this version knows.", mend="Use another copy.")
 
     def _small(self, name: str, most: int) -> bytes:
-        if self._zip.getinfo(name).file_size > most:
-            raise CorruptArtifactError(f"the backup's {name} is over {most} bytes.")
-        return self._zip.read(name)
+        try:
+            if self._zip.getinfo(name).file_size > most:
+                raise CorruptArtifactError(f"the backup's {name} is over {most} bytes.")
+            return self._zip.read(name)
+        except (*_DAMAGE, OSError) as error:
+            raise CorruptArtifactError(
+                f"the backup's {name} can't be read: {error}.", mend="Use another copy."
+            ) from error
 
     def sealed(self) -> bytes | None:
         return self._small(SEALED, 1 << 16) if SEALED in self._zip.namelist() else None
@@ -188,7 +208,7 @@ class Archive:
                     size += len(block)
                     if size > said["bytes"]:
                         break
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        except (*_DAMAGE, OSError) as error:
             raise CorruptArtifactError(
                 f"{name} of the backup is damaged: {error}.", mend="Use another copy."
             ) from error

@@ -15,9 +15,11 @@ from idiolect.audit import INSTALLATION, AuditEvent
 from idiolect.errors import ConfigurationError, NotFoundError
 from idiolect.ids import new_id
 from idiolect.recovery import LoggedChange, Recovered
+from idiolect.registry.signing import Signer
 from idiolect.settings import Settings
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql import SqlStore, open_store
+from idiolect.stores.sql.opening import fold_log
 from idiolect_services.backup import Archive, Contents, write_archive
 from idiolect_services.sealing import open_secrets, seal_secrets
 from idiolect_services.secrets import MASTER, SIGNING, load_or_create, master_check, write_secret
@@ -94,8 +96,7 @@ def restore(
     """
     archive = Archive(path)
     try:
-        keys = _secrets(settings, archive, passphrase)
-        archive.check(keys.signer())
+        _check(settings, archive, passphrase)
         changes = list(_changes(settings, archive, logs, nothing_since))
         models = archive.write_models(settings.root / "models")
         for blob in archive.blobs():
@@ -109,29 +110,32 @@ def restore(
     return Restored(archive.manifest["created_at"], rows, models, recovered, aside)
 
 
-def _secrets(settings: Settings, archive: Archive, passphrase: str | None) -> SigningKeys:
-    """Those of the home, or else those of the archive. They must be the ones that the database belongs to."""
+def _check(settings: Settings, archive: Archive, passphrase: str | None) -> None:
+    """With the keys of the home. One that has none takes those of the archive, once it has passed; they must be the
+    ones that the database belongs to."""
     folder = settings.secrets
-    keys = SigningKeys(folder)
-    master = folder / MASTER
-    if not master.exists() or not (folder / SIGNING).exists():
-        sealed = archive.sealed()
-        if sealed is None or passphrase is None:
-            raise ConfigurationError(
-                f"{folder} lacks the installation's keys, without which the backup can't be checked or used.",
-                mend="Copy the secrets folder here, or give the passphrase of a backup that holds them.",
-            )
-        found = open_secrets(sealed, passphrase)
-        if master_check(bytes.fromhex(found["master"])) != archive.manifest["key_check"]:
-            raise ConfigurationError("the sealed keys belong to another backup.", mend="Use another copy.")
-        keys.adopt(found)
-        write_secret(master, bytes.fromhex(found["master"]))
-    if master_check(load_or_create(master)) != archive.manifest["key_check"]:
+    keys, master = SigningKeys(folder), folder / MASTER
+    belongs = archive.manifest["key_check"]
+    if master.exists() and master_check(load_or_create(master)) != belongs:
         raise ConfigurationError(
             f"the backup belongs to another installation than {settings.root}: their master keys differ.",
             mend="Restore into the home that it came from, or into an empty one.",
         )
-    return keys
+    if master.exists() and (folder / SIGNING).exists():
+        archive.check(keys.signer())
+        return
+    sealed = archive.sealed()
+    if sealed is None or passphrase is None:
+        raise ConfigurationError(
+            f"{folder} lacks the installation's keys, without which the backup can't be checked or used.",
+            mend="Copy the secrets folder here, or give the passphrase of a backup that holds them.",
+        )
+    found = open_secrets(sealed, passphrase)
+    if master_check(bytes.fromhex(found["master"])) != belongs:
+        raise ConfigurationError("the sealed keys belong to another backup.", mend="Use another copy.")
+    archive.check(Signer(bytes.fromhex(found["signing"])))
+    keys.adopt(found)
+    write_secret(master, bytes.fromhex(found["master"]))
 
 
 def _changes(settings: Settings, archive: Archive, logs: Sequence[Path], nothing_since: bool) -> Iterator[LoggedChange]:
@@ -160,6 +164,8 @@ def _load(
             return store.load(archive.snapshot(), changes, without_keys=without_keys), None
         finally:
             store.close()
+    for left in target.parent.glob(f".{target.name}.restoring-*"):  # by one that was killed
+        left.unlink()
     staging = target.with_name(f".{target.name}.restoring-{new_id()}")
     try:
         store = open_store(f"sqlite:///{staging}", keys)
@@ -175,15 +181,18 @@ def _load(
 
 
 def _take_place(staging: Path, target: Path) -> Path | None:
-    """The old database and its log files are put aside, never deleted: it may be all that there is."""
+    """The old database is put aside, never deleted: it may be all that there is. Whenever this is cut off, `target` is
+    one of the two, whole."""
     aside = None
     if target.exists():
         aside = target.with_name(f"{target.name}.before-{new_id()}")
-        for ending in ("-wal", "-shm", ""):
+        fold_log(target)
+        for ending in ("-wal", "-shm"):  # of one that can't be opened any more
             old = target.with_name(target.name + ending)
             if old.exists():
                 old.rename(aside.with_name(aside.name + ending))
-    staging.rename(target)
+        os.link(target, aside)
+    staging.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import zipfile
@@ -24,6 +25,8 @@ from idiolect.settings import Settings
 from idiolect.stores.ports import Store
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.tenancy import Scope
+from idiolect_services import restoring
+from idiolect_services.backup import FORMAT, Archive
 from idiolect_services.cli import app
 from idiolect_services.restoring import back_up, restore
 from idiolect_services.wiring import open_installation, recovery_log_of
@@ -339,7 +342,11 @@ def _other_format(members: dict[str, bytes]) -> None:
     members["manifest.json"] = b"{}"
 
 
-@pytest.mark.parametrize("change", [_edit_row, _edit_manifest, _add_path, _drop, _unsign, _other_format])
+def _format_alone(members: dict[str, bytes]) -> None:
+    members["manifest.json"] = json.dumps({"format": FORMAT}).encode()
+
+
+@pytest.mark.parametrize("change", [_edit_row, _edit_manifest, _add_path, _drop, _unsign, _other_format, _format_alone])
 def test_an_archive_that_was_changed_anywhere_is_refused_and_nothing_is_written(
     change: Callable[[dict[str, bytes]], None], embedded: Settings, tmp_path: Path
 ) -> None:
@@ -348,6 +355,77 @@ def test_an_archive_that_was_changed_anywhere_is_refused_and_nothing_is_written(
     with pytest.raises(CorruptArtifactError):
         restore(embedded, hostile)
     assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_damage_of_any_byte_is_refused_or_changes_nothing_that_counts(embedded: Settings, tmp_path: Path) -> None:
+    good = saved(embedded, tmp_path).read_bytes()
+    with open_installation(embedded) as installation:
+        signer = installation.signer
+    refused = 0
+    for place in range(0, len(good), 29):
+        (tmp_path / "damaged").write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        try:
+            archive = Archive(tmp_path / "damaged")
+        except IdiolectError:
+            refused += 1
+            continue
+        with contextlib.closing(archive):
+            try:
+                archive.check(signer)
+            except CorruptArtifactError:
+                refused += 1
+    assert refused > len(good) / 29 / 2
+
+
+def test_a_packing_that_asks_for_more_memory_than_a_backup_needs_is_refused(embedded: Settings, tmp_path: Path) -> None:
+    with zipfile.ZipFile(saved(embedded, tmp_path)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "lzma", "w", zipfile.ZIP_LZMA) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(CorruptArtifactError, match="packed"):
+        restore(embedded, tmp_path / "lzma")
+
+
+def test_the_keys_of_a_damaged_archive_are_not_taken_into_an_empty_home(embedded: Settings, tmp_path: Path) -> None:
+    with open_installation(embedded) as installation:
+        furnish(installation.store)
+        back_up(installation, tmp_path / "backup", PASSPHRASE)
+    hostile = rewritten(tmp_path / "backup", tmp_path / "hostile", _edit_row)
+    fresh = Settings(home=tmp_path / "fresh")
+    with pytest.raises(CorruptArtifactError):
+        restore(fresh, hostile, nothing_since=True, passphrase=PASSPHRASE)
+    assert not fresh.root.exists()
+
+
+@pytest.mark.parametrize("step", ["link", "replace"])
+def test_a_restore_that_is_killed_leaves_a_whole_database_and_can_be_repeated(
+    step: str, embedded: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup, database = saved(embedded, tmp_path), embedded.root / "idiolect.db"
+    with open_installation(embedded) as installation:
+        publish_user(installation.store, "v9", "ann", minutes=9)
+        for file in (database, database.with_name("idiolect.db-wal")):
+            shutil.copy(file, tmp_path / file.name)
+    for file in (database, database.with_name("idiolect.db-wal")):  # as a server that crashed leaves them
+        shutil.copy(tmp_path / file.name, file)
+    left = embedded.root / ".idiolect.db.restoring-0"
+    left.write_bytes(b"of an earlier one")
+
+    def killed(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(restoring.os, "link", killed) if step == "link" else patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            restore(embedded, backup)
+    assert not left.exists()
+    with open_installation(embedded) as installation:
+        assert installation.store.version(TENANT, "v9") is not None
+    restore(embedded, backup)
+    with open_installation(embedded) as installation:
+        assert installation.store.version(TENANT, "v9") is None
+        assert installation.store.resolve(TENANT, "ann", None).user is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x00" * 4096])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 from sqlalchemy import URL, Engine, create_engine, make_url
@@ -122,3 +124,9 @@ def _use_write_ahead_log(database: Database, patience_s: float) -> None:
             if not is_locked(error) or time.monotonic() > deadline:
                 raise translated(error, database.where) from error
             time.sleep(0.02)
+
+
+def fold_log(path: Path) -> None:
+    """Into a SQLite file what a process that crashed left in the log beside it. Nothing, if it can't be opened."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
