@@ -41,13 +41,14 @@ def test_the_whole_benchmark_runs_on_both_databases_and_gives_every_figure(pytho
         assert measured[f"{name}_lost_updates"].value == 0
         assert measured[f"{name}_still_served"].value == 0
         assert measured[f"{name}_publish_seconds_a_million"].value > 0
+        assert measured[f"{name}_reset_beside_publish"].value > 0
         assert measured[f"{name}_resolve_p99"].peer == "20 people"
     for name in AGAINST_PEER:
         one = measured[f"mlflow_{name}"]
         assert one.peer_value == 500.0
         assert one.ratio is not None
         assert one.ratio > 0
-    assert len(OF_DATABASE) == 10
+    assert len(OF_DATABASE) == 11
 
 
 def test_each_single_move_of_the_benchmark_moves_something(tmp_path: Path) -> None:

@@ -5,11 +5,15 @@ They are forked from a process that has imported everything and opened nothing: 
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+from collections.abc import Callable
 from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from sqlalchemy import func, select
 from store_samples import EVENT, GLOBAL, TENANT, at, dataset, items, opt_in, pairs, template, version
@@ -17,7 +21,7 @@ from store_samples import EVENT, GLOBAL, TENANT, at, dataset, items, opt_in, pai
 from idiolect.resets.plan import plan_reset
 from idiolect.signals.comparison import PreferenceDataset, Rating
 from idiolect.stores.ports import ImportOptions, Store
-from idiolect.stores.sql import SqlStore, schema
+from idiolect.stores.sql import SqlStore, arriving, schema
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 from people_keys import open_with_keys
 
@@ -82,7 +86,28 @@ def check_rules(store: SqlStore) -> None:
         assert release in releases
 
 
-_WORK = {"all": import_publish_and_reset, "spend": spend, "check": lambda store, _seed: store.check()}
+def be_killed_between_batches(store: SqlStore, _seed: int) -> None:
+    """Two of three batches of a release are written then."""
+    arriving.BATCH = 1
+    database, people, begun = store._database, ("ann", "bob", "cleo"), count()
+    write = database.write
+
+    def write_or_die(*call: Any, **how: Any) -> Any:
+        if next(begun) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(*call, **how)
+
+    database.write = write_or_die  # type: ignore[method-assign]
+    versions = [version(f"big-{person}", "big", person) for person in people]
+    store.publish("big", template(run="big"), versions, at(5), reason="trained", actor="trainer")
+
+
+_WORK: dict[str, Callable[[SqlStore, int], object]] = {
+    "all": import_publish_and_reset,
+    "spend": spend,
+    "check": lambda store, _seed: store.check(),
+    "killed between batches": be_killed_between_batches,
+}
 
 
 class Worker:

@@ -32,7 +32,7 @@ from idiolect.registry.portable import dump_release
 from idiolect.registry.signing import Signer
 from idiolect.resets.plan import plan_reset
 from idiolect.rollouts.plan import Candidate, Plan
-from idiolect.stores.sql import SqlStore, garbage, publishing, registry
+from idiolect.stores.sql import SqlStore, garbage
 from idiolect_services.release_transfer import import_release
 
 WHY: dict[str, Any] = {"reason": "r", "actor": "a"}
@@ -116,27 +116,6 @@ def test_a_crash_at_any_write_leaves_nothing_and_the_change_can_be_made_again(re
     assert writes_of(ready, lambda: CHANGES[name](ready)) >= points
     assert everything(ready) != before
     assert verify(ready.audit_walk(TENANT), ready.audit_head(TENANT)).broken is None
-
-
-def test_a_crash_while_one_batch_is_written_and_the_next_one_sealed_leaves_nothing(
-    ready: SqlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publishing, "_BATCH", 1)
-    monkeypatch.setattr(registry, "FEW", 0)  # as a large release
-    before = everything(ready)
-    points = 0
-    while True:
-        with pytest.raises(Crash) as crash, crashing(ready, points):
-            release(ready, "r9")
-        assert everything(ready) == before, f"after {points} writes"
-        if str(crash.value) == "commit":
-            break
-        points += 1
-    assert points > 3 * len(PEOPLE)
-    release(ready, "r9")
-    assert {ready.pointers(TENANT, Adapter("user", person))[0].version for person in PEOPLE} == {
-        f"r9-{person}" for person in PEOPLE
-    }
 
 
 def test_collecting_goes_on_where_a_crash_stopped_it(ready: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,14 +19,15 @@ from crashes import Crash, crashing
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from store_samples import GLOBAL, TENANT, at, opt_in, publish_user
+from store_samples import GLOBAL, TENANT, at, opt_in, publish_user, template, version
 
 from idiolect.audit import verify
 from idiolect.errors import ConflictError, IdiolectError, NotFoundError
 from idiolect.recovery import LoggedChange
 from idiolect.registry.pointers import Adapter
 from idiolect.resets.plan import plan_reset
-from idiolect.stores.sql import SqlStore
+from idiolect.stores.ports import PublishOutcome
+from idiolect.stores.sql import SqlStore, arriving
 from idiolect.stores.sql.snapshots import Row, Snapshot
 from people_keys import mirror_keys, open_with_keys
 
@@ -35,11 +37,12 @@ PERSON = st.sampled_from(PEOPLE)
 
 @dataclass
 class Made:
-    """One version, as the model remembers it. `number` is the order of publishing."""
+    """One version, as the model remembers it. `number` is the order in which they were written."""
 
     id: str
     number: int
     generation: int
+    release: str
     revoked: bool = False
     bad: bool = False
     rolled_back: bool = False
@@ -100,6 +103,28 @@ def copied(store: SqlStore) -> Snapshot:
     return Snapshot(found.revision, found.columns, found.counters, rows.__getitem__)
 
 
+@contextmanager
+def in_batches(store: SqlStore, step: int, meanwhile: Callable[[], None]) -> Iterator[None]:
+    """Of one version each; `meanwhile` is before the transaction of this number, the first one being 0."""
+    write, begun = store._database.write, count()
+
+    def written(*call: Any, **how: Any) -> Any:
+        if next(begun) == step:
+            with pytest.MonkeyPatch.context() as undone:
+                undone.setattr(store._database, "write", write)
+                meanwhile()
+        return write(*call, **how)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(arriving, "BATCH", 1)
+        patched.setattr(store._database, "write", written)
+        yield
+
+
+def die() -> None:
+    raise Crash
+
+
 class Registry(RuleBasedStateMachine):
     """`store` is set by the test. Every run has people and versions of its own, so that none needs an empty store."""
 
@@ -141,12 +166,66 @@ class Registry(RuleBasedStateMachine):
         if generation < state.generation:
             assert outcome.published == 0
             return
-        made = Made(version_id, self.number, generation)
+        made = Made(version_id, self.number, generation, f"r-{version_id}")
         self.made[version_id], self.owner[version_id] = made, person
         state.versions.append(made)
         if state.live is not None:
             state.previous = state.live
         state.live = made
+
+    @rule(data=st.data(), step=st.integers(1, 3), late=st.booleans())
+    def publish_in_batches(self, data: st.DataObject, step: int, late: bool) -> None:
+        """Of everybody, a person to a batch. Before the batch of this number, or before the end, something else happens
+        or the process dies, and then the same is sent again."""
+        self.number += 1
+        release = f"r-{self.prefix}-b{self.number:03}"
+        sent = {
+            person: Made(f"{release[2:]}-{person}", self.number, state.generation, release)
+            for person, state in self.people.items()
+        }
+        if late and self.people["bob"].generation:
+            sent["bob"].generation -= 1
+        versions = [
+            version(made.id, release, self.name(person), generation=made.generation) for person, made in sent.items()
+        ]
+
+        def send() -> PublishOutcome:
+            return self.store.publish(release, template(), versions, at(1), reason="trained", actor="trainer")
+
+        def meanwhile() -> None:
+            self.as_the_model_says()
+            for number, made in enumerate(sent.values(), 1):
+                if number >= step:  # versions are in the order in which they were written
+                    self.number += 1
+                    made.number = self.number
+            self.something(data)
+            self.as_the_model_says()
+
+        with suppress(Crash), in_batches(self.store, step + 1, meanwhile):
+            send()
+        outcome = send()
+        self.done["batches"] += 1
+        arrived = [one for one in sent if self.people[one].generation == sent[one].generation]
+        assert outcome.published == len(arrived)
+        for person in arrived:
+            state, made = self.people[person], sent[person]
+            self.made[made.id], self.owner[made.id] = made, person
+            state.versions = sorted([*state.versions, made], key=lambda one: one.number)
+            state.previous, state.live = state.live or state.previous, made
+
+    def something(self, data: st.DataObject) -> None:
+        person = data.draw(PERSON)
+        changes: dict[str, Callable[[], None]] = {
+            "nothing": lambda: None,
+            "die": die,
+            "publish": lambda: self.publish(person, False),
+            "rollback": lambda: self.rollback(person),
+            "revoke": lambda: self.revoke_what_is_live(person),
+            "reset": lambda: self.reset(person),
+        }
+        if self.made:
+            changes["promote"] = lambda: self.promote(data)
+        changes[data.draw(st.sampled_from(sorted(changes)))]()
 
     @precondition(lambda self: self.made)
     @rule(data=st.data())
@@ -204,18 +283,20 @@ class Registry(RuleBasedStateMachine):
     @precondition(lambda self: self.made)
     @rule(data=st.data())
     def revoke(self, data: st.DataObject) -> None:
-        made = self.some(data)
-        self.store.revoke_release(TENANT, f"r-{made.id}", at(1), reason="r", actor="a")
-        made.revoked = True
-        self.not_undone(made.id, "revoked")
+        self.revoke_release_of(self.some(data))
 
     @rule(person=PERSON)
     def revoke_what_is_live(self, person: str) -> None:
         live = self.people[person].live
         if live is not None:
-            self.store.revoke_release(TENANT, f"r-{live.id}", at(1), reason="r", actor="a")
-            live.revoked = True
-            self.not_undone(live.id, "revoked")
+            self.revoke_release_of(live)
+
+    def revoke_release_of(self, one: Made) -> None:
+        self.store.revoke_release(TENANT, one.release, at(1), reason="r", actor="a")
+        for made in self.made.values():
+            if made.release == one.release:
+                made.revoked = True
+                self.not_undone(made.id, "revoked")
 
     @rule(person=PERSON)
     def publish_twice_and_roll_back(self, person: str) -> None:
@@ -272,7 +353,7 @@ class Registry(RuleBasedStateMachine):
         if live is not None:
             changes["promote"] = lambda: store.promote(TENANT, live.id, at(1), reason="r", actor="a")
             changes["rollback"] = lambda: store.rollback(TENANT, adapter, at(1), reason="r", actor="a")
-            changes["revoke"] = lambda: store.revoke_release(TENANT, f"r-{live.id}", at(1), reason="r", actor="a")
+            changes["revoke"] = lambda: store.revoke_release(TENANT, live.release, at(1), reason="r", actor="a")
             changes["quarantine"] = lambda: store.quarantine(TENANT, live.id, "bad", at(1), actor="serving")
         kind = data.draw(st.sampled_from(sorted(changes)))
         with suppress(Crash, IdiolectError), crashing(store, writes):
@@ -316,8 +397,13 @@ class Registry(RuleBasedStateMachine):
     @rule(person=PERSON)
     def replay_a_publish(self, person: str) -> None:
         """Sent again after whatever happened since, a publish changes nothing."""
-        for made in self.people[person].versions[:1]:
+        for made in [one for one in self.people[person].versions if one.release == f"r-{one.id}"][:1]:
             publish_user(self.store, made.id, self.name(person), generation=made.generation)
+
+    def as_the_model_says(self) -> None:
+        self.what_is_served_is_what_the_model_says()
+        self.the_pointers_are_those_of_the_model()
+        self.stored_are_exactly_the_versions_of_the_model()
 
     @invariant()
     def what_is_served_is_what_the_model_says(self) -> None:
@@ -337,7 +423,7 @@ class Registry(RuleBasedStateMachine):
     def stored_are_exactly_the_versions_of_the_model(self) -> None:
         for person, state in self.people.items():
             stored = self.store.versions(TENANT, subject=self.name(person), limit=1000)
-            assert [one.version.id for one in stored] == [made.id for made in state.versions]
+            assert [one.version.id for one in stored] == sorted(made.id for made in state.versions)
 
     def teardown(self) -> None:
         assert verify(self.store.audit_walk(TENANT), self.store.audit_head(TENANT)).broken is None
@@ -367,7 +453,7 @@ def machine(store: SqlStore, store_url: str, sqlite_template: Path, tmp_path: Pa
 
 def test_any_order_of_changes_leaves_what_a_small_model_says(machine: Any) -> None:
     run_state_machine_as_test(machine, settings=settings(BOUNDED, max_examples=15))
-    assert {"publish", "reset", "restore"} <= machine.done.keys()
+    assert {"publish", "reset", "restore", "batches"} <= machine.done.keys()
 
 
 @pytest.mark.parametrize("forgotten", ["check_promotable", "_withhold"])

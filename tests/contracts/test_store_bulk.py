@@ -42,9 +42,10 @@ def test_every_row_arrives_whatever_their_number(store: SqlStore, count: int) ->
     assert stored(store) == [(f"p{number:05}", f"v{number}", 1) for number in range(count)]
 
 
-def test_a_row_that_is_there_is_replaced_and_counted(store: SqlStore) -> None:
+def test_a_row_that_is_there_is_changed_as_it_is_told(store: SqlStore) -> None:
     insert(store, columns(3))
-    assert insert(store, columns(4, "w", first=1), counter="revision") == 4
+    changes = {"version": "excluded.version", "revision": "pointers.revision + 1"}
+    assert insert(store, columns(4, "w", first=1), instead=changes) == 4
     assert [row[1:] for row in stored(store)] == [("v0", 1), ("w1", 2), ("w2", 2), ("w3", 1), ("w4", 1)]
 
 

@@ -18,9 +18,9 @@ from store_samples import TENANT, at, opt_in
 from idiolect.errors import ConfigurationError, InvalidInputError, NotFoundError, UnavailableError
 from idiolect.registry.pointers import Adapter
 from idiolect.resets.plan import plan_reset
-from idiolect.stores.sql import open_store, schema
+from idiolect.stores.sql import open_store, resolving, schema
 from idiolect.stores.sql.engine import among
-from idiolect.stores.sql.tenant_wall import NO_TENANT
+from idiolect.stores.sql.tenant_wall import NO_TENANT, stand_behind
 from people_keys import open_with_keys
 
 
@@ -113,6 +113,32 @@ def test_a_chunk_of_people_is_read_from_its_part_of_the_index_before_there_are_s
     [read] = [line for line in plan if "Index Cond" in line]
     assert "subject >= " in read
     assert "subject <= " in read
+
+
+_MANY_VERSIONS = (
+    "INSERT INTO releases (tenant, id, scope, global_digest, run, template, content, versions, fenced, published_at, "
+    "reason, actor) VALUES (%(tenant)s, 'r', 'user', 'g', 'r', '{}', '', 0, '[]', 0, '', '')",
+    "INSERT INTO versions (tenant, id, release, subject, domain, generation, weights, weights_sha256, key_id, "
+    "signature) SELECT %(tenant)s, 'v' || i, 'r', 'p' || i, '', 0, '', '', '', '' FROM generate_series(1, 3000) i",
+    "INSERT INTO pointers (tenant, subject, domain, name, version, revision) "
+    "SELECT %(tenant)s, 'p' || i, '', 'live', 'v' || i, 1 FROM generate_series(1, 3000) i",
+    "ANALYZE versions, pointers",
+)
+
+
+def test_behind_the_wall_a_live_version_is_found_by_its_index(postgres_url: str) -> None:
+    """Also where its pointer says what is coming: what might tell of other tenants' rows is compared without one."""
+    store = open_with_keys(postgres_url)
+    names = {"tenant": TENANT, "subject": "ann", "domain": ""}
+    with store._database.engine.begin() as connection:
+        stand_behind(connection, TENANT)
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        for statement in _MANY_VERSIONS:
+            connection.exec_driver_sql(statement, {"tenant": TENANT})
+        sql = resolving._LIVE.params(names).compile(store._database.engine, compile_kwargs={"literal_binds": True})
+        plan = connection.exec_driver_sql(f"EXPLAIN {sql}".replace("%", "%%")).scalars().all()
+    store.close()
+    assert [line for line in plan if "Index Cond" in line and "(id = CASE " in line], "\n".join(plan)
 
 
 def test_constant_statements_go_on_after_the_server_closed_their_connections(

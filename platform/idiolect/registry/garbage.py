@@ -7,6 +7,9 @@ A version is reachable, and is never touched, while any of these holds:
 - its release was revoked, or a pointer moved from or to it, within the retention;
 - its run's reservation is not settled and is younger than the retention.
 
+What is there of a release whose publishing was cut off, and that nobody sent again within the retention, is unreachable
+too, and goes with the release itself.
+
 A revocation is final, so what is unreachable once stays so: collecting needs no pause of those who publish. Rows of
 releases stay when their versions are gone: they remember the revocation (a late publish of the same release would bring
 it back), and which people a run had charged.

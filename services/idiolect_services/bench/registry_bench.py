@@ -20,7 +20,9 @@ from pathlib import Path
 from statistics import median
 
 from idiolect.errors import ConfigurationError, PreconditionError
+from idiolect.ids import new_id
 from idiolect.registry.pointers import Adapter, Pointer
+from idiolect.resets.plan import plan_reset
 from idiolect.stores.ports import Store
 from idiolect.stores.sql import open_key_store, open_store
 from idiolect_services.bench import peer_mlflow
@@ -35,6 +37,7 @@ OF_DATABASE = (
     "winners_per_generation",
     "lost_updates",
     "publish_seconds_a_million",
+    "reset_beside_publish",
     "bytes_per_version",
     "resolve_p50",
     "resolve_p50_growth",
@@ -123,10 +126,12 @@ def _database(name: str, place: Place, work: Work, stages: Stages) -> Iterator[M
     before = place.size()  # of closed files: what lies in a log as well would count twice
     with _opened(place, place.many) as store:
         many = replace(many, store=store)
-        began = time.perf_counter()
-        release = many.publish(many.people)
-        seconds = time.perf_counter() - began
+        with _opened(place, place.many) as other, _resets(other) as waited:
+            began = time.perf_counter()
+            release = many.publish(many.people)
+            seconds = time.perf_counter() - began
         yield Measured(f"{name}_publish_seconds_a_million", "s", seconds * 1e6 / work.people)
+        yield Measured(f"{name}_reset_beside_publish", "s", max(waited))
     yield Measured(f"{name}_bytes_per_version", "bytes", (place.size() - before) / work.people)
     progress(3, 4)
     with _opened(place, place.many) as store, _opened(place, place.few) as other:
@@ -134,6 +139,32 @@ def _database(name: str, place: Place, work: Work, stages: Stages) -> Iterator[M
         yield from _resolves(name, many, few, work)
         yield from _revocation(name, many, release, work)
     progress(4, 4)
+
+
+@contextmanager
+def _resets(store: Store) -> Iterator[list[float]]:
+    """The seconds that each of some resets took, one after the other, of people of no release."""
+    took: list[float] = []
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def reset() -> None:
+        plan = plan_reset("adapter")
+        try:
+            while not done.wait(0.0 if not took else 0.5):
+                took.append(_seconds(lambda: store.apply_reset(TENANT, new_id(), new_id(), plan, moment())))
+        except BaseException as error:
+            failed.append(error)
+
+    resetting = threading.Thread(target=reset)
+    resetting.start()
+    try:
+        yield took
+    finally:
+        done.set()
+        resetting.join()
+    if failed:
+        raise failed[0]
 
 
 def _resolves(name: str, many: Crowd, few: Crowd, work: Work) -> Iterator[Measured]:

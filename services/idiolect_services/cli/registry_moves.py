@@ -260,8 +260,8 @@ def gc(
     tenant: Tenant = DEFAULT_TENANT,
     home: Home = None,
 ) -> None:
-    """Delete versions that nothing can reach: of revoked releases, unnamed by any pointer. Also unused model folders,
-    and blobs that no version names.
+    """Delete versions that nothing can reach: of revoked releases, unnamed by any pointer, and of releases whose
+    publishing was cut off and not sent again. Also unused model folders, and blobs that no version names.
 
     Example: idiolect registry gc --older-than-days 7
     """
@@ -280,7 +280,7 @@ def gc(
         else:
             found = store.garbage(tenant, older_than)
     done = "deleted" if apply else "would delete"
-    console.print(f"{done} {found.versions:,} versions of {found.releases:,} revoked releases, {found.bytes:,} bytes")
+    console.print(f"{done} {found.versions:,} versions of {found.releases:,} releases, {found.bytes:,} bytes")
     console.print(f"{done} {len(models):,} unused global models, {size:,} bytes")
     console.print(f"{done} {len(blobs):,} unused blobs, {sum(blob.bytes for blob in blobs):,} bytes")
     if not apply and (found.versions or models or blobs):

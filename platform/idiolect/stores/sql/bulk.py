@@ -22,31 +22,32 @@ _MOST_ROWS = 1_000
 
 
 def insert_columns(
-    connection: Connection, table: Table, columns: Columns, *, counter: str = "", unless_taken: bool = False
+    connection: Connection,
+    table: Table,
+    columns: Columns,
+    *,
+    instead: Mapping[str, str] | None = None,
+    unless_taken: bool = False,
 ) -> int:
-    """How many rows were inserted or replaced.
+    """How many rows were inserted or changed.
 
-    With `counter`, a row whose key is there replaces it, and adds one to that column. No two rows may have the same key
+    With `instead`, columns of a row whose key is there are set to these expressions. No two rows may have the same key
     then. With `unless_taken`, a row is left out where one of its keys is there.
     """
-    # Names are those of the schema, never a caller's.
-    statement = (
-        f"INSERT INTO {table.name} ({', '.join(columns)}) %s {_on_conflict(table, columns, counter, unless_taken)}"
-    )
+    # Names and expressions are our own, never a caller's.
+    statement = f"INSERT INTO {table.name} ({', '.join(columns)}) %s {_on_conflict(table, instead, unless_taken)}"
     if connection.dialect.name == "sqlite":
         return _listed(connection, statement, columns)
     return _unfolded(connection, statement, table, columns)
 
 
-def _on_conflict(table: Table, columns: Columns, counter: str, unless_taken: bool) -> str:
+def _on_conflict(table: Table, instead: Mapping[str, str] | None, unless_taken: bool) -> str:
     if unless_taken:
         return "ON CONFLICT DO NOTHING"
-    if not counter:
+    if instead is None:
         return ""
-    keys = [column.name for column in table.primary_key.columns]
-    taken = [f"{name} = excluded.{name}" for name in columns if name not in (*keys, counter)]
-    counted = f"{counter} = {table.name}.{counter} + 1"
-    return f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {', '.join([*taken, counted])}"
+    keys = ", ".join(column.name for column in table.primary_key.columns)
+    return f"ON CONFLICT ({keys}) DO UPDATE SET {', '.join(f'{name} = {value}' for name, value in instead.items())}"
 
 
 def _listed(connection: Connection, statement: str, columns: Columns) -> int:

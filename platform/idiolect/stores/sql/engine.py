@@ -72,7 +72,7 @@ class Database:
 
     def __init__(self, engine: Engine, where: str, lock_timeout_s: float) -> None:
         self.engine = engine
-        self._lock_timeout_s = lock_timeout_s
+        self.lock_timeout_s = lock_timeout_s
         # SQLite's writers wait for each other by sleeping, ever longer; those of one process can simply queue.
         self._turn = threading.Lock()
         self.where = where  # for messages: the URL without its password
@@ -178,7 +178,7 @@ class Database:
         if not self.is_sqlite:
             yield
             return
-        if not self._turn.acquire(timeout=self._lock_timeout_s):
+        if not self._turn.acquire(timeout=self.lock_timeout_s):
             raise UnavailableError(f"the database {self.where} is kept busy by another writer.", mend="Try again.")
         try:
             yield

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Table, Text, and_, bindparam, 
 from idiolect.resets.plan import ResetPlan
 from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import STANDING, standing
 from idiolect.stores.sql.inference_rows import unpack_digests
 from idiolect.stores.sql.large_weights import doom_of_owner
 from idiolect.stores.sql.look_ups import LookUp
@@ -107,8 +108,8 @@ _DELETE_ALL = {
 }
 _DELETE_OF_DOMAIN = {table: _DELETE_ALL[table].where(only) for table, only in _OF_DOMAIN.items()}
 
-_C, _I, _L, _P = schema.comparisons.c, schema.inferences.c, schema.inference_texts.c, schema.pointers.c
-_POINTERS = select(_P.domain, _P.name, _P.version).where(_mine(schema.pointers))
+_C, _I, _L = schema.comparisons.c, schema.inferences.c, schema.inference_texts.c
+_POINTERS = select(*STANDING).where(_mine(schema.pointers))
 _PAIRS = select(_C.chosen, _C.rejected).where(_mine(schema.comparisons))
 _PAIRS_OF_DOMAIN = _PAIRS.where(_OF_DOMAIN[schema.comparisons])
 _SHOWN = select(_I.id, _I.query, _I.documents, _I.sealed).where(_mine(schema.inferences))
@@ -145,20 +146,20 @@ def _erase_adapters(
     connection: Connection, tenant: str, subject: str, at: int, reason: str, actor: str, erasure: Erasure
 ) -> None:
     """The versions go with their weights. Of the pointers the history stays: ids, times and reasons."""
-    moved = connection.execute(_POINTERS, _person(tenant, subject)).all()
+    moved = standing(connection.execute(_POINTERS, _person(tenant, subject)).all())
     entries: list[dict[str, Any]] = [
         {
             "tenant": tenant,
             "subject": subject,
-            "domain": row.domain,
-            "name": row.name,
-            "old_version": row.version,
+            "domain": "",
+            "name": pointer.name,
+            "old_version": pointer.version,
             "version": None,
             "at": at,
             "reason": reason,
             "actor": actor,
         }
-        for row in moved
+        for pointer in moved.values()
     ]
     connection.execute(_KEEP_MOVES, _person(tenant, subject))
     if entries:

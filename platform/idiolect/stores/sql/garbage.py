@@ -9,7 +9,10 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, 
 
 from idiolect.audit import AuditEvent
 from idiolect.registry.garbage import Garbage
+from idiolect.registry.pointers import LIVE, PREVIOUS
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import has_come
+from idiolect.stores.sql.arriving import SIZE, abandoned, give_up, to_give_up
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.large_weights import doom, sweep
@@ -30,12 +33,16 @@ class GarbageCollecting(Part):
         with self._database.reading(tenant) as connection:
             query = select(func.count(found.c.release.distinct()), func.count(), size).select_from(found)
             releases, versions, weight = connection.execute(query).one()
-        return Garbage(releases, versions, int(weight))
+            never = to_give_up(connection, tenant, micros(older_than))
+        return Garbage(releases + never.releases, versions + never.versions, int(weight) + never.bytes)
 
     def collect(self, tenant: str, older_than: datetime, now: datetime, *, actor: str) -> Garbage:
         cutoff, at = micros(older_than), micros(now)
+        with self._database.reading(tenant) as connection:
+            arrival = abandoned(connection, tenant, cutoff)
+        never = Garbage(0, 0, 0) if arrival is None else give_up(self._database, arrival, at, actor)
         releases: set[str] = set()
-        versions = weight = 0
+        versions, weight = never.versions, never.bytes
         while True:
             batch = self._database.write(
                 tenant, lambda connection: _collect_batch(connection, tenant, cutoff, at, actor)
@@ -45,7 +52,7 @@ class GarbageCollecting(Part):
             weight += sum(size for _, size in batch.values())
             if not batch:
                 sweep(self._database)
-                return Garbage(len(releases), versions, weight)
+                return Garbage(len(releases) + never.releases, versions, weight)
 
     def referenced_models(self) -> Sequence[str]:
         with self._database.reading(ALL_TENANTS) as connection:
@@ -59,11 +66,11 @@ def _unreachable(tenant: str, cutoff: int) -> Select[tuple[int, str, int]]:
     owner = and_(_M.tenant == tenant, _M.subject == _V.subject, _M.domain == _V.domain)
     moved = exists().where(owner, _M.at >= cutoff, or_(_M.version == _V.id, _M.old_version == _V.id))
     published = and_(_R.moves.is_not(None), _R.published_at >= cutoff)
-    pointed = exists().where(_P.tenant == tenant, _P.subject == _V.subject, _P.domain == _V.domain, _P.version == _V.id)
+    named = or_(_P.coming == _V.id, and_(_P.version == _V.id, ~_has_gone_on()))
+    pointed = exists().where(_P.tenant == tenant, _P.subject == _V.subject, _P.domain == _V.domain, named)
     running = exists().where(_L.tenant == tenant, _L.id == _R.run, _L.settled_at.is_(None), _L.reserved_at >= cutoff)
-    size = func.length(_V.weights) + func.coalesce(func.length(_V.sealed), 0) + func.length(_V.signature)
     return (
-        select(_V.seq, _V.release, size.label("bytes"))
+        select(_V.seq, _V.release, SIZE.label("bytes"))
         .select_from(schema.releases)
         .join(schema.versions, and_(_V.tenant == _R.tenant, _V.release == _R.id))
         .where(
@@ -76,6 +83,14 @@ def _unreachable(tenant: str, cutoff: int) -> Select[tuple[int, str, int]]:
             ~_replaced_since(tenant, cutoff),
         )
     )
+
+
+def _has_gone_on() -> ColumnElement[bool]:
+    """Whether a row is a `previous` one that is not gone back to any more: what came replaced another since."""
+    live = schema.pointers.alias("live_one")
+    owner = (live.c.tenant == _P.tenant, live.c.subject == _P.subject, live.c.domain == _P.domain)
+    replaced = exists().where(*owner, live.c.name == LIVE, live.c.version != "", has_come(live))
+    return and_(_P.name == PREVIOUS, replaced.correlate(schema.pointers))
 
 
 def _replaced_since(tenant: str, cutoff: int) -> ColumnElement[bool]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, and_, exists, select, update
 from sqlalchemy.sql.elements import ColumnElement
@@ -19,6 +20,7 @@ from idiolect.registry.pointers import LIVE, ROLLED_BACK, Adapter
 from idiolect.rollouts.plan import LATEST
 from idiolect.stores.rollout_ports import GlobalTrial, StagedModel
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import IS_HERE, LIVE_TO_JOIN, LIVE_VERSION, RELEASE_IS_HERE, WHAT_ARRIVES, is_here
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import Hold, hold, insert
 from idiolect.stores.sql.part import Part
@@ -63,12 +65,13 @@ class GlobalRollouts(Part):
     ) -> Sequence[tuple[Adapter, str]]:
         """No more than a read: what is published meanwhile is found the next time."""
         query = (
-            select(_P.subject, _P.domain, _P.version)
+            select(_P.subject, _P.domain, _V.id.label("version"))
             .select_from(schema.pointers)
-            .join(schema.versions, and_(_V.tenant == _P.tenant, _V.id == _P.version))
+            .outerjoin(schema.arrivals, WHAT_ARRIVES)
+            .join(schema.versions, and_(_V.tenant == _P.tenant, _V.id == LIVE_TO_JOIN))
             .join(schema.releases, and_(_R.tenant == _V.tenant, _R.id == _V.release))
             .where(_P.tenant == tenant, _P.name == LIVE, _R.global_digest != digest)
-            .where(~exists().where(*_carried_to(tenant, digest, _P.version)).correlate(schema.pointers))
+            .where(~exists().where(*_carried_to(tenant, digest, _V.id)).correlate(schema.pointers, schema.versions))
         )
         if after:
             query = query.where(beyond(Adapter.parse(after)))
@@ -78,7 +81,7 @@ class GlobalRollouts(Part):
 
     def is_carried(self, tenant: str, version_id: str, digest: str) -> bool:
         with self._database.reading(tenant) as connection:
-            owner = select(_V.subject, _V.domain).where(_V.tenant == tenant, _V.id == version_id)
+            owner = select(_V.subject, _V.domain).where(_V.tenant == tenant, _V.id == version_id, IS_HERE)
             row = connection.execute(owner).one_or_none()
             if row is None:
                 return False
@@ -87,7 +90,7 @@ class GlobalRollouts(Part):
 
     def waiting_releases(self, digest: str) -> Sequence[tuple[str, str]]:
         query = select(_R.tenant, _R.id, _R.template).where(
-            _R.global_digest == digest, _R.staged, _R.revoked_at.is_(None), _R.scope != "global"
+            _R.global_digest == digest, _R.staged, _R.revoked_at.is_(None), _R.scope != "global", RELEASE_IS_HERE
         )
         with self._database.reading(ALL_TENANTS) as connection:
             rows = connection.execute(query.order_by(_R.tenant, _R.published_at, _R.id)).all()
@@ -110,7 +113,7 @@ _TRIAL = select(_T.rollout, _T.candidate, _T.base, _T.state)
 def _carried_to(
     tenant: str,
     digest: str,
-    source: ColumnElement[str] | str,
+    source: ColumnElement[Any] | str,
     subject: ColumnElement[str] | str = _P.subject,
     domain: ColumnElement[str] | str = _P.domain,
 ) -> tuple[ColumnElement[bool], ...]:
@@ -119,7 +122,7 @@ def _carried_to(
     bound = and_(of.c.tenant == copy.c.tenant, of.c.id == copy.c.release)
     usable = exists().where(bound, of.c.global_digest == digest, of.c.revoked_at.is_(None)).correlate(copy)
     mine = (copy.c.tenant == tenant, copy.c.subject == subject, copy.c.domain == domain)
-    return (*mine, copy.c.parent == source, copy.c.withheld.is_(None), usable)
+    return (*mine, copy.c.parent == source, copy.c.withheld.is_(None), usable, is_here(copy))
 
 
 def _served_before() -> ColumnElement[str]:
@@ -133,9 +136,10 @@ def _served_before() -> ColumnElement[str]:
         .join(of_live, and_(of_live.c.tenant == live.c.tenant, of_live.c.id == live.c.release))
         .join(older, and_(older.c.tenant == live.c.tenant, older.c.subject == live.c.subject))
         .join(of_older, and_(of_older.c.tenant == older.c.tenant, of_older.c.id == older.c.release))
-        .where(live.c.tenant == _P.tenant, live.c.id == _P.version, older.c.domain == live.c.domain)
+        .where(live.c.tenant == _P.tenant, live.c.subject == _P.subject, live.c.domain == _P.domain)
+        .where(live.c.id == LIVE_VERSION, older.c.domain == live.c.domain)
         .where(of_older.c.global_digest == of_live.c.global_digest, of_older.c.revoked_at.is_(None), ~of_older.c.staged)
-        .where(older.c.withheld.is_(None), older.c.generation == live.c.generation, ~withdrawn)
+        .where(is_here(older), older.c.withheld.is_(None), older.c.generation == live.c.generation, ~withdrawn)
         .order_by((older.c.id == live.c.id).desc(), older.c.seq.desc())
         .limit(1)
         .correlate(schema.pointers)
@@ -160,11 +164,19 @@ def _follow(connection: Connection, move: PointerChange, release: str) -> int:
     hold(connection, tenant, Hold.ONE_RUN)
     moved = move_all(connection, move, release, _V.withheld.is_(None), _V.parent == _served_before())
     pointed = exists().where(
-        _P.tenant == tenant, _P.subject == _V.subject, _P.domain == _V.domain, _P.version == _V.id, _P.name == LIVE
+        _P.tenant == tenant, _P.subject == _V.subject, _P.domain == _V.domain, _V.id == LIVE_VERSION, _P.name == LIVE
     )
-    late = (_V.tenant == tenant, _V.release == release, _V.withheld.is_(None), ~pointed.correlate(schema.versions))
+    late = (
+        _V.tenant == tenant,
+        _V.release == release,
+        IS_HERE,
+        _V.withheld.is_(None),
+        ~pointed.correlate(schema.versions),
+    )
     connection.execute(update(schema.versions).where(*late).values(withheld=ROLLED_BACK, withheld_reason=_LATE))
-    connection.execute(update(schema.releases).where(_R.tenant == tenant, _R.id == release).values(staged=False))
+    connection.execute(
+        update(schema.releases).where(_R.tenant == tenant, _R.id == release, RELEASE_IS_HERE).values(staged=False)
+    )
     if moved:
         append(connection, tenant, move.event("release.promote", f"release {release}", pointers=moved), move.at)
     return moved

@@ -19,6 +19,7 @@ from idiolect.rollouts.assignment import arm_of
 from idiolect.rollouts.outcomes import Trial
 from idiolect.rollouts.plan import ACTIVE
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import IS_HERE
 from idiolect.stores.sql.withheld import KEY_WITHDRAWN
 
 _C, _V, _R, _T = schema.global_trials.c, schema.versions.c, schema.releases.c, schema.tombstones.c
@@ -47,6 +48,7 @@ _COUNTERPART = (
         _R.global_digest == bindparam("global_digest"),
         _R.revoked_at.is_(None),
         ~KEY_WITHDRAWN,
+        IS_HERE,
         or_(_V.subject == "", _V.generation == bindparam("generation")),
     )
     .order_by(_V.seq.desc())

@@ -15,6 +15,7 @@ from idiolect.ids import new_id
 from idiolect.privacy.events import GaussianEvent, Unit
 from idiolect.privacy.ledger import Account, Charge, LedgerRun, Reservation, RunState, fits
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import RELEASE_IS_HERE
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow, Hold, among, chunks, hold, insert
 from idiolect.stores.sql.part import Part
@@ -85,7 +86,9 @@ class Ledger(Part):
             select(schema.ledger_runs, releases.id.label("release"), releases.revoked_at)
             .select_from(schema.ledger_charges)
             .join(schema.ledger_runs, _OF_RUN)
-            .outerjoin(schema.releases, (releases.tenant == _RUNS.tenant) & (releases.run == _RUNS.id))
+            .outerjoin(
+                schema.releases, (releases.tenant == _RUNS.tenant) & (releases.run == _RUNS.id) & RELEASE_IS_HERE
+            )
             .where(_CHARGES.tenant == tenant, _CHARGES.subject == subject)
         )
         if unit is not None:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, and_, exists, select
 from idiolect.registry.lineage import Contribution, VersionLineage
 from idiolect.registry.pointers import Adapter
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import IS_HERE
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.times import moment
 
@@ -26,7 +27,7 @@ class Lineages(Part):
             .add_columns(_R.published_at, _R.revoked_at)
             .select_from(schema.releases)
             .join(schema.versions, and_(_V.tenant == _R.tenant, _V.release == _R.id))
-            .where(_R.tenant == tenant)
+            .where(_R.tenant == tenant, IS_HERE)
             .order_by(_R.published_at, _V.id)
         )
         with self._database.reading(tenant) as connection:
@@ -54,7 +55,7 @@ class Lineages(Part):
             .select_from(schema.versions)
             .join(schema.releases, and_(_R.tenant == _V.tenant, _R.id == _V.release))
             .outerjoin(schema.ledger_runs, and_(_L.tenant == _R.tenant, _L.id == _R.run))
-            .where(_V.tenant == tenant, _V.id == version_id)
+            .where(_V.tenant == tenant, _V.id == version_id, IS_HERE)
         )
         with self._database.reading(tenant) as connection:
             row = connection.execute(query).one_or_none()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, delete, func, literal, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, delete, func, literal, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -23,6 +23,18 @@ from idiolect.registry.pointers import (
     check_promotable,
 )
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import (
+    IS_HERE,
+    LIVE_REVISION,
+    LIVE_VERSION,
+    NEXT_REVISION,
+    RELEASE_IS_HERE,
+    STANDING,
+    STILL_COMING,
+    arriving,
+    replacing,
+    standing,
+)
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow, Hold, hold, insert
 from idiolect.stores.sql.moves import moves_of
@@ -56,10 +68,10 @@ _CANDIDATE = (
     )
     .select_from(schema.versions)
     .join(schema.releases, and_(_R.tenant == _V.tenant, _R.id == _V.release))
-    .where(_V.tenant == bindparam("tenant"), _V.id == bindparam("id"))
+    .where(_V.tenant == bindparam("tenant"), _V.id == bindparam("id"), IS_HERE)
 )
 _OF_OWNER = (
-    select(_P.name, _P.version, _P.revision)
+    select(*STANDING)
     .where(*(_P[name] == bindparam(name) for name in ("tenant", "subject", "domain")))
     .order_by(_P.name)
 )
@@ -69,8 +81,12 @@ _KEY = ("tenant", "subject", "domain", "name")
 _FIRST = schema.pointers.insert().values({name: bindparam(name) for name in (*_KEY, "version", "revision")})
 _NEXT = (
     update(schema.pointers)
-    .where(*(_P[name] == bindparam(f"of_{name}") for name in _KEY))
-    .values(version=bindparam("new_version"), revision=bindparam("new_revision"))
+    .where(*(_P[name] == bindparam(f"of_{name}") for name in _KEY), bindparam("seen") == LIVE_REVISION)
+    .values(
+        version=bindparam("new_version"),
+        revision=text(NEXT_REVISION),
+        **{name: text(value) for name, value in STILL_COMING.items()},
+    )
 )
 _MOVED = schema.pointer_history.insert().values(
     {name: bindparam(name) for name in (*_KEY, "old_version", "version", "at", "reason", "actor")}
@@ -85,8 +101,7 @@ _WITHHELD = (
 
 def _renewing(dialect: Any) -> Any:
     new = dialect.insert(schema.pointers).values({name: bindparam(name) for name in (*_KEY, "version", "revision")})
-    changes = {"version": new.excluded.version, "revision": _P.revision + 1}
-    return new.on_conflict_do_update(index_elements=list(_KEY), set_=changes)
+    return new.on_conflict_do_update(index_elements=list(_KEY), set_=replacing())
 
 
 _RENEWED = {"sqlite": _renewing(sqlite), "postgresql": _renewing(postgresql)}
@@ -95,11 +110,13 @@ _RENEWED = {"sqlite": _renewing(sqlite), "postgresql": _renewing(postgresql)}
 class Pointers(Part):
     def pointers(self, tenant: str, adapter: Adapter) -> Sequence[Pointer]:
         with self._database.reading(tenant) as connection:
-            found = _pointers(connection, tenant, adapter, lock=False)
+            found = _pointers(connection, tenant, adapter)
         return [found.pop(LIVE, Pointer(LIVE, None, 0)), *(found[name] for name in sorted(found))]
 
     def adapters(self, tenant: str, *, after: str = "", limit: int = 100) -> Sequence[tuple[Adapter, Pointer]]:
-        query = select(_P.subject, _P.domain, _P.version, _P.revision).where(_P.tenant == tenant, _P.name == LIVE)
+        live = (LIVE_VERSION.label("version"), LIVE_REVISION.label("revision"))
+        query = select(_P.subject, _P.domain, *live).where(_P.tenant == tenant, _P.name == LIVE)
+        query = query.where(LIVE_VERSION.is_not(None))
         if after:
             query = query.where(beyond(Adapter.parse(after)))
         with self._database.reading(tenant) as connection:
@@ -149,10 +166,9 @@ def beyond(adapter: Adapter) -> ColumnElement[bool]:
     return or_(_P.subject > adapter.subject, later_domain)
 
 
-def _pointers(connection: Connection, tenant: str, adapter: Adapter, *, lock: bool) -> dict[str, Pointer]:
+def _pointers(connection: Connection, tenant: str, adapter: Adapter) -> dict[str, Pointer]:
     owner = {"tenant": tenant, "subject": adapter.subject, "domain": adapter.domain}
-    rows = connection.execute(_OF_OWNER_LOCKED if lock else _OF_OWNER, owner)
-    return {row.name: Pointer(row.name, row.version, row.revision) for row in rows}
+    return standing(connection.execute(_OF_OWNER, owner).all())
 
 
 def _promote(connection: Connection, move: PointerChange, version_id: str) -> Pointer:
@@ -179,7 +195,7 @@ def _rollback(connection: Connection, move: PointerChange, adapter: Adapter) -> 
     live = _expected(connection, move, adapter)
     if live.version is None:
         raise NotFoundError(f"nothing is live for {adapter.id[:80]!r}.", mend="See: idiolect registry list.")
-    previous = _pointers(connection, move.tenant, adapter, lock=False).get(PREVIOUS)
+    previous = _pointers(connection, move.tenant, adapter).get(PREVIOUS)
     candidate = None
     if previous is not None and previous.version is not None:
         candidate = _candidate(connection, move.tenant, previous.version)
@@ -200,13 +216,23 @@ def _rollback(connection: Connection, move: PointerChange, adapter: Adapter) -> 
 
 def _expected(connection: Connection, move: PointerChange, adapter: Adapter) -> Pointer:
     """The live pointer, locked. Raises PreconditionError if the caller expected another."""
-    live = _pointers(connection, move.tenant, adapter, lock=True).get(LIVE, Pointer(LIVE, None, 0))
+    live = _locked(connection, move.tenant, adapter).get(LIVE, Pointer(LIVE, None, 0))
     if move.if_match is not None and move.if_match != live.etag:
         raise PreconditionError(
             f"the live pointer of {adapter.id} is at revision {live.revision}, not the expected one.",
             mend="Read it again and decide.",
         )
     return live
+
+
+def _locked(connection: Connection, tenant: str, adapter: Adapter) -> dict[str, Pointer]:
+    """Also what is coming for them neither comes nor ends meanwhile."""
+    owner = {"tenant": tenant, "subject": adapter.subject, "domain": adapter.domain}
+    rows = connection.execute(_OF_OWNER_LOCKED, owner).all()
+    if any(row.coming is not None for row in rows):
+        arriving(connection, tenant, keep=True)
+        return _pointers(connection, tenant, adapter)  # as it stands now; what was just read may be older
+    return standing(rows)
 
 
 def _check(connection: Connection, tenant: str, candidate: Candidate, what: str) -> None:
@@ -236,11 +262,9 @@ def _candidate_of(row: AnyRow) -> Candidate:
 
 def _set(connection: Connection, move: PointerChange, adapter: Adapter, live: Pointer, version: str) -> Pointer:
     row = {"tenant": move.tenant, "subject": adapter.subject, "domain": adapter.domain, "name": LIVE}
-    if live.version is None:
+    named = {f"of_{name}": value for name, value in row.items()}
+    if not connection.execute(_NEXT, named | {"new_version": version, "seen": live.revision}).rowcount:
         connection.execute(_FIRST, row | {"version": version, "revision": 1})
-    else:
-        change = {"new_version": version, "new_revision": live.revision + 1}
-        connection.execute(_NEXT, {f"of_{name}": value for name, value in row.items()} | change)
     said = {"old_version": live.version, "version": version, "at": move.at, "reason": move.reason, "actor": move.actor}
     connection.execute(_MOVED, row | said)
     return Pointer(LIVE, version, live.revision + 1)
@@ -265,7 +289,7 @@ def _renew_previous(connection: Connection, tenant: str, live: Candidate) -> Non
         select(_V.id)
         .join(schema.releases, and_(_R.tenant == _V.tenant, _R.id == _V.release))
         .where(*owner, _V.seq < seq, _V.generation == live.generation, _R.global_digest == live.global_digest)
-        .where(_R.revoked_at.is_(None), ~_R.staged, _V.withheld.is_(None), ~KEY_WITHDRAWN)
+        .where(_R.revoked_at.is_(None), ~_R.staged, _V.withheld.is_(None), ~KEY_WITHDRAWN, IS_HERE)
         .order_by(_V.seq.desc())
         .limit(1)
     )
@@ -281,7 +305,9 @@ def _promote_release(connection: Connection, move: PointerChange, release: str) 
     tenant = move.tenant
     hold(connection, tenant, Hold.ONE_RUN)
     row = connection.execute(
-        select(_R.scope, _R.revoked_at, _R.global_digest).where(_R.tenant == tenant, _R.id == release).with_for_update()
+        select(_R.scope, _R.revoked_at, _R.global_digest)
+        .where(_R.tenant == tenant, _R.id == release, RELEASE_IS_HERE)
+        .with_for_update()
     ).one_or_none()
     if row is None:
         raise NotFoundError(f"the release {release[:80]!r} does not exist.", mend="List the tenant's releases.")
@@ -309,13 +335,13 @@ def move_all(connection: Connection, move: PointerChange, release: str, *only: C
     tenant = move.tenant
     table = schema.pointers
     wanted = (
-        select(_V.subject, _V.domain, _V.id.label("new"), _P.version.label("old"))
+        select(_V.subject, _V.domain, _V.id.label("new"), LIVE_VERSION.label("old"))
         .select_from(schema.versions)
         .outerjoin(table, and_(_P.tenant == tenant, _P.subject == _V.subject, _P.domain == _V.domain, _P.name == LIVE))
         .outerjoin(schema.subjects, and_(_S.tenant == tenant, _S.subject == _V.subject))
         .outerjoin(schema.tombstones, and_(_T.tenant == tenant, _T.subject == _V.subject))
         .where(_V.tenant == tenant, _V.release == release, func.coalesce(_V.withheld, ROLLED_BACK) == ROLLED_BACK)
-        .where(~KEY_WITHDRAWN, or_(_P.version.is_(None), _P.version != _V.id), *only)
+        .where(~KEY_WITHDRAWN, IS_HERE, or_(LIVE_VERSION.is_(None), _V.id != LIVE_VERSION), *only)
         .where(
             or_(
                 _V.subject == "",
@@ -355,7 +381,7 @@ def _upsert_all(connection: Connection, tenant: str, name: str, rows: Any, versi
     )
     moved = statement.on_conflict_do_update(
         index_elements=["tenant", "subject", "domain", "name"],
-        set_={"version": statement.excluded.version, "revision": _P.revision + 1},
+        set_=replacing(),
     )
     return connection.execute(moved, execution_options={"preserve_rowcount": True}).rowcount
 

@@ -1,16 +1,17 @@
-"""Publishing a release: who is fenced is decided here, then everything is written or nothing."""
+"""Publishing a release: who is fenced is decided here, then everything is written or nothing.
+
+This is one transaction; a release that does not fit a batch comes in several, by the same rules (`arriving`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Connection, Select, Table, and_, bindparam, select, update
+from sqlalchemy import BindParameter, ColumnElement, Connection, Select, and_, bindparam, select, update
 
 from idiolect.audit import AuditEvent
 from idiolect.errors import ConflictError, CorruptArtifactError, InvalidInputError, TooLargeError
@@ -22,23 +23,30 @@ from idiolect.stores.blobs.port import MAX_BYTES
 from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.ports import PublishOutcome
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import (
+    HAS_COME,
+    LIVE_VERSION,
+    RELEASE_IS_HERE,
+    REPLACED,
+    arriving,
+    tell_arriving,
+)
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.bulk import Columns, insert_columns
-from idiolect.stores.sql.engine import AnyRow, Hold, among, chunks, hold
+from idiolect.stores.sql.engine import AnyRow, Hold, among, hold
 from idiolect.stores.sql.large_weights import Large, blob_digest, doom_unused
 from idiolect.stores.sql.moves import number_of_release, replaced
 from idiolect.stores.sql.sealing import keys_of_adapters, sealed_weights
+from idiolect.subject_keys import SubjectKey
 
 Owner = tuple[str, str]  # (subject, domain), one of them empty
-Rows = tuple[Table, Columns, str]  # and the column that counts, as `insert_columns` takes it
-
-# Statements over more rows gain nothing and hold all of them in memory.
-_BATCH = 5_000
 FEW = 8  # versions whose people are looked up one by one, by constant statements
 
 _S, _T, _P, _R = schema.subjects.c, schema.tombstones.c, schema.pointers.c, schema.releases.c
 _TENANT: BindParameter[str] = bindparam("tenant")
-_EARLIER = select(_R.content, _R.versions, _R.fenced).where(_R.tenant == _TENANT, _R.id == bindparam("release"))
+_EARLIER = select(_R.content, _R.versions, _R.fenced, RELEASE_IS_HERE.label("is_here")).where(
+    _R.tenant == _TENANT, _R.id == bindparam("release")
+)
 _FENCES = (
     select(_S.subject, _S.opted_in, _S.generation, _T.generation.label("tombstone"))
     .select_from(schema.subjects)
@@ -56,7 +64,7 @@ _NUMBERED = (
 )
 # Locked, so that a promotion can't slip in between what is read here and what is written after.
 _LIVE = (
-    select(_P.subject, _P.domain, _P.version)
+    select(_P.subject, _P.domain, LIVE_VERSION.label("version"), HAS_COME.label("has_come"), _P.version.label("before"))
     .where(_P.tenant == _TENANT, _P.name == "live")
     .order_by(_P.subject, _P.domain)
     .with_for_update()
@@ -160,21 +168,25 @@ def publish(
     """`large`: what was put into blobs for it."""
     tenant = publication.template.tenant
     hold(connection, tenant, Hold.ONE_RUN)
-    earlier = _earlier_outcome(connection, publication, content)
+    earlier = earlier_outcome(connection, publication, content)
     if earlier is not None:
         doom_unused(connection, large, large.keys(), publication.at)
         return earlier
-    kept, fenced = _divide(connection, publication)
+    kept, fenced = divide(connection, publication, in_order(publication))
     thrown_away = [version.id for version in publication.versions if version.subject in fenced]
     doom_unused(connection, large, thrown_away, publication.at)
     outcome = PublishOutcome(len(kept), tuple(sorted(fenced)))
-    head = _head(publication.template, kept, large)
-    _insert_release(connection, publication, content, outcome, head)
+    head = head_of(publication.template, kept, large)
+    insert_release(connection, publication, content, outcome, head)
     _write(connection, publication, kept, head, keys, large)
     if not publication.staged:
         _enter(connection, publication)
-    append(connection, tenant, _event(publication, outcome), publication.at)
+    append(connection, tenant, event_of(publication, outcome), publication.at)
     return outcome
+
+
+def in_order(publication: Publication) -> list[Version]:
+    return sorted(publication.versions, key=lambda version: (version.subject, version.domain))
 
 
 def _enter(connection: Connection, publication: Publication) -> None:
@@ -184,7 +196,7 @@ def _enter(connection: Connection, publication: Publication) -> None:
     connection.execute(_NUMBERED, {"of_tenant": tenant, "of_release": release, "number": number})
 
 
-def _event(publication: Publication, outcome: PublishOutcome) -> AuditEvent:
+def event_of(publication: Publication, outcome: PublishOutcome) -> AuditEvent:
     """One entry, however many versions: the release's own rows say which."""
     template = publication.template
     details = {
@@ -199,7 +211,8 @@ def _event(publication: Publication, outcome: PublishOutcome) -> AuditEvent:
     )
 
 
-def _earlier_outcome(connection: Connection, publication: Publication, content: bytes) -> PublishOutcome | None:
+def earlier_outcome(connection: Connection, publication: Publication, content: bytes) -> PublishOutcome | None:
+    """None too if it is arriving. Raises ConflictError if its id means something else."""
     names = {"tenant": publication.template.tenant, "release": publication.release}
     row = connection.execute(_EARLIER, names).one_or_none()
     if row is None:
@@ -208,22 +221,23 @@ def _earlier_outcome(connection: Connection, publication: Publication, content: 
         raise ConflictError(
             f"the release {publication.release} exists with other content.", mend="Publish under a new id."
         )
-    return PublishOutcome(row.versions, tuple(json.loads(row.fenced)))
+    return PublishOutcome(row.versions, tuple(json.loads(row.fenced))) if row.is_here else None
 
 
-def _divide(connection: Connection, publication: Publication) -> tuple[list[Version], list[str]]:
-    versions = sorted(publication.versions, key=lambda version: (version.subject, version.domain))
+def divide(
+    connection: Connection, publication: Publication, versions: Sequence[Version]
+) -> tuple[list[Version], list[str]]:
+    """Those of `versions` that may be published, and the people of the others."""
     if publication.template.scope != "user":
-        return versions, []
+        return list(versions), []
+    fences = _fences(connection, publication.template.tenant, [version.subject for version in versions])
     kept: list[Version] = []
     fenced: list[str] = []
-    for batch in chunks(versions, _BATCH):
-        fences = _fences(connection, publication.template.tenant, [version.subject for version in batch])
-        for version in batch:
-            if is_fenced(version, fences.get(version.subject)):
-                fenced.append(version.subject)
-            else:
-                kept.append(version)
+    for version in versions:
+        if is_fenced(version, fences.get(version.subject)):
+            fenced.append(version.subject)
+        else:
+            kept.append(version)
     return kept, fenced
 
 
@@ -247,14 +261,14 @@ def _of_people(
     return [row for one in subjects for row in connection.execute(of_one, {"tenant": tenant, "subject": one})]
 
 
-def _head(template: ReleaseTemplate, kept: Sequence[Version], large: Large) -> bytes:
+def head_of(template: ReleaseTemplate, kept: Sequence[Version], large: Large) -> bytes:
     """Of what is sealed in rows."""
     return shared_head(
         [version.weights for version in kept if version.subject and version.id not in large], template.tensors
     )
 
 
-def _insert_release(
+def insert_release(
     connection: Connection, publication: Publication, content: bytes, outcome: PublishOutcome, head: bytes
 ) -> None:
     template = publication.template
@@ -285,40 +299,34 @@ def _write(
     keys: Callable[[], SubjectKeys],
     large: Large,
 ) -> None:
-    """A batch is written while the next one is sealed: in another thread, since what writes it hardly needs the
-    interpreter. The connection is never used by both at once, and no more than two batches are in memory."""
-    with ExitStack() as stack:
-        beside = stack.enter_context(ThreadPoolExecutor(1)) if len(kept) > _BATCH else None
-        written: Future[None] | None = None
-        for batch in chunks(kept, _BATCH):
-            versions = _version_columns(publication, batch, head, keys, large)
-            if written is not None:
-                written.result()
-            if publication.staged:
-                tables: list[Rows] = [(schema.versions, versions, "")]
-            else:
-                live = _live(connection, publication.template.tenant, batch)
-                tables = _moved(publication, batch, versions, live)
-            if beside is None:
-                _insert(connection, tables)
-            else:
-                written = beside.submit(_insert, connection, tables)
-        if written is not None:
-            written.result()
-
-
-def _insert(connection: Connection, tables: Iterable[Rows]) -> None:
-    for table, columns, counter in tables:
-        insert_columns(connection, table, columns, counter=counter)
-
-
-def _version_columns(
-    publication: Publication, batch: Sequence[Version], head: bytes, keys: Callable[[], SubjectKeys], large: Large
-) -> Columns:
-    """Those of people are sealed. No reset runs beside this, so the keys stay until it is committed."""
+    if not kept:
+        return
     tenant = publication.template.tenant
-    people = [version.subject for version in batch if version.subject]
-    found = keys_of_adapters(keys(), tenant, people) if people else {}
+    columns = version_columns(publication, kept, head, keys_for(keys, tenant, kept), large)
+    if publication.staged:
+        insert_columns(connection, schema.versions, columns)
+        return
+    live = live_of(connection, tenant, kept)
+    insert_columns(connection, schema.versions, columns | {"replaced": replaced_of(kept, live)})
+    insert_columns(connection, schema.pointers, _pointers(tenant, kept, live), instead=REPLACED)
+    if arriving(connection, tenant) is not None:
+        tell_arriving(connection, tenant, schema.versions.c.subject.in_({version.subject for version in kept}))
+
+
+def keys_for(keys: Callable[[], SubjectKeys], tenant: str, versions: Sequence[Version]) -> Mapping[str, SubjectKey]:
+    """To seal them with. Asked for while no reset runs, or a person would get a new one after it."""
+    people = [version.subject for version in versions if version.subject]
+    return keys_of_adapters(keys(), tenant, people) if people else {}
+
+
+def version_columns(
+    publication: Publication,
+    batch: Sequence[Version],
+    head: bytes,
+    found: Mapping[str, SubjectKey],
+    large: Large,
+) -> dict[str, list[Any]]:
+    """Those of people are sealed, with the keys that were `found`."""
     blobs = [large.get(version.id) for version in batch]
     weights = [version.weights if blob is None else b"" for version, blob in zip(batch, blobs, strict=True)]
     sealed = [
@@ -328,7 +336,7 @@ def _version_columns(
         for version, plain in zip(batch, weights, strict=True)
     ]
     return {
-        "tenant": [tenant] * len(batch),
+        "tenant": [publication.template.tenant] * len(batch),
         "id": [version.id for version in batch],
         "release": [version.release for version in batch],
         "subject": [version.subject for version in batch],
@@ -345,28 +353,36 @@ def _version_columns(
     }
 
 
-def _moved(
-    publication: Publication, batch: Sequence[Version], versions: Columns, live: Mapping[Owner, str]
-) -> list[Rows]:
-    """`live` moves to the new version and `previous` to what was live; the version says what that was."""
-    before = [(version, live.get((version.subject, version.domain))) for version in batch]
-    replaces = [(version, old) for version, old in before if old is not None]
-    names = ["live"] * len(batch) + ["previous"] * len(replaces)
-    owners = [*batch, *[version for version, _ in replaces]]
-    told = {**versions, "replaced": [replaced(old, version.parent) for version, old in before]}
-    pointers: Columns = {
-        "tenant": [publication.template.tenant] * len(names),
-        "subject": [version.subject for version in owners],
-        "domain": [version.domain for version in owners],
-        "name": names,
-        "version": [*[version.id for version in batch], *[old for _, old in replaces]],
-        "revision": [1] * len(names),
+def replaced_of(batch: Sequence[Version], live: Mapping[Owner, AnyRow]) -> list[str | None]:
+    """What was live, as the versions' own rows say it."""
+    return [replaced(_version_in(live, version), version.parent) for version in batch]
+
+
+def _version_in(live: Mapping[Owner, AnyRow], version: Version) -> str | None:
+    row = live.get((version.subject, version.domain))
+    return None if row is None else row.version
+
+
+def _pointers(tenant: str, batch: Sequence[Version], live: Mapping[Owner, AnyRow]) -> Columns:
+    """`live` moves to the new version and `previous` to what was live."""
+    moved = [(version, "live", version.id) for version in batch]
+    moved += [(version, "previous", old) for version in batch if (old := _version_in(live, version)) is not None]
+    return pointer_columns(tenant, moved) | {"revision": [1] * len(moved)}
+
+
+def pointer_columns(tenant: str, pointers: Sequence[tuple[Version, str, str]]) -> dict[str, list[Any]]:
+    """Of owners, as a version of theirs names them; names of pointers; and versions."""
+    return {
+        "tenant": [tenant] * len(pointers),
+        "subject": [version.subject for version, _, _ in pointers],
+        "domain": [version.domain for version, _, _ in pointers],
+        "name": [name for _, name, _ in pointers],
+        "version": [version for _, _, version in pointers],
     }
-    return [(schema.versions, told, ""), (schema.pointers, pointers, "revision")]
 
 
-def _live(connection: Connection, tenant: str, batch: Sequence[Version]) -> dict[Owner, str]:
-    """Live version ids by owner, of `batch` or more: a domain's batch has one subject, "", and few domains."""
+def live_of(connection: Connection, tenant: str, batch: Sequence[Version]) -> dict[Owner, AnyRow]:
+    """Live pointers by owner, of `batch` or more: a domain's batch has one subject, "", and few domains."""
     subjects = sorted({version.subject for version in batch})
     rows = _of_people(connection, _LIVE, _LIVE_OF_ONE, _P.subject, tenant, subjects)
-    return {(row.subject, row.domain): row.version for row in rows}
+    return {(row.subject, row.domain): row for row in rows}

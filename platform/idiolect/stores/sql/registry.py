@@ -14,7 +14,8 @@ from idiolect.errors import ConflictError, CorruptArtifactError, NotFoundError
 from idiolect.registry.manifest import ReleaseTemplate, Version
 from idiolect.registry.resolution import ReleaseSummary
 from idiolect.stores.ports import PublishOutcome, StoredVersion
-from idiolect.stores.sql import schema
+from idiolect.stores.sql import arriving, schema
+from idiolect.stores.sql.arrivals import IS_HERE, RELEASE_IS_HERE
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow, queue_up
 from idiolect.stores.sql.large_weights import keep_large, put_large
@@ -32,8 +33,9 @@ _LIVE_GLOBAL = select(_G.digest).order_by(_G.id.desc()).limit(1)
 _STORED = select(
     schema.versions, _R.template, _R.weights_head, _R.revoked_at, KEY_WITHDRAWN.label("key_withdrawn")
 ).join(schema.releases, (_R.tenant == _V.tenant) & (_R.id == _V.release))
+_STORED = _STORED.where(IS_HERE)
 _STORED_ONE = _STORED.where(_V.tenant == bindparam("tenant"), _V.id == bindparam("id"))
-_SUMMARY = select(_R.id, _R.scope, _R.template, _R.versions, _R.revoked_at)
+_SUMMARY = select(_R.id, _R.scope, _R.template, _R.versions, _R.revoked_at).where(RELEASE_IS_HERE)
 
 
 class Registry(Part):
@@ -64,7 +66,10 @@ class Registry(Part):
         large = put_large(self._database, template.tenant, versions)
         is_small = len(versions) <= FEW and not large
         write = self._database.lasting_write if is_small else self._database.write
-        outcome = write(template.tenant, lambda connection: publish(connection, publication, content, keys, large))
+        if len(versions) > arriving.BATCH:
+            outcome = arriving.publish_in_batches(self._database, publication, content, large)
+        else:
+            outcome = write(template.tenant, lambda connection: publish(connection, publication, content, keys, large))
         keep_large(self._database, large)
         return outcome
 
@@ -126,7 +131,7 @@ def set_live_global(connection: Connection, row: dict[str, Any]) -> None:
 
 
 def _revoke(connection: Connection, tenant: str, release: str, values: dict[str, Any]) -> None:
-    mine = (_R.tenant == tenant, _R.id == release)
+    mine = (_R.tenant == tenant, _R.id == release, RELEASE_IS_HERE)
     scope = connection.scalar(select(_R.scope).where(*mine))
     if scope is None:
         raise NotFoundError(f"the release {release[:80]!r} does not exist.", mend="List the tenant's releases.")

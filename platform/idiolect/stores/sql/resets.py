@@ -30,6 +30,7 @@ _E, _L, _R, _U = schema.resets.c, schema.ledger_charges.c, schema.releases.c, sc
 _EARLIER = select(_E.record).where(_E.tenant == bindparam("tenant"), _E.id == bindparam("id"))
 _RECORD = schema.resets.insert().values({column.name: bindparam(column.name) for column in _E})
 _CHARGED = and_(_L.tenant == bindparam("tenant"), _L.subject == bindparam("subject"))
+# Also one that is still arriving: it will be there when nobody asks for this receipt any more.
 _SHARED_RELEASES = (
     select(_R.id)
     .select_from(schema.ledger_charges)

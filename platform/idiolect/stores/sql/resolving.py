@@ -20,6 +20,7 @@ from sqlalchemy import BindParameter, Connection, and_, bindparam, exists, liter
 from idiolect.consent import SubjectState
 from idiolect.registry.resolution import POINTER_LIVE, Resolution, ResolvedVersion
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import IS_HERE, LIVE_TO_JOIN, WHAT_ARRIVES
 from idiolect.stores.sql.engine import AnyRow
 from idiolect.stores.sql.global_serving import under_global_trial
 from idiolect.stores.sql.look_ups import LookUp
@@ -41,7 +42,7 @@ _STANDING = (
         select(_G.digest).order_by(_G.id.desc()).limit(1).scalar_subquery().label("global_digest"),
         or_(
             exists().where(_I.tenant == _TENANT, _I.domain == _DOMAIN),
-            exists().where(_V.tenant == _TENANT, _V.subject == "", _V.domain == _DOMAIN),
+            exists().where(_V.tenant == _TENANT, _V.subject == "", _V.domain == _DOMAIN, IS_HERE),
         ).label("domain_known"),
         exists().where(schema.rollout_slots.c.tenant == _TENANT).label("has_rollouts"),
         exists(select(schema.global_trials.c.rollout)).label("has_global_trial"),
@@ -58,7 +59,8 @@ _BOUND = and_(_R.tenant == _V.tenant, _R.id == _V.release)
 _LIVE_OF_ALL = (
     select(*_VERSION, _R.revoked_at, _R.global_digest, _V.withheld, KEY_WITHDRAWN.label("key_withdrawn"))
     .select_from(schema.pointers)
-    .join(schema.versions, and_(_V.tenant == _P.tenant, _V.id == _P.version))
+    .outerjoin(schema.arrivals, WHAT_ARRIVES)
+    .join(schema.versions, and_(_V.tenant == _P.tenant, _V.id == LIVE_TO_JOIN))
     .join(schema.releases, _BOUND)
     .where(_P.tenant == _TENANT, _P.name == POINTER_LIVE)
 )
@@ -78,6 +80,7 @@ _NEWEST = (
         _R.revoked_at.is_(None),
         _V.withheld.is_(None),
         ~KEY_WITHDRAWN,
+        IS_HERE,
         or_(~_R.staged, _V.parent == bindparam("carried_from")),
         _R.global_digest == bindparam("global_digest"),
         or_(_V.subject == "", _V.generation == bindparam("generation")),

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, and_, func, or_, select, update
 
 from idiolect.rollouts.plan import Rollout
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import LIVE_TO_JOIN, WHAT_ARRIVES, replacing
 from idiolect.stores.sql.engine import AnyRow, chunks, insert
 from idiolect.stores.sql.times import micros
 from idiolect.stores.sql.withheld import KEY_WITHDRAWN
@@ -39,10 +40,11 @@ def _wanted(connection: Connection, rollout: Rollout, release: str, fence: int) 
         _S.opted_in, _S.generation == _V.generation, func.coalesce(_T.generation, -1) <= _V.generation
     )
     query = (
-        select(_V.id, _V.subject, _V.domain, _P.version.label("old"))
+        select(_V.id, _V.subject, _V.domain, LIVE_TO_JOIN.label("old"))
         .select_from(schema.versions)
         .outerjoin(schema.pointers, on_pointer)
-        .outerjoin(live, and_(live.c.tenant == tenant, live.c.id == _P.version))
+        .outerjoin(schema.arrivals, WHAT_ARRIVES)
+        .outerjoin(live, and_(live.c.tenant == tenant, live.c.id == LIVE_TO_JOIN))
         .outerjoin(schema.subjects, and_(_S.tenant == tenant, _S.subject == _V.subject))
         .outerjoin(schema.tombstones, and_(_T.tenant == tenant, _T.subject == _V.subject))
         .where(_V.tenant == tenant, _V.release == release, _V.withheld.is_(None), ~KEY_WITHDRAWN)
@@ -68,7 +70,7 @@ def _move(connection: Connection, rollout: Rollout, batch: Any) -> None:
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=["tenant", "subject", "domain", "name"],
-            set_={"version": statement.excluded.version, "revision": _P.revision + 1},
+            set_=replacing(),
         ),
         moves,
     )

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, and_, bindparam, func, select, update
 from idiolect.errors import ConflictError, InvalidInputError, NotFoundError
 from idiolect.rollouts.plan import ACTIVE, Candidate, Plan, Rollout, Slot
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import IS_HERE, LIVE_VERSION, RELEASE_IS_HERE
 from idiolect.stores.sql.engine import AnyRow
 from idiolect.stores.sql.global_trials import mirror_trial
 from idiolect.stores.sql.tenant_wall import beyond_the_wall
@@ -18,6 +19,7 @@ from idiolect.stores.sql.withheld import KEY_WITHDRAWN
 
 _O, _G = schema.rollouts.c, schema.global_pointer.c
 _V, _R, _P = schema.versions.c, schema.releases.c, schema.pointers.c
+_A = schema.arrivals.c
 _LIVE_GLOBAL = select(_G.digest).order_by(_G.id.desc()).limit(1)
 _BY_ID = select(schema.rollouts).where(_O.tenant == bindparam("tenant"), _O.id == bindparam("id"))
 
@@ -125,7 +127,11 @@ def occupy(connection: Connection, rollout: Rollout) -> None:
         connection.execute(slots.insert(), row)
 
 
-def newest_seq(connection: Connection) -> int:
+def newest_seq(connection: Connection, tenant: str) -> int:
+    """Of what is there: versions that are arriving will come after it, and with them what was published meanwhile."""
+    before: int | None = connection.scalar(select(_A.versions).where(_A.tenant == tenant))
+    if before is not None:
+        return before
     with beyond_the_wall(connection):  # by the primary key; of one tenant's own it would be a search
         return connection.scalar(select(func.coalesce(func.max(_V.seq), 0))) or 0
 
@@ -139,7 +145,7 @@ def release_of(connection: Connection, tenant: str, candidate: Candidate) -> tup
     if candidate.kind == "release":
         check_release(connection, tenant, candidate.id)
         return candidate.id, _owners(connection, tenant, candidate.id)
-    where = (_V.tenant == tenant, _V.id == candidate.id)
+    where = (_V.tenant == tenant, _V.id == candidate.id, IS_HERE)
     row = connection.execute(select(_V.release, _V.subject, _V.domain).where(*where)).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no version {candidate.id[:80]!r}.", mend="List the tenant's versions.")
@@ -166,7 +172,7 @@ def release_fault(connection: Connection, tenant: str, release: str | None) -> s
     """Why versions of it may not be served (any more)."""
     if release is None:
         return None
-    mine = (_R.tenant == tenant, _R.id == release)
+    mine = (_R.tenant == tenant, _R.id == release, RELEASE_IS_HERE)
     row = connection.execute(select(_R.scope, _R.revoked_at, _R.global_digest).where(*mine)).one_or_none()
     if row is None:
         return "it does not exist"
@@ -191,7 +197,7 @@ def _owners(connection: Connection, tenant: str, release: str) -> Owners:
 
 def _is_live(connection: Connection, tenant: str, version: str) -> bool:
     owner = select(_V.subject, _V.domain).where(_V.tenant == tenant, _V.id == version).subquery()
-    query = select(_P.version).where(
+    query = select(LIVE_VERSION).where(
         _P.tenant == tenant,
         _P.subject == select(owner.c.subject).scalar_subquery(),
         _P.domain == select(owner.c.domain).scalar_subquery(),

@@ -151,7 +151,7 @@ def _begin(connection: Connection, rollout: Rollout) -> Rollout:
     elif rollout.candidate.kind != "setting":
         refuse_beside_a_trial(connection)
     mine = (_O.tenant == rollout.tenant, _O.id == rollout.id)
-    connection.execute(update(schema.rollouts).where(*mine).values(fence=newest_seq(connection)))
+    connection.execute(update(schema.rollouts).where(*mine).values(fence=newest_seq(connection, rollout.tenant)))
     save(connection, started)
     return started
 

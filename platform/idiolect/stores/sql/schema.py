@@ -446,13 +446,35 @@ Index(
 # Blobs whose versions were deleted, until they are too: see large_weights.
 doomed_blobs = Table("doomed_blobs", metadata, Column("digest", LargeBinary, primary_key=True), _whole("at"))
 
+# A row `live` also says what will be live once a release has arrived: see `arrivals`. From then on `version` is what is
+# gone back to; empty: nothing.
 pointers = Table(
     "pointers",
     metadata,
     *_key("tenant", "subject", "domain", "name"),  # name: live | previous
     _text("version"),
     _whole("revision"),
+    _text("coming", nullable=True),
+    Column("arrival", Integer, nullable=True),
     sqlite_with_rowid=False,
+)
+
+# Releases of which only a part is there yet: for everybody else they do not exist. At most one of each tenant.
+arrivals = Table(
+    "arrivals",
+    metadata,
+    Column("number", _ROW_ID, primary_key=True, autoincrement=True),  # never given twice: pointers keep it
+    _text("tenant"),
+    _text("release"),
+    _flag("given_up"),
+    _whole("at"),  # when it was sent, or sent again
+    _whole("batches"),  # that were written: whoever waits sees that it lives
+    # What the newest was when it began: `seq` of versions and of tombstones, and `id` of the history of pointers.
+    _whole("versions"),
+    _whole("purges"),
+    _whole("moves"),
+    UniqueConstraint("tenant"),
+    sqlite_autoincrement=True,
 )
 
 # Append-only. `version` is None where the pointer was erased by a reset. See `moves`.

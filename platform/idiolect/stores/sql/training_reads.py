@@ -19,6 +19,7 @@ from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect.signals.data import Comparisons, EvaluationData, PersonalSnapshot, SharedData
 from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import LIVE_VERSION
 from idiolect.stores.sql.columns import Columns
 from idiolect.stores.sql.engine import AnyRow, among, chunks
 from idiolect.stores.sql.part import Part
@@ -205,7 +206,7 @@ def _adaptation(tenant: str, dataset: int) -> Select[Any]:
 def _standing(tenant: str, subjects: Sequence[str] | None) -> Select[Any]:
     live = and_(_P.tenant == tenant, _P.subject == _S.subject, _P.domain == "", _P.name == "live")
     query = (
-        select(_S.subject, _S.generation, _P.version)
+        select(_S.subject, _S.generation, LIVE_VERSION.label("version"))
         .select_from(schema.subjects)
         .outerjoin(schema.pointers, live)
         .where(_S.tenant == tenant, _S.opted_in, ~_S.paused)

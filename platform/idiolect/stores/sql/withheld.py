@@ -10,6 +10,7 @@ from sqlalchemy import Connection, exists, func, or_, select, update
 from idiolect.audit import INSTALLATION, AuditEvent
 from idiolect.registry.pointers import QUARANTINED, ROLLED_BACK
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.arrivals import IS_HERE
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import insert
 from idiolect.stores.sql.part import Part
@@ -39,7 +40,7 @@ class Withholding(Part):
 
 
 def _quarantine(connection: Connection, tenant: str, version_id: str, event: AuditEvent, at: int) -> bool:
-    mine = (_V.tenant == tenant, _V.id == version_id, or_(_V.withheld.is_(None), _V.withheld == ROLLED_BACK))
+    mine = (_V.tenant == tenant, _V.id == version_id, IS_HERE, or_(_V.withheld.is_(None), _V.withheld == ROLLED_BACK))
     values = {"withheld": QUARANTINED, "withheld_reason": event.reason}
     if not connection.execute(update(schema.versions).where(*mine).values(values)).rowcount:
         return False
