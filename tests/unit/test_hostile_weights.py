@@ -22,7 +22,7 @@ import torch
 from idiolect.errors import CorruptArtifactError, IdiolectError, InvalidInputError
 from idiolect.ids import check_name, sha256_hex
 from idiolect.privacy.budget import PrivacyStatement
-from idiolect.registry.manifest import ReleaseTemplate, TensorSpec, Version
+from idiolect.registry.manifest import Carried, ReleaseTemplate, TensorSpec, Version
 from idiolect.registry.strict import check_template, template_from_json
 from idiolect.registry.weights import dump_weights, load_weights
 from idiolect.stores.sql import open_store
@@ -32,6 +32,7 @@ CODES = {"corrupt_artifact", "too_large"}
 SECONDS, BYTES = 5.0, 200 << 20  # of one file; a machine under load is slow, and none of these takes a tenth of it
 VALUES = np.array([[0.5, -1.0, 2.0, 0.0]], np.float32)
 SPEC = TensorSpec("B", (1, 4))
+STATEMENT = PrivacyStatement("comparison", "add or remove one", "gaussian", 2.0, 1e-5, 0.1, 1.0, 1.0, 20, "exact")
 TEMPLATE = ReleaseTemplate(
     tenant="acme",
     scope="user",
@@ -42,7 +43,7 @@ TEMPLATE = ReleaseTemplate(
     alpha=4.0,
     targets=("head",),
     tensors=(SPEC,),
-    privacy=PrivacyStatement("comparison", "add or remove one", "gaussian", 2.0, 1e-5, 0.1, 1.0, 1.0, 20, "exact"),
+    privacy=STATEMENT,
     data_window="all",
     producer="idiolect 0.1.0",
     run="run1",
@@ -138,6 +139,11 @@ HOSTILE: Mapping[str, Callable[[], bytes]] = {
     "a float for a size": lambda: raw({"B": entry(shape=[1.0, 4])}),
     "true for a size": lambda: raw({"B": entry(shape=[True, 4])}),
     "a million tiny tensors": lambda: tiny(1_000_000),
+    "ten thousand tensors over the declared": lambda: tiny(10_001),
+    "a name of 900 KB": lambda: raw({"a" * 900_000: entry()}),
+    "a name of 900 KB that says too much": lambda: raw({"a" * 900_000: entry(url="x")}),
+    "a dtype of 900 KB": lambda: raw({"B": entry(dtype="a" * 900_000)}),
+    "a name of 900 KB where another's bytes lie": lambda: raw({"a" * 900_000: entry(), "B": entry()}),
     "unknown dtype": lambda: raw({"B": entry(dtype="F99")}),
     "object dtype": lambda: raw({"B": entry(dtype="O")}),
     "NaN": lambda: dump_weights({"B": VALUES * np.float32(np.nan)}),
@@ -241,6 +247,20 @@ def hostile_templates() -> Iterator[ReleaseTemplate]:
     yield replace(TEMPLATE, scope="everybody")  # type: ignore[arg-type]
     yield replace(TEMPLATE, data_window="x" * 10_000)
     yield replace(TEMPLATE, producer="a\x00b")
+    for field in ("epsilon", "delta", "rho", "noise_multiplier", "clip_norm", "steps"):
+        for value in ("2", True, None, -1.0, float("nan"), float("inf"), [2.0]):
+            yield replace(TEMPLATE, privacy=replace(STATEMENT, **{field: value}))
+    for field in ("unit", "adjacency", "mechanism", "accountant"):
+        for words in ("x" * 10_000, "a\x00b", "[red]\n", ["gaussian"], {}, None):
+            yield replace(TEMPLATE, privacy=replace(STATEMENT, **{field: words}))
+    for field in ("weak", "local_epsilon", "budget_epsilon", "budget_days", "sample_rate", "unsampled_steps"):
+        for value in ("2", -1.0, [2.0]):
+            yield replace(TEMPLATE, privacy=replace(STATEMENT, **{field: value}))
+    for noise in ((float("nan"),), (-1.0,), (0.1,) * 10_000):
+        yield replace(TEMPLATE, carried=Carried("r0", "c" * 64, noise))
+    for name in NAMES:
+        yield replace(TEMPLATE, carried=Carried(name, "c" * 64, (0.1,)))
+        yield replace(TEMPLATE, carried=Carried("r0", name, (0.1,)))
 
 
 def test_a_hostile_manifest_is_refused_with_a_stable_code_and_nothing_is_stored(tmp_path: Path) -> None:

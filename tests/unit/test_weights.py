@@ -139,7 +139,7 @@ def test_several_declared_tensors_must_all_be_there() -> None:
     specs = [TensorSpec("A", (2, 3)), TensorSpec("B", (1,))]
     full = {"A": np.ones((2, 3), np.float32), "B": np.zeros(1, np.float32)}
     assert set(load_weights(dump_weights(full), specs)) == {"A", "B"}
-    with pytest.raises(CorruptArtifactError, match=r"\['A'\], declared are \['A', 'B'\]"):
+    with pytest.raises(CorruptArtifactError, match="lack the tensor 'B', one of 2"):
         load_weights(dump_weights({"A": full["A"]}), specs)
 
 

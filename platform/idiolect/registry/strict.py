@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from idiolect.errors import CorruptArtifactError
-from idiolect.registry.manifest import LORA, ReleaseTemplate, TensorSpec
+from idiolect.privacy.budget import PrivacyStatement
+from idiolect.privacy.events import Unit
+from idiolect.registry.manifest import LORA, Carried, ReleaseTemplate, TensorSpec
 
 MAX_RANK, MAX_ALPHA, MAX_NORM = 4096, 1e6, 1e6
 MAX_TENSORS = 4096
@@ -48,6 +50,10 @@ def check_template(template: ReleaseTemplate) -> None:
     if template.imported is not None:
         _name("imported", template.imported.tenant)
         _name("imported", template.imported.public_key)
+    if template.carried is not None:
+        _carried(template.carried)
+    if template.privacy is not None:
+        _privacy(template.privacy)
     if template.context is not None and template.scope != "domain":  # a person's languages are theirs
         raise _unusable("context", f"of scope {template.scope}")
     _whole("rank", template.rank, MAX_RANK)
@@ -62,6 +68,28 @@ def check_template(template: ReleaseTemplate) -> None:
     _lora(template)
 
 
+def _carried(carried: Carried) -> None:
+    _name("carried", carried.release)
+    _name("carried", carried.global_digest)
+    if len(carried.noise) > MAX_RANK or not all(0.0 <= value < math.inf for value in carried.noise):
+        raise _unusable("carried", f"noise along {len(carried.noise)} directions")
+
+
+def _privacy(said: PrivacyStatement) -> None:
+    """Whether it is true nobody can tell from it. But cards, lists and ledgers are written from it, in numbers."""
+    if said.unit not in get_args(Unit):
+        raise _unusable("privacy", said.unit)
+    for words in (said.adjacency, said.mechanism, said.accountant):
+        _line("privacy", words)
+    amounts = (said.epsilon, said.delta, said.rho, said.noise_multiplier, said.clip_norm, said.steps)
+    perhaps = (said.local_epsilon, said.budget_epsilon, said.budget_days, said.sample_rate, said.unsampled_steps)
+    for amount in (*amounts, *(amount for amount in perhaps if amount is not None)):
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
+            raise _unusable("privacy", amount)
+    if not isinstance(said.weak, bool):
+        raise _unusable("privacy", said.weak)
+
+
 def _lora(template: ReleaseTemplate) -> None:
     """Only what is said to be a LoRA of any layers says of which, and only such a one may come without a statement of
     privacy: whatever this installation trains has one."""
@@ -73,6 +101,8 @@ def _lora(template: ReleaseTemplate) -> None:
             raise _unusable("privacy", None)
         return
     layout.check()
+    for proof in (layout.bare, layout.proof):
+        _name("lora", proof.global_digest)
     if template.targets != layout.layers:
         raise _unusable("targets", template.targets)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import safetensors.numpy
@@ -18,6 +18,7 @@ from idiolect.registry.signing import Verifier
 
 INLINE_MAX_BYTES = 16 << 10  # in the row; larger ones lie in a blob
 MAX_HEADER_BYTES = 1 << 20
+_SAID_CHARS = 200  # most that an error repeats of what a file says
 
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -41,15 +42,24 @@ def load_weights(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, NDArray[
     try:
         tensors = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise CorruptArtifactError(f"weights are not valid safetensors: {error}.") from error
+        raise CorruptArtifactError(f"weights are not valid safetensors: {str(error)[:_SAID_CHARS]}.") from error
     _check_header(data)
-    if set(tensors) != {spec.name for spec in specs}:
-        raise CorruptArtifactError(
-            f"weights hold the tensors {sorted(tensors)}, declared are {sorted(s.name for s in specs)}."
-        )
+    _check_names(tensors.keys(), {spec.name for spec in specs})
     for spec in specs:
         _check_tensor(tensors[spec.name], spec)
     return tensors
+
+
+def _check_names(found: Set[str], declared: Set[str]) -> None:
+    """A file may hold any number of tensors with names of any length: the first that is wrong says enough."""
+    for name in sorted(declared - found)[:1]:
+        raise CorruptArtifactError(f"weights lack the tensor {name!r}, one of {len(declared)} that were declared.")
+    for name in sorted(found - declared)[:1]:
+        raise CorruptArtifactError(f"weights hold {_short(name)}, one of {len(found)} tensors, which was not declared.")
+
+
+def _short(name: str) -> str:
+    return repr(name)[:_SAID_CHARS]
 
 
 def _check_header(data: bytes) -> None:
@@ -57,7 +67,7 @@ def _check_header(data: bytes) -> None:
     header = parse_json_object(data[8 : 8 + int.from_bytes(data[:8], "little")], what="the header of the weights")
     for name, entry in header.items():
         if name == "__metadata__" or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise CorruptArtifactError(f"the header of the weights says more about {name!r} than tensors need.")
+            raise CorruptArtifactError(f"the header of the weights says more about {_short(name)} than tensors need.")
 
 
 def _check_tensor(tensor: NDArray[np.float32], spec: TensorSpec) -> None:
