@@ -248,6 +248,8 @@ def test_whatever_is_done_with_it_afterwards_ends_as_if_it_had_come_at_once(
 
 
 def test_nothing_is_seen_of_it_while_it_arrives(ready: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready.revoke_release(TENANT, "r-c3", at(2), **WHY)
+    assert served(ready)["cleo"] == "c2"  # who falls back doesn't fall back to it
     before = seen(ready)
     looked: list[bool] = []
 
@@ -404,6 +406,20 @@ def test_a_pointer_that_moves_while_it_arrives_moves_on_when_it_is_there(
     assert (older["old_version"], older["version"]) == (before.version, gone_back_to)
     back = ready.rollback(TENANT, adapter(person), at(7), **WHY)
     assert (back.version, served(ready)[person]) == (gone_back_to, gone_back_to)
+
+
+def test_a_rollback_while_it_arrives_does_not_make_it_what_is_gone_back_to(
+    ready: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def roll_back() -> None:
+        for name in ("c4", "c5"):  # written after what is coming for cleo
+            publish_user(ready, name, "cleo", minutes=3)
+        ready.rollback(TENANT, adapter("cleo"), at(4), **WHY)
+        assert pointers(ready, "cleo") == [("live", "c4", 6), ("previous", "c3")]
+
+    with between(ready, monkeypatch, TRANSACTIONS - 1, do=roll_back):
+        publish(ready)
+    assert pointers(ready, "cleo") == [("live", "big-cleo", 7), ("previous", "c4")]
 
 
 def test_a_move_that_expects_what_was_live_before_it_came_is_refused(ready: SqlStore) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from crashes import Crash
 from store_samples import GLOBAL, TENANT, at, opt_in, template
 
 from idiolect.consent import ConsentChange
@@ -22,8 +23,8 @@ from idiolect.registry.weights import INLINE_MAX_BYTES, dump_weights, load_weigh
 from idiolect.resets.plan import plan_reset
 from idiolect.resets.receipt import ResetRecord, signed_receipt
 from idiolect.stores.blobs import FileBlobs
-from idiolect.stores.ports import StoredVersion
-from idiolect.stores.sql import SqlStore
+from idiolect.stores.ports import PublishOutcome, StoredVersion
+from idiolect.stores.sql import SqlStore, arriving
 
 PROOF = LoadProof(GLOBAL, 1e-4, (1, 2, 3), "d" * 64)
 RANK, WIDTH = 16, 600
@@ -160,6 +161,40 @@ def test_a_release_that_is_published_again_leaves_no_blob_behind(ready: SqlStore
     assert ready.sweep_blobs() == 0
     assert blobs.digests == set(ready.named_blobs())
     assert whole(ready, "v1").version == large("v1", "ann")
+
+
+@pytest.mark.parametrize("sent_again", [True, False])
+def test_a_release_that_is_cut_off_between_batches_leaves_no_blob_that_is_not_known(
+    ready: SqlStore, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, sent_again: bool
+) -> None:
+    """Both are put before the first batch. What no version named yet is found by its age, as after any crash."""
+    both = [replace(large(f"v-{person}", person), release="r") for person in ("ann", "bob")]
+
+    def send() -> PublishOutcome:
+        return ready.publish("r", lora(), both, at(0), reason="added", actor="admin")
+
+    monkeypatch.setattr(arriving, "BATCH", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(arriving, "live_of", lambda _connection, _tenant, batch: die(batch[0].subject == "bob"))
+        with pytest.raises(Crash):
+            send()
+    [of_ann] = ready.named_blobs()
+    [of_bob] = blobs.digests - {of_ann}
+    if sent_again:
+        assert send() == PublishOutcome(2, ())
+        assert ready.sweep_blobs() == 0
+        assert blobs.digests == {of_bob, *ready.named_blobs()}
+        assert of_ann in ready.named_blobs()
+        assert [whole(ready, one.id).version for one in both] == both
+    else:
+        assert ready.collect(TENANT, at(1), at(1), actor="admin").versions == 1
+        assert blobs.digests == {of_bob}
+
+
+def die(now: bool) -> dict[Any, Any]:
+    if now:
+        raise Crash
+    return {}
 
 
 def test_a_blob_that_others_name_stays_for_them(ready: SqlStore, blobs: Blobs) -> None:
