@@ -334,6 +334,17 @@ def test_a_reset_while_it_arrives_holds(
     assert [move["version"] for move in history(ready, "bob")] == ([] if scope == "erasure" else [None, "b1"])
 
 
+def test_a_batch_that_was_sealed_before_a_reset_is_written_without_the_person(
+    ready: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only left out when all of it is there: nothing of theirs is stored in the meantime."""
+    left: list[list[int]] = []
+    looking = between(ready, monkeypatch, 3, do=lambda: left.append(traces(ready, "bob")))
+    with looking, between(ready, monkeypatch, 2, do=lambda: reset(ready, "bob")):
+        assert publish(ready) == PublishOutcome(2, ("bob",))
+    assert left == [[0, 0]]
+
+
 @pytest.mark.parametrize("step", [2, TRANSACTIONS - 1])
 def test_who_opts_out_while_it_arrives_and_in_again_has_nothing_of_it(
     ready: SqlStore, monkeypatch: pytest.MonkeyPatch, step: int
