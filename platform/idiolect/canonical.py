@@ -13,14 +13,15 @@ from idiolect.errors import CorruptArtifactError
 
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
-    """Raises CorruptArtifactError for what JSON can't say exactly: NaN, infinities, integers over 2^53."""
+    """Raises CorruptArtifactError for what JSON can't say exactly: NaN, infinities, integers over 2^53, half a
+    surrogate pair."""
     plain = dict(value)
     if _is_plain(plain):
         return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
     try:
         return rfc8785.dumps(plain)
-    except rfc8785.CanonicalizationError as error:
-        raise CorruptArtifactError(f"a value has no canonical JSON form: {error}.") from error
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
+        raise CorruptArtifactError(f"a value has no canonical JSON form: {str(error)[:200]}.") from error
 
 
 def _is_plain(value: Any) -> bool:

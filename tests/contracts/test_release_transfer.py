@@ -250,6 +250,8 @@ HOSTILE: Mapping[str, Callable[[list[Any]], bytes]] = {
     "NaN": lambda lines: sealed(
         [lines[0], json.dumps(lines[1] | {"evaluation": {"x": float("nan")}}).encode() + b"\n"]
     ),
+    "half a surrogate pair": with_line(1, evaluation={"\ud800": 1.0}),
+    "a huge whole number": with_line(1, evaluation={"gain": 10**400}),
     "another format": with_line(0, format="idiolect-release/2"),
     "an unknown field": with_line(0, url="http://localhost/"),
     "a path": with_line(1, path="/etc/passwd"),

@@ -88,6 +88,10 @@ def test_a_release_is_promoted_rolled_back_and_revoked_whole(trained: Home) -> N
         ("revoke", "nothing", "--reason", "x"),
         ("lineage", "nothing"),
         ("rollback", "--domain", "../x", "--reason", "x"),
+        ("promote", "nothing", "--reason", ""),
+        ("revoke", "nothing", "--reason", " "),
+        ("rollback", "--domain", "chat", "--reason", "x" * 501),
+        ("gc", "--older-than-days", "nan"),
     ],
 )
 def test_what_is_not_clear_or_not_there_is_said_with_the_mend(home: Home, words: tuple[str, ...]) -> None:
@@ -214,6 +218,9 @@ def test_a_head_without_its_log_or_of_no_shape_is_refused(home: Home) -> None:
         run(home, "audit", "verify", "--expect-head", "1:" + "0" * 64, tenant=False)
     with pytest.raises(InvalidInputError, match="head"):
         run(home, "audit", "verify", "--expect-head", "nonsense")
+    with pytest.raises(NotFoundError, match="no tenant 'nobody'"):
+        run(home, "audit", "verify", "--tenant", "nobody", tenant=False)
+    assert run(home, "audit", "list", "--before", "9" * 30).exit_code == 2
     with pytest.raises(InvalidInputError, match="two logs"):
         run(home, "audit", "list", "--installation")
 

@@ -121,6 +121,7 @@ def test_a_file_of_another_tenant_is_refused_and_a_bad_one_answers_a_problem(wor
     assert_problem(bring(api, content, Content_Type="application/json"), 415, "unsupported_media_type")
     assert_problem(bring(api, bytes(world.settings.max_body_bytes + 1)), 413, "too_large")
     assert_problem(api.raw("/v1/releases/import", content, **NDJSON), 422, "invalid_input")
+    assert_problem(api.raw("/v1/releases/import?reason=a%00b", content, **NDJSON), 422, "invalid_input")
     assert world.store.releases("other") == []
 
 

@@ -50,7 +50,19 @@ def test_the_form_is_that_of_rfc_8785() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [float("nan"), float("inf"), -float("inf"), 2**53 + 1, -(2**60), {1: 2}, object(), b"bytes", {1, 2}, "\ud800"],
+    [
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        2**53 + 1,
+        -(2**60),
+        {1: 2},
+        object(),
+        b"bytes",
+        {1, 2},
+        "\ud800",
+        {"\ud800": 1},
+    ],
 )
 def test_what_json_can_not_say_exactly_is_refused(value: Any) -> None:
     with pytest.raises(CorruptArtifactError, match="no canonical JSON"):

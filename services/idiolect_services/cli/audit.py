@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from idiolect.audit import INSTALLATION, AuditEntry, Head, verify
-from idiolect.errors import InvalidInputError
+from idiolect.errors import InvalidInputError, NotFoundError
 from idiolect_services.cli.common import Home, console, settings_for
 from idiolect_services.wiring import Installation, open_installation
 
@@ -44,7 +44,10 @@ def verify_logs(
     if expected is not None and one is None:
         raise InvalidInputError("a head belongs to one log.", mend="Name it with --tenant or --installation.")
     with open_installation(settings_for(home)) as installation:
-        chains = installation.store.audit_chains() if one is None else [one]
+        known = installation.store.audit_chains()
+        if one and expected is None and one not in known and not installation.store.tenant_exists(one):
+            raise NotFoundError(f"there is no tenant {one[:80]!r}.", mend="Without --tenant all logs are checked.")
+        chains = known if one is None else [one]
         results = [_verify(installation, chain, expected) for chain in chains]
     if not all(results):
         raise typer.Exit(1)
@@ -80,7 +83,9 @@ def list_entries(
     tenant: Chain = None,
     installation_log: OfInstallation = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most entries to show.")] = 20,
-    before: Annotated[int | None, typer.Option(min=1, help="Only entries with a number under this one.")] = None,
+    before: Annotated[
+        int | None, typer.Option(min=1, max=1 << 53, help="Only entries with a number under this one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line, with hashes.")] = False,
     home: Home = None,
 ) -> None:

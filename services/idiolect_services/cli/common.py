@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from idiolect.errors import IdiolectError
+from idiolect.errors import IdiolectError, InvalidInputError
 from idiolect.settings import Settings, load_settings
 
 console = Console()
@@ -26,6 +26,18 @@ Home = Annotated[
     Path | None, typer.Option("--home", help="Folder that holds all state (default: IDIOLECT_HOME or ~/.idiolect).")
 ]
 Tenant = Annotated[str, typer.Option("--tenant", help="The tenant that the data belongs to.")]
+MAX_REASON_CHARS = 500  # as over the API
+
+
+def _said(reason: str) -> str:
+    if not reason.strip() or len(reason) > MAX_REASON_CHARS:
+        raise InvalidInputError(
+            f"a reason of {len(reason)} characters tells nobody why.", mend=f"Say it in 1 to {MAX_REASON_CHARS}."
+        )
+    return reason
+
+
+Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the history and the audit log.", callback=_said)]
 
 DEFAULT_TENANT = "demo"
 OPERATOR = "operator"  # who moved a pointer or revoked a key, in the registry's history and the audit log

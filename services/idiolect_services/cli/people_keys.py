@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from idiolect.audit import INSTALLATION, AuditEvent
-from idiolect_services.cli.common import OPERATOR, Home, console, settings_for
+from idiolect_services.cli.common import OPERATOR, Home, Reason, console, settings_for
 from idiolect_services.wiring import open_installation
 
 
@@ -22,7 +18,7 @@ def seal(home: Home = None) -> None:
 
 
 def replace_store(
-    reason: Annotated[str, typer.Option(help="Kept in the audit log.")],
+    reason: Reason,
     home: Home = None,
 ) -> None:
     """The key store is lost for good: begin with a new one. What was sealed of people stays unreadable for ever.

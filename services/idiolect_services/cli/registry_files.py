@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from idiolect.errors import ConfigurationError
-from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Tenant, console, settings_for
+from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Reason, Tenant, console, settings_for
 from idiolect_services.release_transfer import ImportReport, export_release, import_release
 from idiolect_services.wiring import open_installation
 
@@ -57,7 +57,7 @@ def _write(file: Path, lines: Iterable[bytes]) -> int:
 
 def import_(
     file: Annotated[Path, typer.Argument(help="A file of `idiolect registry export`.")],
-    reason: Annotated[str, typer.Option(help="Why; kept in the history and the audit log.")],
+    reason: Reason,
     from_key: Annotated[
         str | None,
         typer.Option(help="Public key of another installation, in hex, which its export printed. Ask its owner."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -19,7 +20,7 @@ from idiolect.registry.pointers import Adapter
 from idiolect.stores.blobs.port import BlobInfo, unused
 from idiolect.stores.ports import Store
 from idiolect_adapters.evaluation.version_diff import PROBES, WeightsDiff
-from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Tenant, console, settings_for
+from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Reason, Tenant, console, settings_for
 from idiolect_services.model_blobs import blobs_of_model
 from idiolect_services.registry_diff import FieldChange, Source, diff_releases, diff_versions
 from idiolect_services.wiring import Installation, open_installation
@@ -27,7 +28,6 @@ from idiolect_services.wiring import Installation, open_installation
 if TYPE_CHECKING:  # it imports torch
     from idiolect_adapters.runtime.loras import LoraEngine
 
-Reason = Annotated[str, typer.Option(help="Why; kept in the history and the audit log.")]
 User = Annotated[str | None, typer.Option(help="The person, by the tenant's id.")]
 Domain = Annotated[str | None, typer.Option(help="The domain.")]
 STAGING_AGE = timedelta(days=1)  # a model folder younger than this may belong to a training that still runs
@@ -155,7 +155,8 @@ def diff(
         if _is_release(installation.store, tenant, a):
             releases = diff_releases(source, tenant, a, b)
             _show_fields(releases.fields)
-            console.print(f"adapters in both: {releases.pairs:,}; medians of their weights:")
+            of_them = "" if releases.median is None else "; medians of their weights:"
+            console.print(f"adapters in both: {releases.pairs:,}{of_them}")
             if releases.median is not None:
                 _show_weights(releases.median)
             return
@@ -265,6 +266,8 @@ def gc(
 
     Example: idiolect registry gc --older-than-days 7
     """
+    if math.isnan(older_than_days):  # it passes any comparison with a bound
+        raise InvalidInputError("--older-than-days is not a number.", mend="Use one from 0 to 36500.")
     with open_installation(settings_for(home)) as installation:
         store, now = installation.store, installation.clock.now()
         older_than = now - timedelta(days=older_than_days)

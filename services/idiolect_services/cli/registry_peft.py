@@ -10,10 +10,8 @@ import typer
 from idiolect.errors import ConfigurationError, ConflictError, InvalidInputError, NotFoundError
 from idiolect.ids import check_name
 from idiolect.registry.pointers import Adapter
-from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Tenant, console, settings_for
+from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Reason, Tenant, console, settings_for
 from idiolect_services.wiring import Installation, open_installation
-
-Reason = Annotated[str, typer.Option(help="Why; kept in the history and the audit log.")]
 
 
 def add_peft(

@@ -13,7 +13,7 @@ from idiolect.audit import INSTALLATION
 from idiolect.errors import InvalidInputError
 from idiolect.rollouts.plan import DEFAULT_GUARDRAILS, METRICS, Candidate, CandidateKind, Guardrail, Plan, Rollout
 from idiolect.stores.ports import Store
-from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, settings_for
+from idiolect_services.cli.common import DEFAULT_TENANT, Home, Reason, Tenant, console, settings_for
 from idiolect_services.rollout_views import detail_of
 from idiolect_services.rollouts import evaluate_all
 from idiolect_services.wiring import open_installation
@@ -24,7 +24,6 @@ ACTOR = "cli"
 _DEFAULTS = Plan()
 
 Id = Annotated[str, typer.Argument(help="A rollout's id.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]
 
 
 @app.command("start")

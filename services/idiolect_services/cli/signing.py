@@ -9,7 +9,7 @@ import typer
 from idiolect.audit import INSTALLATION, AuditEvent
 from idiolect.errors import NotFoundError
 from idiolect.registry.signing import key_id
-from idiolect_services.cli.common import OPERATOR, Home, console, settings_for
+from idiolect_services.cli.common import OPERATOR, Home, Reason, console, settings_for
 from idiolect_services.signing_keys import SigningKeys, check_key_id
 from idiolect_services.wiring import Installation, open_installation
 
@@ -41,7 +41,7 @@ def rotate_signing(home: Home = None) -> None:
 
 def withdraw_signing(
     key: Annotated[str, typer.Argument(help="The key's id.")],
-    reason: Annotated[str, typer.Option(help="Kept in the audit log.")],
+    reason: Reason,
     home: Home = None,
 ) -> None:
     """Trust nothing that a key signed: its versions are not served from the next request on. This can't be undone.

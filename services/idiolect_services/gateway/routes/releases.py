@@ -27,7 +27,7 @@ from idiolect_services.gateway.bodies import read_bytes, read_object, validated
 from idiolect_services.gateway.context import Gateway
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.routes.controls import decoded
-from idiolect_services.gateway.schemas.common import Problem
+from idiolect_services.gateway.schemas.common import PlainText, Problem
 from idiolect_services.gateway.schemas.registry import ReleaseEntry
 from idiolect_services.gateway.schemas.releases import (
     CollectRequest,
@@ -45,7 +45,9 @@ from idiolect_services.release_transfer import export_release, import_release
 MEDIA_TYPE = "application/x-ndjson"
 AT_ONCE = 2  # exports under way in this process
 _BLOCK = 64 << 10
-_REASON = Annotated[str, Query(min_length=1, max_length=500, description="Kept in the history and the audit log.")]
+_REASON = Annotated[
+    PlainText, Query(min_length=1, max_length=500, description="Kept in the history and the audit log.")
+]
 _ONE = Annotated[str, Query(max_length=128, description="Id of a version, or of a release.")]
 _OTHER = Annotated[str, Query(max_length=128, description="Id of the other one, of the same kind.")]
 _FILE = {"schema": {"type": "string", "format": "binary"}}
