@@ -122,7 +122,7 @@ def test_other_constants_than_the_models_are_not_claimed_to_be_understood(explai
 
 def test_a_carried_adapter_says_so_and_has_the_noise_that_its_manifest_tells(explained: World) -> None:
     explained.opt_in("ann")
-    explained.publish_user("ann", [1.0] * K, carried=Carried("release 0", "d" * 64, (0.4,) * 4 + (0.6,) * 4))
+    explained.publish_user("ann", [1.0] * K, carried=Carried("release-0", "d" * 64, (0.4,) * 4 + (0.6,) * 4))
     adapter = told(explained)
-    assert adapter["carried_from"] == "release 0"
+    assert adapter["carried_from"] == "release-0"
     assert [one["clear"] for one in adapter["directions"]] == [True] * 4 + [False] * 4

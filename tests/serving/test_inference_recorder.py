@@ -381,4 +381,4 @@ def test_an_adapter_that_is_not_resident_is_never_loaded_on_the_event_loop(
         world.bank, "_load", lambda *names: (loaded.append(threading.current_thread().name), real(*names))[1]
     )
     assert api.rerank("ann")["personalization"]["adapter"] == second.id
-    assert [name.startswith("idiolect-serving") for name in loaded] == [True]
+    assert [name.startswith("idiolect-loading") for name in loaded] == [True]
