@@ -196,7 +196,8 @@ def test_a_deadlock_of_small_writes_is_settled_by_trying_again(postgres_url: str
     def both(first: str, second: str, connection: Connection) -> None:
         runs[first] += 1
         for name in (first, second):
-            connection.execute(schema.replicas.update().where(schema.replicas.c.id == name).values(cursor=7))
+            changed = connection.execute(schema.replicas.update().where(schema.replicas.c.id == name).values(cursor=7))
+            assert changed.rowcount == 1  # what nobody asks for is not sent yet
             if runs[first] == 1 and name == first:
                 meeting.wait(10)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Delete, Select, bindparam
 
 from idiolect.stores.sql.engine import AnyRow, chunks
+from idiolect.stores.sql.prepared import together
 
 FEW = 16
 SIZES = (1, FEW, 64, 256)  # values that a statement takes; the last one is repeated for those that are missing
@@ -26,6 +27,10 @@ class LookUp:
     def rows(self, connection: Connection, values: Collection[Any], names: Mapping[str, Any]) -> list[AnyRow]:
         return [row for few, bound in self._bound(values, names) for row in connection.execute(few, bound)]
 
+    def asked(self, values: Collection[Any], names: Mapping[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+        """The statements that find them."""
+        return list(self._bound(values, names))
+
     def delete(self, connection: Connection, values: Collection[Any], names: Mapping[str, Any]) -> int:
         """How many rows those were."""
         return sum(connection.execute(few, bound).rowcount for few, bound in self._bound(values, names))
@@ -34,3 +39,12 @@ class LookUp:
         size, statement = next((one for one in self._by_size if one[0] >= len(values)), self._by_size[-1])
         for few in chunks(sorted(values), size):
             yield statement, {**names, **dict(zip_longest(_NAMES[:size], few, fillvalue=few[-1]))}
+
+
+def rows_of_each(
+    connection: Connection, wanted: Sequence[tuple[LookUp, Collection[Any], Mapping[str, Any]]]
+) -> list[list[AnyRow]]:
+    """As `rows` of each, all together."""
+    asked = [look_up.asked(values, names) for look_up, values, names in wanted]
+    found = iter(together(connection, [one for some in asked for one in some]))
+    return [[row for _ in some for row in next(found)] for some in asked]

@@ -47,7 +47,7 @@ STATE_COLUMNS = (
 )
 _STATE = select(*STATE_COLUMNS).where(_S.tenant == bindparam("tenant"), _S.subject == bindparam("subject"))
 _STATE_LOCKED = _STATE.with_for_update()
-_STATES = LookUp(select(*STATE_COLUMNS).where(_S.tenant == bindparam("tenant")), _S.subject)
+STATES = LookUp(select(*STATE_COLUMNS).where(_S.tenant == bindparam("tenant")), _S.subject)
 _OF_PERSON = and_(_S.tenant == bindparam("of_tenant"), _S.subject == bindparam("of_subject"))
 _SETTINGS: dict[str, Any] = {
     column.name: bindparam(column.name) for column in STATE_COLUMNS if column.name != "subject"
@@ -105,7 +105,12 @@ def load_state(connection: Connection, tenant: str, subject: str, *, lock: bool 
 
 def load_states(connection: Connection, tenant: str, subjects: Collection[str]) -> dict[str, SubjectState]:
     """By person."""
-    known = {row.subject: state_of(row) for row in _STATES.rows(connection, subjects, {"tenant": tenant})}
+    return states_of(STATES.rows(connection, subjects, {"tenant": tenant}), subjects)
+
+
+def states_of(rows: Sequence[AnyRow], subjects: Collection[str]) -> dict[str, SubjectState]:
+    """By person, also of those without a row."""
+    known = {row.subject: state_of(row) for row in rows}
     return {subject: known.get(subject) or SubjectState(subject) for subject in subjects}
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Dialect, Engine, LargeBinary, PoolProxiedConnection, Select
+from sqlalchemy import Connection, Dialect, Engine, LargeBinary, PoolProxiedConnection, Select
 from sqlalchemy.sql.base import ColumnCollection
 from sqlalchemy.types import TypeEngine
 
@@ -69,6 +69,7 @@ class Prepared:
         self._tuple = "" if found is None else found[1]
         columns = statement.selected_columns if isinstance(statement, Select) else _returned(statement)
         self._columns = columns if len(columns) else None
+        self.finds_rows = self._columns is not None
         self._dialect = dialect
         self._row: Any = None
 
@@ -144,6 +145,10 @@ class PreparedConnection:
             return Rows()
         return prepared.rows(self._run(prepared.sql, prepared.values(parameters or {})))
 
+    def execute_each(self, asked: Sequence[tuple[Compilable, Parameters]]) -> list[Rows]:
+        """Of several statements, none of which needs to know what another one found: in one journey to a server."""
+        return [self.execute(*one) for one in asked]
+
     def exec_driver_sql(self, statement: str, parameters: Sequence[Any]) -> Any:
         """Gives the driver's cursor."""
         return self.raw.execute(statement, parameters)
@@ -156,15 +161,12 @@ class PreparedConnection:
         return Rows(row[0] for row in self.execute(statement, parameters))
 
     def begin(self, words: str, _whom: Behind | None) -> None:
-        """Whom the transaction is about matters where there is a wall between tenants."""
-        self._say(words)
+        """Whom the transaction is about matters where there is a wall between tenants. No words: no transaction."""
+        if words:
+            self._say(words)
 
     def commit(self) -> None:
         self._say("COMMIT")
-
-    def is_lost(self, _error: BaseException) -> bool:
-        """Whether its server went away, so that another connection may well stand."""
-        return False
 
     def undo(self) -> bool:
         """Roll back, and tell whether it may be used again. Here nobody knows what state it is in."""
@@ -192,6 +194,13 @@ class PreparedConnection:
         return prepared
 
 
+def together(connection: Connection, asked: Sequence[tuple[Any, Parameters]]) -> Sequence[Any]:
+    """What each of these statements finds, none of which needs to know what another one found."""
+    if isinstance(connection, PreparedConnection):
+        return connection.execute_each(asked)
+    return [connection.execute(*one) for one in asked]
+
+
 class Transaction:
     """A context manager written out, because one made of a generator costs as much as a short statement.
 
@@ -207,20 +216,25 @@ class Transaction:
         self._connection: PreparedConnection | None = None
 
     def __enter__(self) -> PreparedConnection:
-        pool = self._pool
-        connection = self._connection = pool.begun(self._words, self._whom) if self._words else pool.take()
+        connection = self._connection = self._pool.begun(self._words, self._whom)
         return connection
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         connection = self._connection
         assert connection is not None
+        if error is not None:
+            self._undo(connection)
+            return
         try:
-            if error is None and self._words:
+            if self._words:
                 connection.commit()
         except BaseException:
-            connection.discard()
+            self._undo(connection)
             raise
-        if error is None or connection.undo():
+        self._pool.give_back(connection)
+
+    def _undo(self, connection: PreparedConnection) -> None:
+        if connection.undo():
             self._pool.give_back(connection)
         else:
             connection.discard()
@@ -246,28 +260,16 @@ class PreparedPool:
     def take(self) -> PreparedConnection:
         with suppress(IndexError):
             return self._idle.pop()
-        pooled = self._connected()
-        raw: Any = pooled.driver_connection
-        pooled.detach()
-        return self._opened(raw)
+        return self._opened(self._made())
 
     def begun(self, words: str, whom: Behind | None) -> PreparedConnection:
-        """In a transaction. Its first words tell whether a connection still stands; of a server that was started anew
-        none does, so the next try is a new one."""
-        for attempt in range(2):
-            connection = self.take()
-            try:
-                connection.begin(words, whom)
-            except BaseException as error:
-                lost = connection.is_lost(error)
-                connection.discard()
-                if attempt or not lost:
-                    raise
-                self.close()
-                self._engine.dispose()  # whose idle connections are as old, and would be the next to be taken
-            else:
-                return connection
-        raise AssertionError("the last attempt returns or raises")
+        connection = self.take()
+        try:
+            connection.begin(words, whom)
+        except BaseException:
+            connection.discard()
+            raise
+        return connection
 
     def give_back(self, connection: PreparedConnection) -> None:
         if len(self._idle) < self.most_idle:
@@ -280,6 +282,13 @@ class PreparedPool:
         with suppress(IndexError):  # none is left, also where others take them meanwhile
             while True:
                 self._idle.pop().raw.close()
+
+    def _made(self) -> Any:
+        """The driver's."""
+        pooled = self._connected()
+        raw: Any = pooled.driver_connection
+        pooled.detach()
+        return raw
 
     def _connected(self) -> PoolProxiedConnection:
         return self._engine.raw_connection()

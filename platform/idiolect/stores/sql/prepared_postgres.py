@@ -1,43 +1,50 @@
-"""Point reads and small writes on Postgres: `prepared`, on psycopg.
+"""Point reads and small writes on Postgres: `prepared`, on `pipeline`.
 
-SQLAlchemy takes a quarter of a millisecond of processor time for a look-up, more than the server does. A transaction
-begins and says whose rows it is about in one journey; psycopg prepares on the server what a connection often asks.
+SQLAlchemy takes a quarter of a millisecond of processor time for a look-up, more than the server does. Here nothing
+travels before its answer is needed. The first question takes along what begins the transaction and says whose rows it
+is about; what only writes goes out with the next question, or with the commit. So an error may come up later in its
+transaction than the statement that caused it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import psycopg
-from psycopg import sql
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Dialect, Engine, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
-from idiolect.stores.sql.prepared import Prepared, PreparedConnection, PreparedPool, Transaction
-from idiolect.stores.sql.tenant_wall import Behind, remember, said
+from idiolect.stores.sql.pipeline import Asked, Pipeline
+from idiolect.stores.sql.prepared import (
+    Compilable,
+    Parameters,
+    Prepared,
+    PreparedConnection,
+    PreparedPool,
+    Rows,
+    Transaction,
+)
+from idiolect.stores.sql.tenant_wall import SAY, Behind, behind, remember, said, says_itself
 
+_ALONE = ""  # each journey is a transaction of its own
 _SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN"
 _HASTY_WRITE = "BEGIN; SET LOCAL synchronous_commit = off"
-MAX_WALLS = 1_000  # tenants whose names a connection keeps quoted
+MOST_WAITING = 64  # statements until they travel, whether an answer is needed or not
 
 _GONE = ("57P", "08")  # SQLSTATEs of a server that shuts down or ends a connection, and of one that is out of reach
-_RESTS = (
-    TransactionStatus.INTRANS,
-    TransactionStatus.INERROR,
-)  # it waits for the next statement, with an answer to all
+_OPEN = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
 
 class PostgresPaths:
     def __init__(self, engine: Engine) -> None:
         self._pool = PostgresPool(engine)
 
-    def read(self, whom: Behind, _single: bool) -> Transaction:
-        """Also a single statement needs a transaction, to say in it whose rows it is about."""
-        return self._pool.transaction(_SNAPSHOT, whom)
+    def read(self, whom: Behind, single: bool) -> Transaction:
+        return self._pool.transaction(_ALONE if single else _SNAPSHOT, whom)
 
     def write(self, whom: Behind, *, lasting: bool) -> Transaction:
         return self._pool.transaction(_WRITE if lasting else _HASTY_WRITE, whom)
@@ -61,69 +68,128 @@ class PostgresPool(PreparedPool):
             raise wrapped(error, lost=True) from error
 
     def _opened(self, raw: Any) -> PreparedConnection:
-        try:
-            raw.autocommit = True  # transactions are begun in words
-        except psycopg.Error as error:
-            raise wrapped(error, lost=True) from error
-        return PostgresConnection(raw, self._dialect, self._known)
+        return PostgresConnection(raw, self._dialect, self._known, self._another)
+
+    def _another(self) -> Any:
+        """In the place of one that was lost. The other idle ones are as old."""
+        self.close()
+        self._engine.dispose()
+        return self._made()
 
 
 class PostgresConnection(PreparedConnection):
     """Its errors are SQLAlchemy's, so that they are understood as all others are."""
 
-    def __init__(self, raw: Any, dialect: Dialect, known: dict[Any, Prepared]) -> None:
+    def __init__(self, raw: Any, dialect: Dialect, known: dict[Any, Prepared], another: Callable[[], Any]) -> None:
         super().__init__(raw, dialect, known)
-        self._walls: dict[Behind, str] = {}
+        says_itself(self)
+        self._another = another
+        self._pipeline = _pipeline_over(raw)
+        self._words = _ALONE
+        self._waiting: list[Asked] = []
+        self._said: Behind | None = None
+        self._arrived = False  # whether the server has answered anything in this transaction
 
-    def begin(self, words: str, _whom: Behind | None) -> None:
-        assert _whom is not None
-        self._say(f"{words}; {self._wall(_whom)}")
-        remember(self, _whom)
+    def begin(self, words: str, whom: Behind | None) -> None:
+        assert whom is not None
+        remember(self, whom)
+        self._words, self._said, self._arrived = words, None, False
+        self._waiting = [self._asked(one) for one in words.split("; ")] if words else []
 
-    def _wall(self, whom: Behind) -> str:
-        """Quoted by the driver, which takes longer than to look it up."""
-        known = self._walls.get(whom)
-        if known is None:
-            tenant, reach = (self._quoted(one) for one in said(whom))
-            known = f"SELECT set_config('idiolect.tenant', {tenant}, true), set_config('idiolect.reach', {reach}, true)"
-            if len(self._walls) < MAX_WALLS:
-                self._walls[whom] = known
-        return known
+    def execute(self, statement: Compilable, parameters: Parameters | Sequence[Parameters] | None = None) -> Rows:
+        prepared = self._prepared(statement)
+        if isinstance(parameters, Sequence):
+            for sql, values in prepared.inserts(parameters):
+                self._ask(sql, values)
+            return Rows()
+        asked = self._ask(prepared.sql, prepared.values(parameters or {}))
+        if prepared.finds_rows:
+            self._travel()
+            return prepared.rows(asked.answer)
+        return _Changed(asked, self._travel)
+
+    def execute_each(self, asked: Sequence[tuple[Compilable, Parameters]]) -> list[Rows]:
+        sent = []
+        for statement, parameters in asked:
+            prepared = self._prepared(statement)
+            sent.append((prepared, self._ask(prepared.sql, prepared.values(parameters))))
+        self._travel()
+        return [prepared.rows(one.answer) for prepared, one in sent]
 
     def exec_driver_sql(self, statement: str, values: Sequence[Any]) -> Any:
-        return self._run(statement, values)
+        asked = self._ask(statement, values)
+        self._travel()
+        return asked.answer
 
-    def _quoted(self, text: str) -> str:
-        try:
-            return sql.quote(text, self.raw)
-        except psycopg.Error as error:  # no text of Postgres holds a NUL
-            raise self._wrapped(error) from error
-
-    def is_lost(self, error: BaseException) -> bool:
-        return isinstance(error, DBAPIError) and error.connection_invalidated
+    def commit(self) -> None:
+        """What only read is not waited for. What wrote is not sent along with the transaction's first question: if its
+        connection turns out to be lost, it must be known that nothing was committed."""
+        if not self._arrived:
+            if self._said is None:  # nothing was asked
+                self._waiting.clear()
+                return
+            self._travel()
+        commit = self._asked("COMMIT")
+        if self._words == _SNAPSHOT:
+            self._guarded(lambda: self._pipeline.post(commit))
+        else:
+            self._waiting.append(commit)
+            self._travel()
 
     def undo(self) -> bool:
         """A connection that still waits for an answer is in nobody knows what state."""
-        if self.raw.info.transaction_status not in _RESTS:
-            return False
-        with suppress(DBAPIError):
-            self._say("ROLLBACK")
-            return True
+        self._waiting.clear()
+        with suppress(psycopg.Error):
+            self._pipeline.settle()
+            if self.raw.info.transaction_status in _OPEN:
+                self._pipeline.run([self._asked("ROLLBACK")])
+            return bool(self.raw.info.transaction_status == TransactionStatus.IDLE)
         return False
 
     def discard(self) -> None:
         """Without a word: whoever answers no longer would be waited for. The server undoes what was open."""
         self.raw.close()
 
-    def _say(self, words: str) -> None:
+    def _ask(self, sql: str, values: Sequence[Any]) -> Asked:
+        """On the next journey."""
+        asked = self._asked(sql, values)
+        whom = behind(self)
+        if whom != self._said:
+            self._waiting.append(self._asked(SAY, said(whom)))
+            self._said = whom
+        self._waiting.append(asked)
+        if len(self._waiting) >= MOST_WAITING:
+            self._travel()
+        return asked
+
+    def _asked(self, sql: str, values: Sequence[Any] = ()) -> Asked:
         try:
-            self.raw.execute(words, prepare=False)
-        except psycopg.Error as error:
+            return self._pipeline.asked(sql, values)
+        except psycopg.Error as error:  # no text of Postgres holds a NUL
             raise self._wrapped(error) from error
 
-    def _run(self, statement: str, values: Sequence[Any]) -> Any:
+    def _travel(self) -> None:
+        """The first journey tells whether a connection still stands. Of a server that was started anew none does, so
+        everything that was asked in it is asked again on a new one."""
+        asked, self._waiting = self._waiting, []
+        if not self._words:
+            self._said = None
+        if not asked:
+            return
         try:
-            return self.raw.execute(statement, values)
+            self._guarded(lambda: self._pipeline.run(asked))
+        except DBAPIError as error:
+            if self._arrived or not error.connection_invalidated:
+                raise
+            self.raw.close()
+            self.raw = self._another()
+            self._pipeline = _pipeline_over(self.raw)
+            self._guarded(lambda: self._pipeline.run(asked))
+        self._arrived = True
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
         except psycopg.Error as error:
             raise self._wrapped(error) from error
 
@@ -131,6 +197,30 @@ class PostgresConnection(PreparedConnection):
         # What the server said last may be read before it is noticed that nothing more will come.
         lost = bool(self.raw.closed) or (error.sqlstate or "").startswith(_GONE)
         return wrapped(error, lost=lost)
+
+
+class _Changed(Rows):
+    """Of what only writes: how many rows, known once it travelled."""
+
+    def __init__(self, asked: Asked, travel: Callable[[], None]) -> None:
+        super().__init__()
+        self._asked = asked
+        self._travel = travel
+
+    @property
+    def rowcount(self) -> int:  # type: ignore[override]
+        if self._asked.answer is None:
+            self._travel()
+        assert self._asked.answer is not None
+        return self._asked.answer.rowcount
+
+
+def _pipeline_over(raw: Any) -> Pipeline:
+    try:
+        raw.autocommit = True  # transactions are begun in words
+    except psycopg.Error as error:
+        raise wrapped(error, lost=True) from error
+    return Pipeline(raw)
 
 
 def wrapped(error: psycopg.Error, *, lost: bool) -> DBAPIError:

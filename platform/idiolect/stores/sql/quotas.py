@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from idiolect.audit import AuditEvent
 from idiolect.errors import NotFoundError, QuotaExceededError
@@ -17,6 +17,7 @@ from idiolect.quotas import DAY_MICROS, QUOTAS, Quota, check_quota
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import insert
+from idiolect.stores.sql.look_ups import LookUp
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.times import micros
 
@@ -29,7 +30,7 @@ _TODAY = (
     .where(_Q.tenant == bindparam("tenant"), _Q.name == bindparam("name"))
     .with_for_update()
 )
-_IS_SET = select(exists().where(_Q.tenant == bindparam("tenant"), _Q.name == bindparam("name")).label("is_set"))
+SET_QUOTAS = LookUp(select(_Q.name).where(_Q.tenant == bindparam("tenant")), _Q.name)
 _TAKE = (
     update(schema.quotas)
     .where(_Q.tenant == bindparam("of"), _Q.name == bindparam("called"))
@@ -64,10 +65,6 @@ def _set(connection: Connection, tenant: str, name: str, most: int | None, at: i
         statement = insert(connection, schema.quotas).values(values)
         connection.execute(statement.on_conflict_do_update(index_elements=["tenant", "name"], set_=changed))
     append(connection, tenant, AuditEvent(actor, "quota.set", f"quota {name}", details={"most": most}), at)
-
-
-def is_bounded(connection: Connection, tenant: str, name: str) -> bool:
-    return bool(connection.scalar(_IS_SET, {"tenant": tenant, "name": name}))
 
 
 def take_today(connection: Connection, tenant: str, name: str, at: int, amount: int = 1) -> None:

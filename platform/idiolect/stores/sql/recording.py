@@ -23,8 +23,8 @@ from idiolect.stores.ports import RecordOutcome, ShownInference
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import CHUNK, AnyRow, Hold, chunks, hold
 from idiolect.stores.sql.inference_rows import INFERENCE, hour_of, inference_row, opened, unpack_digests
-from idiolect.stores.sql.look_ups import LookUp
-from idiolect.stores.sql.quotas import TEXT_BYTES, is_bounded, take_today
+from idiolect.stores.sql.look_ups import LookUp, rows_of_each
+from idiolect.stores.sql.quotas import SET_QUOTAS, TEXT_BYTES, take_today
 from idiolect.stores.sql.sealing import sealed_inference
 from idiolect.stores.sql.tenant_wall import stand_behind
 from idiolect.stores.sql.texts import encoded
@@ -129,11 +129,8 @@ def record_all(
 def _record(
     connection: Connection, tenant: str, candidates: Sequence[Candidate], keys: Callable[[], SubjectKeys]
 ) -> list[RecordOutcome]:
-    tombstones = _tombstones(connection, tenant, candidates)
-    ids = {one.id for one in candidates}
-    stored = {row.id: row for row in _STORED.rows(connection, ids, {"tenant": tenant})}
-    linked = _linked(connection, tenant, candidates)
-    gathered = Gathered(is_bounded=is_bounded(connection, tenant, TEXT_BYTES))
+    tombstones, stored, linked, is_bounded = _known(connection, tenant, candidates)
+    gathered = Gathered(is_bounded)
     outcomes: list[RecordOutcome] = []
     for one in candidates:
         if _is_fenced(one, tombstones.get(one.shown.inference.subject or "")):
@@ -146,10 +143,32 @@ def _record(
     return outcomes
 
 
-def _tombstones(connection: Connection, tenant: str, candidates: Sequence[Candidate]) -> dict[str, AnyRow]:
-    """By person."""
+def _known(
+    connection: Connection, tenant: str, candidates: Sequence[Candidate]
+) -> tuple[dict[str, AnyRow], dict[str, AnyRow], set[tuple[bytes, str]], bool]:
+    """Tombstones by person; inferences by id; the links of people that are there already, each of which says that its
+    text is there too; whether the tenant has a quota of texts."""
+    mine = {"tenant": tenant}
     people = {one.shown.inference.subject or "" for one in candidates if one.key is not None}
-    return {row.subject: row for row in _TOMBSTONES.rows(connection, people, {"tenant": tenant})}
+    names: dict[str, set[bytes]] = defaultdict(set)  # by holder
+    for one in candidates:
+        if one.key is not None:
+            names[one.holder].update(one.used)
+    tombstones, stored, quotas, *linked = rows_of_each(
+        connection,
+        [
+            (_TOMBSTONES, people, mine),
+            (_STORED, {one.id for one in candidates}, mine),
+            (SET_QUOTAS, {TEXT_BYTES}, mine),
+            *((_LINKED, some, {**mine, "holder": holder}) for holder, some in names.items()),
+        ],
+    )
+    return (
+        {row.subject: row for row in tombstones},
+        {row.id: row for row in stored},
+        {(row.digest, holder) for holder, rows in zip(names, linked, strict=True) for row in rows},
+        bool(quotas),
+    )
 
 
 def _is_fenced(one: Candidate, tombstone: AnyRow | None) -> bool:
@@ -159,19 +178,6 @@ def _is_fenced(one: Candidate, tombstone: AnyRow | None) -> bool:
     if one.shown.generation is not None:
         return bool(one.shown.generation < tombstone.generation)
     return bool(one.row["created_at"] < tombstone.at)
-
-
-def _linked(connection: Connection, tenant: str, candidates: Sequence[Candidate]) -> set[tuple[bytes, str]]:
-    """The links of people that are there already. Each says that its text is there too."""
-    wanted: dict[str, set[bytes]] = defaultdict(set)
-    for one in candidates:
-        if one.key is not None:
-            wanted[one.holder].update(one.used)
-    return {
-        (row.digest, holder)
-        for holder, names in wanted.items()
-        for row in _LINKED.rows(connection, names, {"tenant": tenant, "holder": holder})
-    }
 
 
 def _again(

@@ -12,8 +12,7 @@ Several people of one tenant on one surface are looked up together, but for 3 to
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from typing import cast
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import BindParameter, Connection, and_, bindparam, exists, literal, or_, select
 
@@ -25,7 +24,8 @@ from idiolect.stores.sql.engine import AnyRow
 from idiolect.stores.sql.global_serving import under_global_trial
 from idiolect.stores.sql.look_ups import LookUp
 from idiolect.stores.sql.part import Part
-from idiolect.stores.sql.people import STATE_COLUMNS, load_states, state_of
+from idiolect.stores.sql.people import STATE_COLUMNS, STATES, state_of, states_of
+from idiolect.stores.sql.prepared import together
 from idiolect.stores.sql.rollout_serving import under_trial
 from idiolect.stores.sql.tenant_wall import NO_TENANT, stand_behind
 from idiolect.stores.sql.withheld import KEY_WITHDRAWN
@@ -113,43 +113,44 @@ def _resolve_all(
 ) -> dict[str | None, Resolution]:
     """By person. Each alone where there is nothing to share, or a rollout to look into."""
     people = {subject for subject in subjects if subject is not None}
-    if len(people) > 1:
-        nobody = {"tenant": tenant, "subject": None, "domain": domain}
-        standing = connection.execute(_STANDING, nobody).one()
-        if not (standing.has_rollouts or standing.has_global_trial):
-            return _resolve_together(connection, nobody, standing, people)
-    return {subject: _resolve(connection, tenant, subject, domain) for subject in subjects}
+    found = _resolve_together(connection, tenant, domain, people) if len(people) > 1 else None
+    return found or {subject: _resolve(connection, tenant, subject, domain) for subject in subjects}
 
 
 def _resolve_together(
-    connection: Connection, nobody: Mapping[str, str | None], standing: AnyRow, people: Collection[str]
-) -> dict[str | None, Resolution]:
-    tenant, domain, digest = cast(str, nobody["tenant"]), nobody["domain"], standing.global_digest
-    states = load_states(connection, tenant, people)
-    live: dict[str, AnyRow] = {}
-    if digest is not None:
-        served = [subject for subject, state in states.items() if state.refusal(domain) is None]
-        rows = _LIVE_OF_PEOPLE.rows(connection, served, {"tenant": tenant})
-        if domain is not None:
-            rows += connection.execute(_LIVE, nobody)
-        live = {row.subject: row for row in rows}
+    connection: Connection, tenant: str, domain: str | None, people: Collection[str]
+) -> dict[str | None, Resolution] | None:
+    """Also of nobody in particular. None while there is a rollout."""
+    nobody = {"tenant": tenant, "subject": None, "domain": domain}
+    mine, states_asked = {"tenant": tenant}, STATES.asked(people, {"tenant": tenant})
+    (standing,), *found = together(
+        connection,
+        [(_STANDING, nobody), *states_asked, (_LIVE, nobody), *_LIVE_OF_PEOPLE.asked(people, mine)],
+    )
+    if standing.has_rollouts or standing.has_global_trial:
+        return None
+    digest = standing.global_digest
+    states = states_of([row for rows in found[: len(states_asked)] for row in rows], people)
+    live = {} if digest is None else {row.subject: row for rows in found[len(states_asked) :] for row in rows}
     of_domain = _fitting(connection, live.get(""), tenant, "", domain or "", digest, 0)
-    found: dict[str | None, Resolution] = {
-        subject: _resolution(connection, tenant, standing, of_domain, state, live.get(subject))
+    resolved: dict[str | None, Resolution] = {
+        subject: _resolution(
+            connection, tenant, standing, of_domain, state, live.get(subject) if state.refusal(domain) is None else None
+        )
         for subject, state in states.items()
     }
-    return found | {None: _resolution(connection, tenant, standing, of_domain, None, None)}
+    return resolved | {None: _resolution(connection, tenant, standing, of_domain, None, None)}
 
 
 def _resolve(connection: Connection, tenant: str, subject: str | None, domain: str | None) -> Resolution:
     names = {"tenant": tenant, "subject": subject, "domain": domain}
-    standing = connection.execute(_STANDING, names).one()
+    (standing,), pointed = together(connection, [(_STANDING, names), (_LIVE, names)])
     state = _state(standing, subject)
     served = state is not None and state.refusal(domain) is None
     digest = standing.global_digest
     live: dict[str, AnyRow] = {}
-    if digest is not None and (served or domain is not None):
-        live = {row.subject: row for row in connection.execute(_LIVE, names | {"subject": subject if served else None})}
+    if digest is not None:  # of a person who is not served nothing is looked at
+        live = {row.subject: row for row in pointed if served or not row.subject}
     of_domain = _fitting(connection, live.get(""), tenant, "", domain or "", digest, 0)
     of_person = None if subject is None else live.get(subject)
     found = _resolution(connection, tenant, standing, of_domain, state, of_person)

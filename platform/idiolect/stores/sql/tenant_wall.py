@@ -31,8 +31,9 @@ class HasInfo(Protocol):
     def info(self) -> dict[Any, Any]: ...
 
 
-_SAY = "SELECT set_config('idiolect.tenant', %s, true), set_config('idiolect.reach', %s, true)"
+SAY = "SELECT set_config('idiolect.tenant', %s, true), set_config('idiolect.reach', %s, true)"
 _KEY = "idiolect_behind"
+_SAYS_ITSELF = "idiolect_says_itself"
 _BINDS = "SELECT NOT (rolsuper OR rolbypassrls) FROM pg_roles WHERE rolname = current_user"
 
 # A setting that another transaction of the connection made reads as '' afterwards, which is also the audit chain of the
@@ -45,7 +46,8 @@ def stand_behind(connection: Connection, whom: Behind) -> None:
     """Until the transaction ends, or this is called again."""
     if connection.dialect.name == "sqlite":
         return
-    connection.exec_driver_sql(_SAY, said(whom))
+    if not connection.info.get(_SAYS_ITSELF):
+        connection.exec_driver_sql(SAY, said(whom))
     remember(connection, whom)
 
 
@@ -59,6 +61,17 @@ def remember(connection: HasInfo, whom: Behind) -> None:
     connection.info[_KEY] = whom
 
 
+def behind(connection: HasInfo) -> Behind:
+    """Whom its next statement is about."""
+    whom: Behind = connection.info[_KEY]
+    return whom
+
+
+def says_itself(connection: HasInfo) -> None:
+    """From now on this connection tells the server by itself, before its next statement, whom that is about."""
+    connection.info[_SAYS_ITSELF] = True
+
+
 @contextmanager
 def beyond_the_wall(connection: Connection) -> Iterator[None]:
     """For a statement of a tenant's transaction that has to look at all tenants. After an error nothing is restored,
@@ -66,7 +79,7 @@ def beyond_the_wall(connection: Connection) -> Iterator[None]:
     if connection.dialect.name == "sqlite":
         yield
         return
-    before: Behind = connection.info[_KEY]
+    before = behind(connection)
     stand_behind(connection, ALL_TENANTS)
     yield
     stand_behind(connection, before)
