@@ -7,7 +7,7 @@ import pytest
 import torch
 from quiet import QuietStages
 
-from idiolect.errors import IdiolectError
+from idiolect.errors import ConfigurationError, IdiolectError
 from idiolect_adapters.backbone import Backbone
 from idiolect_adapters.evaluation import engine_cases
 from idiolect_adapters.evaluation.engine_cases import Case, Comparison, Registration, Sizes, load_mixed, mixed_case
@@ -129,6 +129,23 @@ def test_people_are_drawn_anew_for_every_batch(tiny_bert: Path) -> None:
         assert isinstance(first, torch.Tensor)
         assert isinstance(second, torch.Tensor)
         assert not torch.equal(first.sort().values, second.sort().values)
+
+
+def test_on_a_gpu_a_run_is_many_that_are_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[object] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    runs: list[int] = []
+    case = Case("x", 10, {"ours": lambda: runs.append(len(waited))}, ())
+    gpu = torch.device("cuda")
+    measured = engine_cases._on(gpu, case)
+    measured.contenders["ours"]()
+    assert (measured.rows, runs, waited) == (10 * engine_cases.GPU_RUNS, [0] * engine_cases.GPU_RUNS, [gpu])
+    assert engine_cases._on(torch.device("cpu"), case) is case
+
+
+def test_a_gpu_that_is_not_there_is_named(tiny_bert: Path) -> None:
+    with pytest.raises(ConfigurationError, match="torch sees no GPU, so 'cuda' can't be used"):
+        list(measure(tiny_bert, TINY, 1, QuietStages(), "cuda"))
 
 
 def test_every_contender_runs_once_in_every_round() -> None:

@@ -1,6 +1,7 @@
 """What `idiolect bench engine` runs: the batched runtime beside the bare model and PEFT, on the same weights and rows.
 
-Each case checks first that the contenders agree, so that none is fast because it does something else.
+Each case checks first that the contenders agree, so that none is fast because it does something else. All run where the
+backbone does. A GPU is asked for many runs before it is waited for, since one takes it milliseconds.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ STACKED, ONE, HEADS, CORES, SORTED = "domain + user", "user alone", "head users"
 QUERY_VALUE = ("query", "value", "q_proj", "v_proj")
 RANK, ALPHA = 8, 16.0
 SHIPPED_BATCH = 32
+GPU_RUNS = 20  # in one measured run there
 AGREE = 1e-3
 
 
@@ -117,13 +119,14 @@ def random_lora(model: nn.Module, targets: Sequence[str], seed: int) -> LoraAdap
 def mixed_case(name: str, mixed: Mixed, rows: int, tokens: int) -> Case:
     """Every row a user of its own, in no order. Our time includes making the plan."""
     ids_N_T, mask_N_T = _batch(mixed.bare, rows, tokens)
+    device = ids_N_T.device
     chosen = random.Random(0).sample(range(len(mixed.users)), rows)  # noqa: S311
     stacked = [[Applied(mixed.domain), Applied(mixed.users[user])] for user in chosen]
     alone = [stack[1:] for stack in stacked]
 
     def ours(stacks: Sequence[Stack]) -> torch.Tensor:
         plan = mixed.runtime.plan(stacks)
-        order = torch.tensor(plan.order)
+        order = torch.tensor(plan.order, device=device)
         with mixed.runtime.running(plan):
             hidden = _hidden(mixed.hooked, ids_N_T[order], mask_N_T[order])
         return hidden[torch.argsort(order)]
@@ -140,7 +143,7 @@ def mixed_case(name: str, mixed: Mixed, rows: int, tokens: int) -> Case:
         PEFT: peft,
     }
     compared = (Comparison(f"{name}_stacked", STACKED, BARE), Comparison(f"{name}_one_adapter", ONE, PEFT))
-    return Case(name, rows, contenders, compared)
+    return _on(device, Case(name, rows, contenders, compared))
 
 
 def people_case(load: Callable[[], Backbone], rows: int, tokens: int, people: int) -> Case:
@@ -173,7 +176,7 @@ def people_case(load: Callable[[], Backbone], rows: int, tokens: int, people: in
 
     contenders = {BARE: without, HEADS: lambda: ours(head_users), CORES: lambda: ours(core_users)}
     compared = (Comparison("people_head", HEADS, BARE), Comparison("people_core", CORES, BARE))
-    return Case("people", rows, contenders, compared)
+    return _on(hooked.backbone.device, Case("people", rows, contenders, compared))
 
 
 def lengths_case(backbone: Backbone, texts: int, lengths: tuple[int, int]) -> Case:
@@ -187,18 +190,19 @@ def lengths_case(backbone: Backbone, texts: int, lengths: tuple[int, int]) -> Ca
 
     by_length = partial(_pooled_by_length, backbone, ids)
     _check_agree(shipped(), by_length(), "lengths")
-    return Case("lengths", texts, {SHIPPED: shipped, SORTED: by_length}, (Comparison("lengths_bare", SORTED, SHIPPED),))
+    compared = (Comparison("lengths_bare", SORTED, SHIPPED),)
+    return _on(backbone.device, Case("lengths", texts, {SHIPPED: shipped, SORTED: by_length}, compared))
 
 
-def precisions_case(folder: Path, texts: int, lengths: tuple[int, int]) -> Case:
+def precisions_case(folder: Path, texts: int, lengths: tuple[int, int], device: str) -> Case:
     """The same texts through the same weights in other precisions. What that costs in accuracy shows in a model that
     was trained in one (`IDIOLECT_PRECISION`, then `idiolect eval`)."""
-    loaded: dict[str, Backbone] = {precision: Backbone.load(folder, precision) for precision in PRECISIONS}
+    offered = [precision for precision in PRECISIONS if device == "cpu" or precision != "int8"]
+    loaded: dict[str, Backbone] = {precision: Backbone.load(folder, precision, device) for precision in offered}
     ids = _random_ids(loaded["float32"], texts, lengths)
     contenders = {name: partial(_pooled_by_length, backbone, ids) for name, backbone in loaded.items()}
-    others = [name for name in PRECISIONS if name != "float32"]
-    compared = tuple(Comparison(f"lengths_{name}", name, "float32") for name in others)
-    return Case("precisions", texts, contenders, compared)
+    compared = tuple(Comparison(f"lengths_{name}", name, "float32") for name in offered if name != "float32")
+    return _on(loaded["float32"].device, Case("precisions", texts, contenders, compared))
 
 
 def _random_ids(backbone: Backbone, texts: int, lengths: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
@@ -237,11 +241,12 @@ def tiny_llama(sizes: Sizes) -> LlamaModel:
 
 
 def engine_cases(
-    folder: Path, sizes: Sizes, progress: Callable[[int, int], None]
+    folder: Path, sizes: Sizes, progress: Callable[[int, int], None], device: str = "cpu"
 ) -> Iterator[tuple[Case, Registration | None]]:
     """One at a time, so that only one set of models is in memory."""
     total = len(sizes.batches) + 4
-    mixed = load_mixed(lambda: Backbone.load(folder).encoder, max(rows for rows, _ in sizes.batches))
+    load = partial(Backbone.load, folder, device=device)
+    mixed = load_mixed(lambda: load().encoder, max(rows for rows, _ in sizes.batches))
     registration: Registration | None = mixed.registration
     for done, (rows, tokens) in enumerate(sizes.batches):
         yield mixed_case(f"mixed_{rows}x{tokens}", mixed, rows, tokens), registration
@@ -249,13 +254,13 @@ def engine_cases(
         progress(done + 1, total)
     del mixed
     rows, tokens = sizes.batches[0]
-    yield people_case(lambda: Backbone.load(folder), rows, tokens, sizes.people), None
+    yield people_case(load, rows, tokens, sizes.people), None
     progress(total - 3, total)
-    yield lengths_case(Backbone.load(folder), sizes.texts, sizes.lengths), None
+    yield lengths_case(load(), sizes.texts, sizes.lengths), None
     progress(total - 2, total)
-    yield precisions_case(folder, sizes.texts, sizes.lengths), None
+    yield precisions_case(folder, sizes.texts, sizes.lengths, device), None
     progress(total - 1, total)
-    yield mixed_case("decoder", load_mixed(lambda: tiny_llama(sizes), rows), rows, tokens), None
+    yield mixed_case("decoder", load_mixed(lambda: tiny_llama(sizes).to(device), rows), rows, tokens), None
     progress(total, total)
 
 
@@ -267,7 +272,22 @@ def _reward_model(backbone: Backbone) -> RewardModel:
 def _batch(model: nn.Module, rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     config: Any = model.config
     ids_N_T = torch.randint(config.vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(2))
+    ids_N_T = ids_N_T.to(next(model.parameters()).device)
     return ids_N_T, torch.ones_like(ids_N_T)
+
+
+def _on(device: torch.device, case: Case) -> Case:
+    """The case as it is measured on that device."""
+    if device.type == "cpu":
+        return case
+
+    def often(run: Callable[[], object]) -> None:
+        for _ in range(GPU_RUNS):
+            run()
+        torch.accelerator.synchronize(device)
+
+    contenders = {name: partial(often, run) for name, run in case.contenders.items()}
+    return replace(case, rows=case.rows * GPU_RUNS, contenders=contenders)
 
 
 @torch.inference_mode()
@@ -277,6 +297,6 @@ def _hidden(model: nn.Module, ids_N_T: torch.Tensor, mask_N_T: torch.Tensor) -> 
 
 
 def _check_agree(ours: torch.Tensor, theirs: torch.Tensor, name: str) -> None:
-    difference = float((ours - theirs).abs().max())
+    difference = float((ours.cpu() - theirs.cpu()).abs().max())
     if not difference < AGREE:
         raise IdiolectError(f"the contenders of case {name!r} differ by {difference:.3g}: they do not do the same.")

@@ -112,7 +112,8 @@ def _run_engine(options: Options, stages: Stages) -> Iterable[Measured | Missing
     from idiolect_adapters.evaluation.engine_cases import Sizes
     from idiolect_services.bench.engine_bench import ROUNDS, measure
 
-    return measure(find_backbone(options.settings.backbone), Sizes(), ROUNDS, stages)
+    settings = options.settings
+    return measure(find_backbone(settings.backbone), Sizes(), ROUNDS, stages, settings.device)
 
 
 def _engine_metrics() -> Sequence[str]:

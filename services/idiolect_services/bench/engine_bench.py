@@ -47,6 +47,7 @@ PEERS = (
     Peer("lengths_infinity", "infinity", peer_infinity, encoder_case),
     Peer("decoder_vllm", "vllm", peer_vllm, lambda _backbone, folder, sizes: decoder_case(folder, sizes)),
 )
+CPU_METRICS = ("lengths_int8", *(peer.metric for peer in PEERS))
 
 
 def metrics(sizes: Sizes | None = None) -> list[str]:
@@ -66,12 +67,17 @@ def metrics(sizes: Sizes | None = None) -> list[str]:
     ]
 
 
-def measure(folder: Path, sizes: Sizes, rounds: int, stages: Stages) -> Iterator[Measured | Missing]:
+def measure(
+    folder: Path, sizes: Sizes, rounds: int, stages: Stages, device: str = "cpu"
+) -> Iterator[Measured | Missing]:
     """`folder`: the backbone's. Rows per second, and how many times as many as the peer's."""
-    for case, registration in engine_cases(folder, sizes, stages.stage("engine")):
+    for case, registration in engine_cases(folder, sizes, stages.stage("engine"), device):
         yield from rates(case, interleaved(case.contenders, rounds))
         if registration is not None:
             yield registered(registration)
+    if device != "cpu":
+        yield from (Missing(metric, "It is measured on CPUs only.") for metric in CPU_METRICS)
+        return
     progress = stages.stage("peers of their own environment")
     for done, peer in enumerate(PEERS):
         yield from against_peer(peer, folder, sizes, rounds)

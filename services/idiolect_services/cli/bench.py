@@ -120,4 +120,5 @@ def _figure(number: float | None) -> str:
 def _where(report: Report) -> str:
     machine, versions = report.machine, report.versions
     tools = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{machine['cpu']}, {machine['cores']} cores; {tools}; commit {report.commit or 'unknown'}"
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    return f"{machine['cpu']}, {machine['cores']} cores{gpu}; {tools}; commit {report.commit or 'unknown'}"
