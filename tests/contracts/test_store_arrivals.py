@@ -57,6 +57,7 @@ LONG_AFTER = at(0) + timedelta(days=90)
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arriving, "BATCH", 1)
+    monkeypatch.setattr(arriving, "_SPAN", 1)  # people in their order, on Postgres too
     monkeypatch.setattr(arriving, "sleep", lambda _seconds: None)
 
 
@@ -754,3 +755,15 @@ def test_a_database_goes_back_to_the_schema_before_with_what_has_arrived(
     assert not differences(seen(store), before)
     assert publish(store) == PublishOutcome(3, ())
     store.close()
+
+
+def test_an_arrival_that_began_under_the_schema_before_goes_on_under_this_one(
+    ready: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There each version's row named its key, and the release's none."""
+    cut_off(ready, monkeypatch, 3)
+    with tampering(ready) as connection:
+        connection.execute(schema.versions.update().values(key_id="k" * 16))
+        connection.execute(schema.releases.update().values(key_id=None))
+    assert publish(ready) == PublishOutcome(3, ())
+    assert [stored.version.key_id for stored in ready.versions(TENANT, release="big")] == ["k" * 16] * 3

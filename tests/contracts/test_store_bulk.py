@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, select, text
 
-from idiolect.stores.sql import SqlStore, bulk, schema
+from idiolect.stores.sql import SqlStore, arriving, bulk, schema
 from idiolect.stores.sql.bulk import insert_columns
+from idiolect.stores.sql.engine import among
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
+from idiolect_services.bench.registry_crowd import gather
 from people_keys import open_with_keys
 
 _P = schema.pointers.c
@@ -76,6 +78,30 @@ def test_rows_that_come_in_order_leave_no_half_empty_pages_on_postgres(postgres_
         densest = _pages(connection)
     store.close()
     assert filled <= 1.1 * densest
+
+
+def test_nor_does_a_release_that_comes_in_batches(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arriving, "BATCH", 200)
+    monkeypatch.setattr(arriving, "_SPAN", 2_000)
+    store = open_with_keys(postgres_url)
+    insert(store, columns(100) | {"tenant": ["zz"] * 100})  # comes later in every index
+    crowd = gather(store, 6_000)
+    crowd.publish(crowd.people)
+    with store._database.engine.begin() as connection:
+        filled = _pages(connection)
+        connection.execute(text("REINDEX INDEX pk_pointers"))
+        densest = _pages(connection)
+    store.close()
+    assert filled <= 1.1 * densest
+
+
+@pytest.mark.parametrize("names", [[], ["a"], ["a", 'qu"ote', "sla\\sh", "ümlaut", "☃", ""]])
+def test_who_is_among_many_is_found_by_name(store: SqlStore, names: list[str]) -> None:
+    everybody = ["", "a", "b", 'qu"ote', "sla\\sh", "ümlaut", "☃"]
+    insert(store, columns(len(everybody)) | {"subject": everybody})
+    with store._database.reading(ALL_TENANTS) as connection:
+        found = connection.scalars(select(_P.subject).where(among(_P.subject, names)))
+        assert sorted(found) == sorted(names)
 
 
 def _pages(connection: Connection) -> int:

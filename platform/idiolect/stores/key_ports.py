@@ -22,8 +22,11 @@ class SubjectKeys(Protocol):
         """Whether it is a file that this process reads itself, not a server."""
         ...
 
-    def ensure(self, tenant: str, wanted: Iterable[Wanted]) -> dict[Wanted, SubjectKey]:
-        """The key of each, made now where there is none. On the disk before anything is sealed with it."""
+    def ensure(self, tenant: str, wanted: Iterable[Wanted], *, spread: bool = False) -> dict[Wanted, SubjectKey]:
+        """The key of each, made now where there is none. On the disk before anything is sealed with it.
+
+        `spread`: only a hint where to put them: those of the people between them will be asked for too.
+        """
         ...
 
     def find(self, tenant: str, wanted: Collection[Wanted]) -> dict[Wanted, SubjectKey]:

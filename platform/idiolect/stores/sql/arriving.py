@@ -33,28 +33,30 @@ from idiolect.stores.ports import PublishOutcome
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.arrivals import tell_arriving
 from idiolect.stores.sql.audit import append
-from idiolect.stores.sql.bulk import insert_columns
+from idiolect.stores.sql.bulk import in_two_passes, insert_columns
 from idiolect.stores.sql.engine import AnyRow, Database, Hold, among, chunks, hold
 from idiolect.stores.sql.large_weights import Large, doom, doom_unused
 from idiolect.stores.sql.moves import number_of_release
 from idiolect.stores.sql.publishing import (
     Publication,
+    Shared,
     divide,
     earlier_outcome,
     event_of,
-    head_of,
     in_order,
     insert_release,
     keys_for,
     live_of,
     pointer_columns,
     replaced_of,
+    shared_by,
     version_columns,
 )
 from idiolect.stores.sql.tenant_wall import beyond_the_wall
 from idiolect.subject_keys import SubjectKey
 
 BATCH = 1_000  # a release of no more is published in one transaction
+_SPAN = 10 * BATCH  # within which versions come in two passes
 _LOOKS = 50  # for a sign of life, while waiting for another release
 
 _A, _V, _R, _P = schema.arrivals.c, schema.versions.c, schema.releases.c, schema.pointers.c
@@ -91,7 +93,7 @@ class _Sending:
     content: bytes
     large: Large
     batches: Sequence[Sequence[Version]]
-    head: bytes
+    shared: Shared
     kept: dict[int, Sequence[Version]] = field(default_factory=dict)  # by batch
 
     @property
@@ -102,17 +104,18 @@ class _Sending:
         if number >= len(self.batches):
             return _Ready((), {})
         kept, _ = divide(connection, self.publication, self.batches[number])
-        return _Ready(kept, keys_for(self.database.keys, self.tenant, kept))
+        return _Ready(kept, keys_for(self.database.keys, self.tenant, kept, spread=True))
 
     def columns(self, ready: _Ready) -> dict[str, list[Any]]:
-        return version_columns(self.publication, ready.versions, self.head, ready.keys, self.large)
+        return version_columns(self.publication, ready.versions, self.shared, ready.keys, self.large)
 
 
 def publish_in_batches(database: Database, publication: Publication, content: bytes, large: Large) -> PublishOutcome:
     """Raises UnavailableError if another release of the tenant is arriving and goes on doing so."""
-    batches = list(chunks(in_order(publication), BATCH))
-    head = head_of(publication.template, publication.versions, large)
-    sending = _Sending(database, publication, content, large, batches, head)
+    versions = in_order(publication)
+    batches = list(chunks(versions if database.is_sqlite else _spread(versions), BATCH))
+    shared = shared_by(publication.template, versions, large)
+    sending = _Sending(database, publication, content, large, batches, shared)
     while True:
         begun, ready = database.write(sending.tenant, partial(_begin, sending), lasting=False)
         if isinstance(begun, PublishOutcome):
@@ -125,6 +128,12 @@ def publish_in_batches(database: Database, publication: Publication, content: by
             return done
 
 
+def _spread(versions: Sequence[Version]) -> list[Version]:
+    """Batches of every other version, and then of those between them, fill the pages of Postgres' indices. Not of all
+    at once: what a batch is among is read with it."""
+    return [version for span in chunks(versions, _SPAN) for version in in_two_passes(span)]
+
+
 def _begin(sending: _Sending, connection: Connection) -> tuple[PublishOutcome | AnyRow, _Ready]:
     """Its arrival, or that of another release; or its outcome if it is there."""
     publication, nothing = sending.publication, _Ready((), {})
@@ -135,14 +144,17 @@ def _begin(sending: _Sending, connection: Connection) -> tuple[PublishOutcome | 
         return earlier, nothing
     arrival = _arrival(connection, sending.tenant)
     if arrival is None:
-        insert_release(connection, publication, sending.content, PublishOutcome(0, ()), sending.head)
+        insert_release(connection, publication, sending.content, PublishOutcome(0, ()), sending.shared)
         with beyond_the_wall(connection):  # by primary keys; of one tenant's own it would be a search
             versions, purges, moves = connection.execute(_NEWEST).one()
         row = {"tenant": sending.tenant, "release": publication.release, "given_up": False, "at": publication.at}
         newest = {"versions": versions, "purges": purges, "moves": moves}
         connection.execute(schema.arrivals.insert(), row | newest | {"batches": 0})
     elif arrival.release == publication.release:
-        staged = connection.scalar(select(_R.staged).where(_R.tenant == sending.tenant, _R.id == publication.release))
+        mine = and_(_R.tenant == sending.tenant, _R.id == publication.release)
+        staged = connection.scalar(select(_R.staged).where(mine))
+        # It may have begun before releases said it (schema 0018).
+        connection.execute(update(schema.releases).where(mine).values(key_id=sending.shared.key_id or None))
         again = {"at": publication.at, "given_up": arrival.given_up or staged != publication.staged}
         connection.execute(update(schema.arrivals).where(_A.number == arrival.number).values(again))
     else:
@@ -224,11 +236,11 @@ def _insert(
     columns: dict[str, list[Any]],
 ) -> None:
     if publication.staged:
-        insert_columns(connection, schema.versions, columns)
+        insert_columns(connection, schema.versions, columns, spread=True)
         return
     tenant = publication.template.tenant
     live = live_of(connection, tenant, batch)
-    insert_columns(connection, schema.versions, columns | {"replaced": replaced_of(batch, live)})
+    insert_columns(connection, schema.versions, columns | {"replaced": replaced_of(batch, live)}, spread=True)
     before = [
         (version, "previous", row.before)
         for version in batch
@@ -239,6 +251,7 @@ def _insert(
         schema.pointers,
         pointer_columns(tenant, before) | {"revision": [1] * len(before)},
         instead=_PREVIOUS,
+        spread=True,
     )
     coming: dict[str, list[Any]] = {
         "revision": [0] * len(batch),
@@ -246,7 +259,7 @@ def _insert(
         "arrival": [number] * len(batch),
     }
     nothing_yet = pointer_columns(tenant, [(version, "live", "") for version in batch])
-    insert_columns(connection, schema.pointers, nothing_yet | coming, instead=_TOLD)
+    insert_columns(connection, schema.pointers, nothing_yet | coming, instead=_TOLD, spread=True)
 
 
 def _be_there(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, text
 
 from idiolect.stores.sql.engine import CHUNK
 
+T = TypeVar("T")
 Columns = Mapping[str, Sequence[Any]]  # as the driver takes them, all of one length
 
 _MOST_PARAMETERS = 32_766  # of one statement in SQLite
@@ -28,17 +29,19 @@ def insert_columns(
     *,
     instead: Mapping[str, str] | None = None,
     unless_taken: bool = False,
+    spread: bool = False,
 ) -> int:
     """How many rows were inserted or changed.
 
     With `instead`, columns of a row whose key is there are set to these expressions. No two rows may have the same key
     then. With `unless_taken`, a row is left out where one of its keys is there.
+    `spread`: they are of more rows that come in two passes (see `in_two_passes`).
     """
     # Names and expressions are our own, never a caller's.
     statement = f"INSERT INTO {table.name} ({', '.join(columns)}) %s {_on_conflict(table, instead, unless_taken)}"
     if connection.dialect.name == "sqlite":
         return _listed(connection, statement, columns)
-    return _unfolded(connection, statement, table, columns)
+    return _unfolded(connection, statement, table, columns, spread)
 
 
 def _on_conflict(table: Table, instead: Mapping[str, str] | None, unless_taken: bool) -> str:
@@ -63,21 +66,23 @@ def _listed(connection: Connection, statement: str, columns: Columns) -> int:
     return done
 
 
-def _unfolded(connection: Connection, statement: str, table: Table, columns: Columns) -> int:
+def _unfolded(connection: Connection, statement: str, table: Table, columns: Columns, spread: bool) -> int:
     kinds = {name: table.c[name].type.compile(connection.dialect) for name in columns}
     arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in kinds.items())
     unfolding = text(statement % f"SELECT * FROM unnest({arrays})")  # noqa: S608  as above
     count = len(next(iter(columns.values())))
     done = 0
     for start in range(0, count, CHUNK):
-        places = _in_two_passes(range(start, min(start + CHUNK, count)))
-        some = {name: [values[place] for place in places] for name, values in columns.items()}
+        places = range(start, min(start + CHUNK, count))
+        ordered = places if spread else in_two_passes(places)
+        some = {name: [values[place] for place in ordered] for name, values in columns.items()}
         done += connection.execute(unfolding, some).rowcount
     return done
 
 
-def _in_two_passes(places: Sequence[int]) -> list[int]:
+def in_two_passes(rows: Sequence[T]) -> list[T]:
     """Twenty of every 39 first, then those between them. Rows come in the order of an index, among others that are
     there. In one pass each full page of it would be halved, and its left half never be filled; the second pass fills
     that to 98%. See deploy/decisions/0030-full-pages.md."""
-    return sorted(places, key=lambda place: place % 39 % 2)
+    places = sorted(range(len(rows)), key=lambda place: place % 39 % 2)
+    return [rows[place] for place in places]

@@ -27,6 +27,7 @@ from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.pointers import PointerChange, beyond, move_all
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 from idiolect.stores.sql.times import micros, moment
+from idiolect.stores.sql.withheld import key_withdrawn
 
 _P, _V, _R = schema.pointers.c, schema.versions.c, schema.releases.c
 _T, _M = schema.global_trials.c, schema.staged_models.c
@@ -129,7 +130,6 @@ def _served_before() -> ColumnElement[str]:
     """Of a row of `pointers`: its version, or if that may not be served the newest of the same model that may."""
     live, of_live = schema.versions.alias("live_one"), schema.releases.alias("of_live")
     older, of_older = schema.versions.alias("older"), schema.releases.alias("of_older")
-    withdrawn = exists().where(schema.withdrawn_keys.c.key_id == older.c.key_id).correlate(older)
     return (
         select(older.c.id)
         .select_from(live)
@@ -139,7 +139,8 @@ def _served_before() -> ColumnElement[str]:
         .where(live.c.tenant == _P.tenant, live.c.subject == _P.subject, live.c.domain == _P.domain)
         .where(live.c.id == LIVE_VERSION, older.c.domain == live.c.domain)
         .where(of_older.c.global_digest == of_live.c.global_digest, of_older.c.revoked_at.is_(None), ~of_older.c.staged)
-        .where(is_here(older), older.c.withheld.is_(None), older.c.generation == live.c.generation, ~withdrawn)
+        .where(is_here(older), older.c.withheld.is_(None), older.c.generation == live.c.generation)
+        .where(~key_withdrawn(older))
         .order_by((older.c.id == live.c.id).desc(), older.c.seq.desc())
         .limit(1)
         .correlate(schema.pointers)

@@ -96,7 +96,7 @@ class KeyStore:
     def embedded(self) -> bool:
         return self._database.is_sqlite
 
-    def ensure(self, tenant: str, wanted: Iterable[Wanted]) -> dict[Wanted, SubjectKey]:
+    def ensure(self, tenant: str, wanted: Iterable[Wanted], *, spread: bool = False) -> dict[Wanted, SubjectKey]:
         """The key of each, made now where there is none. On the disk before anything is sealed with it."""
         asked = set(wanted)
         found = self.find(tenant, asked)
@@ -106,7 +106,8 @@ class KeyStore:
             for chunk in chunks(missing):
                 made = [wrapping.new_subject_key(*one) for one in chunk]
                 columns = _columns_of(made, [wrapping.wrap(key) for key in made])
-                new = self._database.lasting_write(NO_TENANT, partial(_insert_new, table=subject_keys, columns=columns))
+                insert = partial(_insert_new, table=subject_keys, columns=columns, spread=spread)
+                new = self._database.lasting_write(NO_TENANT, insert)
                 # Another process may have been first.
                 found |= zip(chunk, made, strict=True) if new == len(made) else self.find(tenant, chunk)
         return found
@@ -223,5 +224,5 @@ def _columns_of(keys: Sequence[SubjectKey], wrapped: Sequence[bytes]) -> Columns
     }
 
 
-def _insert_new(connection: Connection, table: Table, columns: Columns) -> int:
-    return insert_columns(connection, table, columns, unless_taken=True)
+def _insert_new(connection: Connection, table: Table, columns: Columns, *, spread: bool = False) -> int:
+    return insert_columns(connection, table, columns, unless_taken=True, spread=spread)

@@ -86,6 +86,14 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """What the versions of a release have in common, and their rows leave to the release's own."""
+
+    weights_head: bytes  # of what is sealed in rows
+    key_id: str  # that signed all of them; empty if it was not one
+
+
+@dataclass(frozen=True, slots=True)
 class Fence:
     """Where a person stands now."""
 
@@ -176,9 +184,9 @@ def publish(
     thrown_away = [version.id for version in publication.versions if version.subject in fenced]
     doom_unused(connection, large, thrown_away, publication.at)
     outcome = PublishOutcome(len(kept), tuple(sorted(fenced)))
-    head = head_of(publication.template, kept, large)
-    insert_release(connection, publication, content, outcome, head)
-    _write(connection, publication, kept, head, keys, large)
+    shared = shared_by(publication.template, kept, large)
+    insert_release(connection, publication, content, outcome, shared)
+    _write(connection, publication, kept, shared, keys, large)
     if not publication.staged:
         _enter(connection, publication)
     append(connection, tenant, event_of(publication, outcome), publication.at)
@@ -261,15 +269,16 @@ def _of_people(
     return [row for one in subjects for row in connection.execute(of_one, {"tenant": tenant, "subject": one})]
 
 
-def head_of(template: ReleaseTemplate, kept: Sequence[Version], large: Large) -> bytes:
-    """Of what is sealed in rows."""
-    return shared_head(
+def shared_by(template: ReleaseTemplate, kept: Sequence[Version], large: Large) -> Shared:
+    head = shared_head(
         [version.weights for version in kept if version.subject and version.id not in large], template.tensors
     )
+    signed_by = {version.key_id for version in kept}
+    return Shared(head, signed_by.pop() if len(signed_by) == 1 else "")
 
 
 def insert_release(
-    connection: Connection, publication: Publication, content: bytes, outcome: PublishOutcome, head: bytes
+    connection: Connection, publication: Publication, content: bytes, outcome: PublishOutcome, shared: Shared
 ) -> None:
     template = publication.template
     row = {
@@ -286,7 +295,8 @@ def insert_release(
         "reason": publication.reason,
         "actor": publication.actor,
         "staged": publication.staged,
-        "weights_head": head or None,
+        "weights_head": shared.weights_head or None,
+        "key_id": shared.key_id or None,
     }
     connection.execute(_NEW_RELEASE, row)
 
@@ -295,14 +305,14 @@ def _write(
     connection: Connection,
     publication: Publication,
     kept: Sequence[Version],
-    head: bytes,
+    shared: Shared,
     keys: Callable[[], SubjectKeys],
     large: Large,
 ) -> None:
     if not kept:
         return
     tenant = publication.template.tenant
-    columns = version_columns(publication, kept, head, keys_for(keys, tenant, kept), large)
+    columns = version_columns(publication, kept, shared, keys_for(keys, tenant, kept), large)
     if publication.staged:
         insert_columns(connection, schema.versions, columns)
         return
@@ -313,16 +323,18 @@ def _write(
         tell_arriving(connection, tenant, schema.versions.c.subject.in_({version.subject for version in kept}))
 
 
-def keys_for(keys: Callable[[], SubjectKeys], tenant: str, versions: Sequence[Version]) -> Mapping[str, SubjectKey]:
+def keys_for(
+    keys: Callable[[], SubjectKeys], tenant: str, versions: Sequence[Version], *, spread: bool = False
+) -> Mapping[str, SubjectKey]:
     """To seal them with. Asked for while no reset runs, or a person would get a new one after it."""
     people = [version.subject for version in versions if version.subject]
-    return keys_of_adapters(keys(), tenant, people) if people else {}
+    return keys_of_adapters(keys(), tenant, people, spread=spread) if people else {}
 
 
 def version_columns(
     publication: Publication,
     batch: Sequence[Version],
-    head: bytes,
+    shared: Shared,
     found: Mapping[str, SubjectKey],
     large: Large,
 ) -> dict[str, list[Any]]:
@@ -330,7 +342,7 @@ def version_columns(
     blobs = [large.get(version.id) for version in batch]
     weights = [version.weights if blob is None else b"" for version, blob in zip(batch, blobs, strict=True)]
     sealed = [
-        sealed_weights(found[version.subject], version.id, version.generation, plain[len(head) :])
+        sealed_weights(found[version.subject], version.id, version.generation, plain[len(shared.weights_head) :])
         if version.subject and plain
         else None
         for version, plain in zip(batch, weights, strict=True)
@@ -348,7 +360,7 @@ def version_columns(
         "weights_sha256": [bytes.fromhex(version.weights_sha256) for version in batch],
         "blob": [None if blob is None else blob_digest(blob) for blob in blobs],
         "evaluation": [json.dumps(dict(version.evaluation)) if version.evaluation else None for version in batch],
-        "key_id": [version.key_id for version in batch],
+        "key_id": [version.key_id if version.key_id != shared.key_id else "" for version in batch],
         "signature": [version.signature for version in batch],
     }
 

@@ -31,7 +31,12 @@ from idiolect.subject_keys import SubjectKey
 _G, _V, _R = schema.global_pointer.c, schema.versions.c, schema.releases.c
 _LIVE_GLOBAL = select(_G.digest).order_by(_G.id.desc()).limit(1)
 _STORED = select(
-    schema.versions, _R.template, _R.weights_head, _R.revoked_at, KEY_WITHDRAWN.label("key_withdrawn")
+    schema.versions,
+    _R.template,
+    _R.weights_head,
+    _R.key_id.label("signed_by"),
+    _R.revoked_at,
+    KEY_WITHDRAWN.label("key_withdrawn"),
 ).join(schema.releases, (_R.tenant == _V.tenant) & (_R.id == _V.release))
 _STORED = _STORED.where(IS_HERE)
 _STORED_ONE = _STORED.where(_V.tenant == bindparam("tenant"), _V.id == bindparam("id"))
@@ -159,7 +164,7 @@ def _stored_of(row: AnyRow, key: SubjectKey | None, templates: dict[str, Release
         weights=row.weights if key is None else _weights(row, key),
         weights_sha256=row.weights_sha256.hex(),
         evaluation={} if row.evaluation is None else json.loads(row.evaluation),
-        key_id=row.key_id,
+        key_id=row.key_id or row.signed_by or "",
         signature=row.signature,
     )
     return StoredVersion(templates[row.release], version, row.revoked_at is not None, _withheld(row))

@@ -55,6 +55,11 @@ def _whole(name: str, *, nullable: bool = False) -> Column[int]:
     return Column(name, BigInteger, nullable=nullable)
 
 
+def _count(name: str) -> Column[int]:
+    """Where there are a million rows: half the room on Postgres. One change a second for sixty years fits."""
+    return Column(name, Integer().with_variant(BigInteger(), "sqlite"), nullable=False)
+
+
 def _number(name: str) -> Column[float]:
     return Column(name, Double, nullable=False)
 
@@ -401,6 +406,8 @@ releases = Table(
     Column("staged", Boolean, nullable=False, server_default=false()),
     # What the weights of all its people begin with, and what is sealed of them lacks: see weights.shared_head.
     _bytes("weights_head", nullable=True),
+    # That signed every version whose own `key_id` is empty.
+    _text("key_id", nullable=True),
     # The entry of `pointer_history` that stands for one of each of its versions: see `moves`. None: each has its own.
     _whole("moves", nullable=True),
     Index("releases_by_time", "tenant", "published_at", "id"),
@@ -417,13 +424,13 @@ versions = Table(
     _text("release"),
     _text("subject"),
     _text("domain"),
-    _whole("generation"),
+    _count("generation"),
     _text("parent", nullable=True),
     _bytes("weights"),
     _sealed(),  # a person's weights, but for the release's head; the digest is of the weights themselves
     _bytes("weights_sha256"),
     _text("evaluation", nullable=True),  # JSON
-    _text("key_id"),
+    _text("key_id"),  # empty: the release's
     _bytes("signature"),
     _text("withheld", nullable=True),  # why it is not served: `quarantined` or `rolled_back`; see registry.pointers
     _text("withheld_reason", nullable=True),
@@ -432,7 +439,7 @@ versions = Table(
     _bytes("blob", nullable=True),  # where the weights lie if they are too large for the row; `weights` is then empty
     UniqueConstraint("tenant", "id"),
     ForeignKeyConstraint(["tenant", "release"], ["releases.tenant", "releases.id"]),
-    Index("versions_by_owner", "tenant", "subject", "domain", "seq"),
+    Index("versions_by_owner", "tenant", "subject", "domain"),
     sqlite_autoincrement=True,
 )
 
@@ -453,7 +460,7 @@ pointers = Table(
     metadata,
     *_key("tenant", "subject", "domain", "name"),  # name: live | previous
     _text("version"),
-    _whole("revision"),
+    _count("revision"),
     _text("coming", nullable=True),
     Column("arrival", Integer, nullable=True),
     sqlite_with_rowid=False,

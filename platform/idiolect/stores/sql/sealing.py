@@ -92,8 +92,11 @@ def open_weights(key: SubjectKey, subject: str, version_id: str, generation: int
     return _of(key, subject).open("version", _version(version_id, generation), sealed)
 
 
-def keys_of_adapters(keys: SubjectKeys, tenant: str, people: Iterable[str]) -> dict[str, SubjectKey]:
-    return {key.subject: key for key in keys.ensure(tenant, ((one, ADAPTERS) for one in people)).values()}
+def keys_of_adapters(
+    keys: SubjectKeys, tenant: str, people: Iterable[str], *, spread: bool = False
+) -> dict[str, SubjectKey]:
+    found = keys.ensure(tenant, ((one, ADAPTERS) for one in people), spread=spread)
+    return {key.subject: key for key in found.values()}
 
 
 def with_keys(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, update
 
 from idiolect.audit import INSTALLATION, AuditEvent
 from idiolect.registry.pointers import QUARANTINED, ROLLED_BACK
@@ -17,10 +18,20 @@ from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 from idiolect.stores.sql.times import micros
 
-_V, _K = schema.versions.c, schema.withdrawn_keys.c
+_V, _R, _K = schema.versions.c, schema.releases.c, schema.withdrawn_keys.c
 
-# For a row of `versions`. The table is all but empty, so asking costs next to nothing.
-KEY_WITHDRAWN = exists().where(_K.key_id == _V.key_id).correlate(schema.versions)
+
+def key_withdrawn(versions: Any = schema.versions) -> ColumnElement[bool]:
+    """For a row of `versions`, or an alias of it. The table is all but empty, so asking costs next to nothing."""
+    release = schema.releases.alias("that_was_signed")
+    of_release = select(release.c.key_id).where(
+        release.c.tenant == versions.c.tenant, release.c.id == versions.c.release, versions.c.key_id == ""
+    )
+    signed_by = (versions.c.key_id, of_release.correlate(versions).scalar_subquery())
+    return exists().where(_K.key_id.in_(signed_by)).correlate(versions)
+
+
+KEY_WITHDRAWN = key_withdrawn()
 
 
 class Withholding(Part):
@@ -53,4 +64,6 @@ def _withdraw(connection: Connection, key_id: str, event: AuditEvent, at: int) -
     statement = insert(connection, schema.withdrawn_keys).values(row).on_conflict_do_nothing()
     if connection.scalar(statement.returning(_K.key_id)) is not None:
         append(connection, INSTALLATION, event, at)
-    return connection.scalar(select(func.count()).select_from(schema.versions).where(_V.key_id == key_id)) or 0
+    of_release = select(_R.id).where(_R.tenant == _V.tenant, _R.id == _V.release, _R.key_id == key_id)
+    signed = or_(_V.key_id == key_id, and_(_V.key_id == "", of_release.correlate(schema.versions).exists()))
+    return connection.scalar(select(func.count()).select_from(schema.versions).where(signed)) or 0
