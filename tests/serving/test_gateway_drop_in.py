@@ -12,6 +12,8 @@ import pytest
 from pydantic import BaseModel
 from serving_world import World, assert_problem
 
+from idiolect.tenancy import Scope
+
 TEXTS = ["Hold the button.", "Happy to help! Hold the button.", "Ask somebody else."]
 
 COHERE_V2 = {
@@ -129,6 +131,37 @@ def test_a_rerank_client_gets_the_best_two_in_order(
     ours = api.post("/v1/rerank", {"query": "How do I reset it?", "documents": TEXTS}).json()
     assert found == [(result["index"], result["relevance_score"]) for result in ours["results"][:2]]
     assert all(0 < relevance < 1 for _, relevance in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v2/rerank", COHERE_V2), ("/v1/rerank", COHERE_V1), ("/rerank", VLLM_RERANK), ("/v2/rerank", VLLM_RERANK)],
+)
+def test_a_rerank_client_is_answered_where_it_looks(world: World, path: str, body: dict[str, Any]) -> None:
+    api = world.api(world.key())
+    there, here = (api.post(name, body) for name in (path, "/v1/rerank"))
+    assert there.status_code == 200, there.text
+    assert there.json()["results"] == here.json()["results"]
+
+
+def test_a_score_client_is_answered_where_it_looks(world: World) -> None:
+    api = world.api(world.key())
+    there, here = (api.post(name, {"text_1": "q", "text_2": TEXTS}) for name in ("/score", "/v1/score"))
+    assert there.status_code == 200, there.text
+    assert there.json()["data"] == here.json()["data"]
+
+
+@pytest.mark.parametrize("path", ["/v2/rerank", "/rerank", "/score"])
+def test_another_name_of_a_path_opens_nothing_more_than_the_path(world: World, path: str) -> None:
+    ours = "/v1/score" if path == "/score" else "/v1/rerank"
+    for key in (world.key(), world.key("acme", Scope.FEEDBACK), "idio_nonsense"):
+        api = world.api(key)
+        for method in ("GET", "POST", "DELETE"):
+            there, here = (api.send(method, name, json={}) for name in (path, ours))
+            assert there.status_code == here.status_code
+            assert there.headers.get("allow") == here.headers.get("allow")
+    assert_problem(world.api(world.key()).post(f"{path}/", COHERE_V2), 404, "not_found")
+    assert_problem(world.api(world.key()).post(path.replace("r", "%72"), COHERE_V2), 404, "not_found")
 
 
 @pytest.mark.parametrize("body", [COHERE_V2, JINA, VLLM_RERANK])

@@ -8,8 +8,8 @@ from typing import Any
 Operation = tuple[str, str]  # (method, path)
 
 OPERATIONS: dict[Operation, tuple[str, str]] = {
-    ("post", "/v1/rerank"): ("rerank", "Rank documents for a person, best first."),
-    ("post", "/v1/score"): ("score", "Score documents for a person, in the order of the request."),
+    ("post", "/v1/rerank"): ("rerank", "Rank documents for a person, best first. Also at /v2/rerank and /rerank."),
+    ("post", "/v1/score"): ("score", "Score documents for a person, in the order of the request. Also at /score."),
     ("post", "/v1/compare"): ("compare", "How probable it is that a person prefers one text over another."),
     ("post", "/v1/chat/completions"): (
         "complete_chat",

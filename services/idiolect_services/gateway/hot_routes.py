@@ -19,6 +19,9 @@ from idiolect_services.gateway.problems import problem_from
 
 Handler = Callable[[Request], Awaitable[Response]]
 
+# Where clients of Cohere (its second API), vLLM and Infinity look for these calls.
+OTHER_NAMES = {"/v2/rerank": "/v1/rerank", "/rerank": "/v1/rerank", "/score": "/v1/score"}
+
 
 class HotRoutes:
     """Innermost: request ids, limits and the last resort for failures lie around it. `posts`: handlers by path.
@@ -60,6 +63,8 @@ class LayeredApp(FastAPI):
         self._posts = frozenset(posts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["path"] = OTHER_NAMES.get(scope["path"], scope["path"])
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._posts:
             scope["app"] = self  # as Starlette does: behind the layers its router may still be asked
             await self._layers(scope, receive, send)
