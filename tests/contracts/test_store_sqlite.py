@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import Connection, event, text
 from store_samples import OPTED_IN, TENANT, at, dataset, opt_in, pairs, publish_user, shown, signal
 
 from idiolect.errors import ConfigurationError, IdiolectError, UnavailableError
@@ -43,6 +43,20 @@ def test_the_file_is_durable_and_forgetful(sqlite_store: SqlStore) -> None:
     assert pragma(sqlite_store, "synchronous") == 2  # FULL
     assert pragma(sqlite_store, "secure_delete") == 1
     assert pragma(sqlite_store, "foreign_keys") == 1
+
+
+@pytest.mark.parametrize("kind", ["small write", "write at once"])
+def test_what_is_written_all_the_time_notes_down_its_statements_in_memory(sqlite_store: SqlStore, kind: str) -> None:
+    database, found = sqlite_store._database, []
+
+    def work(connection: Connection) -> None:
+        found.append(connection.exec_driver_sql("PRAGMA temp_store", ()).fetchone()[0])
+
+    if kind == "small write":
+        database.small_write(ALL_TENANTS, work)
+    else:
+        database.write_at_once(work)
+    assert found == [2]  # 2: MEMORY
 
 
 def test_only_the_owner_can_read_the_files(sqlite_store: SqlStore, path: Path) -> None:

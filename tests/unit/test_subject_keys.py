@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from hypothesis import given
+from hypothesis import strategies as st
 
 from idiolect.errors import ConfigurationError, CorruptArtifactError
 from idiolect.resets.plan import ResetPlan, plan_erasure, plan_reset
 from idiolect.subject_keys import (
     ADAPTERS,
     SubjectKey,
+    _bound,
     key_id_of,
     new_tenant_key,
     signals_in,
@@ -108,6 +112,17 @@ def test_references_differ_between_people_and_stay_the_same_for_one() -> None:
     assert KEY.reference(b"digest") == KEY.reference(b"digest") != other.reference(b"digest")
     assert KEY.reference(b"digest") != KEY.reference(b"other")
     assert len(KEY.reference(b"digest")) == 32
+
+
+def test_references_that_are_made_together_are_those_of_each() -> None:
+    digests = [b"one", b"two", b"one"]
+    assert KEY.references(digests) == [KEY.reference(digest) for digest in digests]
+    assert KEY.references([]) == []
+
+
+@given(st.lists(st.text(max_size=20), max_size=4))
+def test_what_a_value_is_bound_to_is_written_as_json_always_was(names: list[str]) -> None:
+    assert _bound(*names) == json.dumps(names).encode()
 
 
 def test_a_wrapped_key_opens_only_for_its_person() -> None:

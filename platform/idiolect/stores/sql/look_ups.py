@@ -12,7 +12,8 @@ from idiolect.stores.sql.engine import AnyRow, chunks
 from idiolect.stores.sql.prepared import together
 
 FEW = 16
-SIZES = (1, FEW, 64, 256)  # values that a statement takes; the last one is repeated for those that are missing
+# Values that a statement takes; the last one is repeated for those that are missing, which costs as much as others do.
+SIZES = (1, FEW, 32, 64, 96, 128, 256)
 _NAMES = [f"few{place}" for place in range(SIZES[-1])]
 
 
@@ -38,7 +39,9 @@ class LookUp:
     def _bound(self, values: Collection[Any], names: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
         size, statement = next((one for one in self._by_size if one[0] >= len(values)), self._by_size[-1])
         for few in chunks(sorted(values), size):
-            yield statement, {**names, **dict(zip_longest(_NAMES[:size], few, fillvalue=few[-1]))}
+            bound = dict(zip_longest(_NAMES[:size], few, fillvalue=few[-1]))
+            bound.update(names)
+            yield statement, bound
 
 
 def rows_of_each(

@@ -25,10 +25,14 @@ class SqlitePaths:
 
     def __init__(self, engine: Engine) -> None:
         self._points = PreparedPool(engine)
-        self._hasty = PreparedPool(engine, "synchronous=NORMAL")
+        # What one statement changes is noted down in case it fails halfway: over 64 KB, which eight rows reach that lie
+        # in different places of an index, in a new file each time, unless it is said that memory will do.
+        self._hasty = PreparedPool(engine, "synchronous=NORMAL", "temp_store=MEMORY")
         self._lasting = PreparedPool(engine, "synchronous=FULL")
         # They wait for no writer, and leave it to others to move the log into the file, which waits for the disk.
-        self._impatient = PreparedPool(engine, "synchronous=NORMAL", "busy_timeout=0", "wal_autocheckpoint=0")
+        self._impatient = PreparedPool(
+            engine, "synchronous=NORMAL", "temp_store=MEMORY", "busy_timeout=0", "wal_autocheckpoint=0"
+        )
 
     def read(self, _whom: Behind, single: bool) -> Transaction:
         return self._points.transaction("" if single else "BEGIN")

@@ -96,13 +96,12 @@ def _candidate_of(shown: ShownInference, keys: Mapping[Wanted, SubjectKey]) -> C
         row = inference_row(shown.tenant, inference)
     except InvalidInputError as error:
         return error
-    documents = unpack_digests(row["documents"])
-    digests = (row["query"], *documents)
+    digests = [row["query"], *unpack_digests(row["documents"])]
     if inference.subject is None:
         return Candidate(shown, row, None, inference.id, dict(zip(digests, digests, strict=True)))
     key = keys[inference.subject, signals_in(inference.domain)]
-    row = sealed_inference(key, row, documents)
-    names = (row["query"], *unpack_digests(row["documents"]))
+    names = key.references(digests)
+    row = sealed_inference(key, row, names)
     return Candidate(shown, row, key, hour_of(row["created_at"]), dict(zip(names, digests, strict=True)))
 
 

@@ -27,13 +27,13 @@ def sealed_texts(key: SubjectKey, bodies: Mapping[bytes, bytes]) -> dict[bytes, 
     return {reference: key.seal("text", reference, body) for reference, body in named.items()}
 
 
-def sealed_inference(key: SubjectKey, row: Mapping[str, Any], documents: Sequence[bytes]) -> dict[str, Any]:
-    """`row`, with references for its digests; they and the order shown are sealed. `documents`: its unpacked ones."""
+def sealed_inference(key: SubjectKey, row: Mapping[str, Any], references: Sequence[bytes]) -> dict[str, Any]:
+    """`row`, with `references` for its digests, the query's first; those and the order shown are sealed."""
     plain = row["query"] + row["documents"] + row["shown"].encode()
     return {
         **row,
-        "query": key.reference(row["query"]),
-        "documents": b"".join(map(key.reference, documents)),
+        "query": references[0],
+        "documents": b"".join(references[1:]),
         "shown": "",
         "sealed": key.seal("inference", row["id"].encode(), plain),
     }

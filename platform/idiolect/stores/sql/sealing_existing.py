@@ -110,10 +110,10 @@ def _inferences(connection: Connection, keys: Keys, tenant: str, rows: Sequence[
     old: set[bytes] = set()
     for row in rows:
         key = found[row.subject, signals_in(row.domain)]
-        documents = unpack_digests(row.documents)
-        digests = {row.query, *documents}
+        used = [row.query, *unpack_digests(row.documents)]
+        digests = set(used)
         store_sealed_texts(connection, tenant, key, load_texts(connection, keys, tenant, digests).values())
-        sealed = sealed_inference(key, row._asdict(), documents)
+        sealed = sealed_inference(key, row._asdict(), key.references(used))
         columns = ("query", "documents", "shown", "sealed")
         mine = (_I.tenant == tenant, _I.id == row.id)
         connection.execute(update(schema.inferences).where(*mine).values({name: sealed[name] for name in columns}))
