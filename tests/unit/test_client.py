@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import subprocess
 import sys
@@ -123,17 +122,6 @@ def test_both_clients_send_the_same_and_read_the_same() -> None:
         "top_n": 1,
         "strength": 0.5,
     }
-
-
-def test_both_clients_offer_every_call_with_its_signature_and_words() -> None:
-    made = [name for name, value in vars(calls).items() if inspect.isfunction(value) and not name.startswith("_")]
-    for name in set(made) - {"dataclass", "field", "asdict", "quote"}:
-        for kind in (Client, AsyncClient):
-            method = getattr(kind, name)
-            assert method.__doc__
-            assert list(inspect.signature(method).parameters) == list(
-                inspect.signature(getattr(calls, name)).parameters
-            )
 
 
 def test_a_result_does_not_change_and_tolerates_what_a_newer_server_adds() -> None:

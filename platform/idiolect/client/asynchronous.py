@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec
 
@@ -14,19 +13,19 @@ from idiolect.client import calls
 from idiolect.client.calls import Call, R
 from idiolect.client.endpoint import BearerAuth, checked_base_url, default_headers
 from idiolect.client.exchange import Exchange, Failed
+from idiolect.client.methods import introduced
 from idiolect.client.retries import RetryPolicy
 
 P = ParamSpec("P")
 
 
 def _method(build: Callable[P, Call[R]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]:
-    """A method that sends the call which `build` makes, with its arguments and documentation."""
+    """A method that sends the call which `build` makes, with its parameters and words."""
 
-    @wraps(build)
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return await self.send(build(*args, **kwargs))
 
-    return method
+    return introduced(method, build, "AsyncClient")
 
 
 class AsyncClient:
