@@ -24,7 +24,7 @@ EMBEDDED_POLL_SECONDS = 1.0
 BEAT_SECONDS = 5.0
 PAGE = 1000
 # Between two looks at least, however many hints come: with many resets a second one look finds several of them.
-GATHER_SECONDS = 0.1
+GATHER_SECONDS = 0.25
 
 Forget = Callable[[str, str], None]  # (tenant, subject)
 
@@ -163,8 +163,10 @@ class PurgeFollower(PurgeListener):
                 self._forget(purge.tenant, purge.subject)
             found = len(purges)
             self._cursor = purges[-1].seq if purges else after
-        if self._cursor != self._said or self._monotonic() - self._beat_at > BEAT_SECONDS:
-            self._store.sweep_blobs()
+        beats = self._monotonic() - self._beat_at > BEAT_SECONDS
+        if beats:
+            self._store.sweep_blobs()  # what whoever doomed it did not come to
+        if beats or self._cursor != self._said:
             self._say()
 
     def _say(self) -> None:

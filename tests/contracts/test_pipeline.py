@@ -8,9 +8,10 @@ import psycopg
 import pytest
 from postgres_server import PostgresServer
 from sqlalchemy import BigInteger, Connection, Integer, LargeBinary, Text, bindparam, func, literal, select, text
-from store_samples import TENANT, at, opt_in, shown
+from store_samples import TENANT, at, opt_in, publish_user, shown
 
 from idiolect.errors import ConflictError, UnavailableError
+from idiolect.resets.plan import plan_reset
 from idiolect.stores.sql import SqlStore, schema
 from idiolect.stores.sql.people import STATES
 from idiolect.stores.sql.pipeline import MOST_PREPARED, PREPARED_AFTER, Pipeline, numbered
@@ -163,3 +164,11 @@ def test_statements_of_one_use_do_not_fill_the_server_with_plans(store: SqlStore
                 connection.execute(statement)
         plans = connection.scalar(select(func.count().label("plans")).select_from(text("pg_prepared_statements")))
         assert plans == MOST_PREPARED
+
+
+def test_a_reset_holds_the_tenants_lock_for_five_journeys(store: SqlStore, journeys: list[int]) -> None:
+    opt_in(store, "ann")
+    publish_user(store, "v1")
+    journeys.clear()
+    store.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(1))
+    assert len(journeys) == 5

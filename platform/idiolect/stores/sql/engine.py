@@ -116,6 +116,11 @@ class Database:
         """As `write`, for constant statements: most of what is left is the disk's."""
         return self._written(lambda: self._paths.write(whom, lasting=True), work)
 
+    def lasting_statements(self, whom: Behind, work: Callable[[Connection], T]) -> T:
+        """As `lasting_write`, where each statement is a transaction of its own: so it saves the journeys of one. Only
+        for what may be done again without harm, since a statement whose connection was lost is sent again."""
+        return self._written(lambda: self._paths.lasting_statements(whom), work)
+
     def write_at_once(self, work: Callable[[Connection], T]) -> T | None:
         """As `small_write`, but None, and nothing done, if that would have to wait: for another writer, or a server.
 

@@ -19,9 +19,10 @@ from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.arrivals import STANDING, standing
 from idiolect.stores.sql.inference_rows import unpack_digests
-from idiolect.stores.sql.large_weights import doom_of_owner
+from idiolect.stores.sql.large_weights import blobs_of_owner, doom_of_owner
 from idiolect.stores.sql.look_ups import LookUp
 from idiolect.stores.sql.moves import keeping
+from idiolect.stores.sql.prepared import Rows
 from idiolect.stores.sql.texts import collect_items, collect_texts, digests_of_items
 from idiolect.stores.sql.times import micros
 
@@ -30,9 +31,13 @@ from idiolect.stores.sql.times import micros
 class Erasure:
     """Rows erased per table, and what may have lost its last reference."""
 
-    erased: dict[str, int] = field(default_factory=dict)
+    erased: dict[str, int | Rows] = field(default_factory=dict)  # how many, or what knows it
     items: set[int] = field(default_factory=set)
     digests: set[bytes] = field(default_factory=set)
+
+    def counts(self) -> dict[str, int]:
+        """By table."""
+        return {table: found if isinstance(found, int) else found.rowcount for table, found in self.erased.items()}
 
 
 def erase(
@@ -45,8 +50,8 @@ def erase(
     *,
     reason: str,
     actor: str,
-) -> dict[str, int]:
-    """Carry out the erasing steps of `plan`. The result counts rows per table."""
+) -> Erasure:
+    """Carry out the erasing steps of `plan`."""
     keys().destroy(tenant, subject, plan.ends_scope)
     erasure = Erasure()
     if plan.erase_adapters:
@@ -64,13 +69,13 @@ def erase(
         erasure.erased["items"] = collect_items(connection, tenant, erasure.items)
     if erasure.digests:
         erasure.erased["texts"] = collect_texts(connection, tenant, erasure.digests)
-    return erasure.erased
+    return erasure
 
 
-def _delete(connection: Connection, table: Table, tenant: str, subject: str, domain: str | None = None) -> int:
+def _delete(connection: Connection, table: Table, tenant: str, subject: str, domain: str | None = None) -> Any:
     """With a `domain` only what is of it."""
     statement = (_DELETE_ALL if domain is None else _DELETE_OF_DOMAIN)[table]
-    return connection.execute(statement, _person(tenant, subject, domain)).rowcount
+    return connection.execute(statement, _person(tenant, subject, domain))
 
 
 def _person(tenant: str, subject: str, domain: str | None = None) -> dict[str, Any]:
@@ -146,7 +151,8 @@ def _erase_adapters(
     connection: Connection, tenant: str, subject: str, at: int, reason: str, actor: str, erasure: Erasure
 ) -> None:
     """The versions go with their weights. Of the pointers the history stays: ids, times and reasons."""
-    moved = standing(connection.execute(_POINTERS, _person(tenant, subject)).all())
+    blobs_asked = blobs_of_owner(connection, tenant, subject)
+    pointers = connection.execute(_POINTERS, _person(tenant, subject)).all()
     entries: list[dict[str, Any]] = [
         {
             "tenant": tenant,
@@ -159,12 +165,12 @@ def _erase_adapters(
             "reason": reason,
             "actor": actor,
         }
-        for pointer in moved.values()
+        for pointer in standing(pointers).values()
     ]
     connection.execute(_KEEP_MOVES, _person(tenant, subject))
     if entries:
         connection.execute(_MOVES, entries)
-    blobs = doom_of_owner(connection, tenant, subject, at)
+    blobs = doom_of_owner(connection, blobs_asked, at)
     if blobs:
         erasure.erased["blobs"] = blobs
     erasure.erased["pointers"] = _delete(connection, schema.pointers, tenant, subject)

@@ -138,7 +138,7 @@ class KeyStore:
             ids = [row.id for row in connection.execute(_OF_PERSON, person) if dies(row.scope)]
             return _DESTROY.delete(connection, ids, {})
 
-        return self._database.lasting_write(NO_TENANT, work)
+        return self._database.lasting_statements(NO_TENANT, work)
 
     def count(self) -> int:
         with self._database.reading(NO_TENANT) as connection:

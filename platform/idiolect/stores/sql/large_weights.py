@@ -10,9 +10,10 @@ blob that nobody knows of.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, exists, select
 
@@ -25,6 +26,7 @@ from idiolect.stores.ports import StoredVersion
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import Database, chunks, insert
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.prepared import ahead
 from idiolect.stores.sql.sealing import keys_of_adapters, open_weights, sealed_weights
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 from idiolect.stores.sql.times import micros
@@ -127,10 +129,14 @@ def doom(connection: Connection, mine: ColumnElement[bool], at: int) -> int:
     return _doom(connection, connection.scalars(select(_V.blob).where(mine, _V.blob.is_not(None)).distinct()).all(), at)
 
 
-def doom_of_owner(connection: Connection, tenant: str, subject: str, at: int) -> int:
+def blobs_of_owner(connection: Connection, tenant: str, subject: str) -> Callable[[], Any]:
+    """For `doom_of_owner`: asked ahead."""
+    return ahead(connection, _BLOBS_OF_OWNER, {"tenant": tenant, "subject": subject})
+
+
+def doom_of_owner(connection: Connection, blobs: Callable[[], Any], at: int) -> int:
     """As `doom`, of what a person has."""
-    digests = connection.scalars(_BLOBS_OF_OWNER, {"tenant": tenant, "subject": subject})
-    return _doom(connection, list(digests), at)
+    return _doom(connection, [row.blob for row in blobs()], at)
 
 
 def _doom(connection: Connection, digests: Collection[bytes], at: int) -> int:

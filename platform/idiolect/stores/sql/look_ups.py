@@ -34,7 +34,8 @@ class LookUp:
 
     def delete(self, connection: Connection, values: Collection[Any], names: Mapping[str, Any]) -> int:
         """How many rows those were."""
-        return sum(connection.execute(few, bound).rowcount for few, bound in self._bound(values, names))
+        changed = [connection.execute(few, bound) for few, bound in self._bound(values, names)]
+        return sum(one.rowcount for one in changed)
 
     def _bound(self, values: Collection[Any], names: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
         size, statement = next((one for one in self._by_size if one[0] >= len(values)), self._by_size[-1])

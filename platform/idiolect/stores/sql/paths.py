@@ -17,6 +17,10 @@ class Paths(Protocol):
 
     def write(self, whom: Behind, *, lasting: bool) -> Transaction: ...
 
+    def lasting_statements(self, whom: Behind) -> Transaction:
+        """Each of which is a transaction of its own."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -39,6 +43,9 @@ class SqlitePaths:
 
     def write(self, _whom: Behind, *, lasting: bool) -> Transaction:
         return (self._lasting if lasting else self._hasty).transaction("BEGIN IMMEDIATE")
+
+    def lasting_statements(self, _whom: Behind) -> Transaction:
+        return self._lasting.transaction("")
 
     def impatient(self) -> Transaction:
         return self._impatient.transaction("BEGIN IMMEDIATE")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -30,6 +30,7 @@ from idiolect.errors import InvalidInputError
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow, among, chunks, insert, queue_up
 from idiolect.stores.sql.look_ups import LookUp
+from idiolect.stores.sql.prepared import ahead
 from idiolect.stores.sql.tenant_wall import beyond_the_wall
 from idiolect.stores.sql.times import micros, moment
 
@@ -98,9 +99,19 @@ def state_from_json(data: Mapping[str, Any], updated_at: datetime) -> SubjectSta
 
 def load_state(connection: Connection, tenant: str, subject: str, *, lock: bool = False) -> SubjectState:
     """`lock` keeps the row as it is until the transaction ends (Postgres; a SQLite writer is alone anyway)."""
+    return ask_state(connection, tenant, subject, lock=lock)()
+
+
+def ask_state(connection: Connection, tenant: str, subject: str, *, lock: bool = False) -> Callable[[], SubjectState]:
+    """As `load_state`, asked ahead."""
     statement = _STATE_LOCKED if lock else _STATE
-    row = connection.execute(statement, {"tenant": tenant, "subject": subject}).one_or_none()
-    return SubjectState(subject) if row is None else state_of(row)
+    asked = ahead(connection, statement, {"tenant": tenant, "subject": subject})
+
+    def state() -> SubjectState:
+        row = asked().one_or_none()
+        return SubjectState(subject) if row is None else state_of(row)
+
+    return state
 
 
 def load_states(connection: Connection, tenant: str, subjects: Collection[str]) -> dict[str, SubjectState]:
@@ -161,8 +172,9 @@ def fence(connection: Connection, tenant: str, state: SubjectState, at: datetime
     they do: the person left one domain, and is still in the others.
     """
     person = {"of_tenant": tenant, "of_subject": state.subject}
-    upto = connection.scalar(_LAST_GIVEN, person)
+    last_given = ahead(connection, _LAST_GIVEN, person)
     seq = next_purge(connection)
+    upto = last_given().one()[0]
     stone = {"tenant": tenant, "subject": state.subject, "generation": state.generation}
     stone |= {"at": micros(at), "upto": upto, "seq": seq}
     connection.execute(_TOMBSTONE[connection.dialect.name], stone)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque, namedtuple
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -135,6 +135,7 @@ class PreparedConnection:
         self.dialect = dialect
         self.info: dict[str, Any] = {}
         self._known = known
+        self._begun = False
 
     def execute(self, statement: Compilable, parameters: Parameters | Sequence[Parameters] | None = None) -> Rows:
         """A list of parameters inserts all of them."""
@@ -145,9 +146,10 @@ class PreparedConnection:
             return Rows()
         return prepared.rows(self._run(prepared.sql, prepared.values(parameters or {})))
 
-    def execute_each(self, asked: Sequence[tuple[Compilable, Parameters]]) -> list[Rows]:
-        """Of several statements, none of which needs to know what another one found: in one journey to a server."""
-        return [self.execute(*one) for one in asked]
+    def ahead(self, statement: Compilable, parameters: Parameters) -> Callable[[], Rows]:
+        """As the function of this name."""
+        rows = self.execute(statement, parameters)
+        return lambda: rows
 
     def exec_driver_sql(self, statement: str, parameters: Sequence[Any]) -> Any:
         """Gives the driver's cursor."""
@@ -162,11 +164,13 @@ class PreparedConnection:
 
     def begin(self, words: str, _whom: Behind | None) -> None:
         """Whom the transaction is about matters where there is a wall between tenants. No words: no transaction."""
+        self._begun = bool(words)
         if words:
             self._say(words)
 
     def commit(self) -> None:
-        self._say("COMMIT")
+        if self._begun:
+            self._say("COMMIT")
 
     def undo(self) -> bool:
         """Roll back, and tell whether it may be used again. Here nobody knows what state it is in."""
@@ -194,11 +198,18 @@ class PreparedConnection:
         return prepared
 
 
-def together(connection: Connection, asked: Sequence[tuple[Any, Parameters]]) -> Sequence[Any]:
-    """What each of these statements finds, none of which needs to know what another one found."""
+def ahead(connection: Connection, statement: Any, parameters: Parameters) -> Callable[[], Any]:
+    """Ask now, and call what this gives for what was found. What is asked in between makes one journey with it."""
     if isinstance(connection, PreparedConnection):
-        return connection.execute_each(asked)
-    return [connection.execute(*one) for one in asked]
+        return connection.ahead(statement, parameters)
+    found = connection.execute(statement, parameters)
+    return lambda: found
+
+
+def together(connection: Connection, asked: Sequence[tuple[Any, Parameters]]) -> list[Any]:
+    """What each of these statements finds, none of which needs to know what another one found."""
+    found = [ahead(connection, *one) for one in asked]
+    return [one() for one in found]
 
 
 class Transaction:
@@ -226,8 +237,7 @@ class Transaction:
             self._undo(connection)
             return
         try:
-            if self._words:
-                connection.commit()
+            connection.commit()
         except BaseException:
             self._undo(connection)
             raise

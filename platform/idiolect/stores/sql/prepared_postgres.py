@@ -49,6 +49,9 @@ class PostgresPaths:
     def write(self, whom: Behind, *, lasting: bool) -> Transaction:
         return self._pool.transaction(_WRITE if lasting else _HASTY_WRITE, whom)
 
+    def lasting_statements(self, whom: Behind) -> Transaction:
+        return self._pool.transaction(_ALONE, whom)
+
     def close(self) -> None:
         self._pool.close()
 
@@ -103,18 +106,17 @@ class PostgresConnection(PreparedConnection):
                 self._ask(sql, values)
             return Rows()
         asked = self._ask(prepared.sql, prepared.values(parameters or {}))
-        if prepared.finds_rows:
-            self._travel()
-            return prepared.rows(asked.answer)
-        return _Changed(asked, self._travel)
+        return self._found(prepared, asked) if prepared.finds_rows else _Changed(asked, self._travel)
 
-    def execute_each(self, asked: Sequence[tuple[Compilable, Parameters]]) -> list[Rows]:
-        sent = []
-        for statement, parameters in asked:
-            prepared = self._prepared(statement)
-            sent.append((prepared, self._ask(prepared.sql, prepared.values(parameters))))
-        self._travel()
-        return [prepared.rows(one.answer) for prepared, one in sent]
+    def ahead(self, statement: Compilable, parameters: Parameters) -> Callable[[], Rows]:
+        prepared = self._prepared(statement)
+        asked = self._ask(prepared.sql, prepared.values(parameters))
+        return lambda: self._found(prepared, asked)
+
+    def _found(self, prepared: Prepared, asked: Asked) -> Rows:
+        if asked.answer is None:
+            self._travel()
+        return prepared.rows(asked.answer)
 
     def exec_driver_sql(self, statement: str, values: Sequence[Any]) -> Any:
         asked = self._ask(statement, values)
@@ -124,11 +126,13 @@ class PostgresConnection(PreparedConnection):
     def commit(self) -> None:
         """What only read is not waited for. What wrote is not sent along with the transaction's first question: if its
         connection turns out to be lost, it must be known that nothing was committed."""
-        if not self._arrived:
-            if self._said is None:  # nothing was asked
-                self._waiting.clear()
-                return
+        if self._said is None and not self._arrived:  # nothing was asked
+            self._waiting.clear()
+            return
+        if not self._arrived or not self._words:
             self._travel()
+        if not self._words:
+            return
         commit = self._asked("COMMIT")
         if self._words == _SNAPSHOT:
             self._guarded(lambda: self._pipeline.post(commit))

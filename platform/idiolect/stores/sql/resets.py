@@ -22,14 +22,16 @@ from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.erasure import erase
 from idiolect.stores.sql.large_weights import sweep
 from idiolect.stores.sql.part import Part
-from idiolect.stores.sql.people import check_subject, fence, load_state, save_state, state_to_json
-from idiolect.stores.sql.rollout_members import note_complaint
+from idiolect.stores.sql.people import ask_state, check_subject, fence, save_state, state_to_json
+from idiolect.stores.sql.prepared import ahead
+from idiolect.stores.sql.rollout_members import members_of, note_complaint
 from idiolect.stores.sql.times import micros
 
 _E, _L, _R, _U = schema.resets.c, schema.ledger_charges.c, schema.releases.c, schema.ledger_runs.c
 _EARLIER = select(_E.record).where(_E.tenant == bindparam("tenant"), _E.id == bindparam("id"))
 _RECORD = schema.resets.insert().values({column.name: bindparam(column.name) for column in _E})
 _CHARGED = and_(_L.tenant == bindparam("tenant"), _L.subject == bindparam("subject"))
+# Domain and global releases, also revoked ones, whose run charged this person: they keep a bounded influence.
 # Also one that is still arriving: it will be there when nobody asks for this receipt any more.
 _SHARED_RELEASES = (
     select(_R.id)
@@ -38,6 +40,7 @@ _SHARED_RELEASES = (
     .where(_CHARGED, _R.scope != "user")
     .order_by(_R.published_at, _R.id)
 )
+# What is under way, or died: a release of it would name its run, and this person was charged.
 _SHARED_RUNS = (
     select(_U.id)
     .select_from(schema.ledger_charges)
@@ -58,7 +61,8 @@ class Resets(Part):
             tenant, lambda connection: _apply(connection, keys, tenant, subject, reset_id, plan, now, actor)
         )
         self._database.scrub()
-        sweep(self._database)
+        if record.erased.get("blobs"):
+            sweep(self._database)
         return record
 
     def reset(self, tenant: str, reset_id: str) -> ResetRecord | None:
@@ -77,17 +81,23 @@ def _apply(
     actor: str,
 ) -> ResetRecord:
     hold(connection, tenant, Hold.ERASE)
-    earlier = _load(connection, tenant, reset_id)
+    earlier_asked = ahead(connection, _EARLIER, {"tenant": tenant, "id": reset_id})
+    state = ask_state(connection, tenant, subject, lock=True)
+    members = members_of(connection, tenant, subject)
+    earlier = earlier_asked().one_or_none()
     if earlier is not None:
-        return _same(earlier, subject, plan)
-    before = load_state(connection, tenant, subject, lock=True)
+        return _same(_record_of(tenant, json.loads(earlier.record)), subject, plan)
+    before = state()
     if plan.erase_traces and (standing := _standing_erasure(connection, tenant, before)) is not None:
         return standing
     after = state_after(before, plan, now)
     save_state(connection, tenant, before, after)
-    note_complaint(connection, tenant, subject, leaves=True)
-    erased = erase(connection, keys, tenant, subject, plan, now, reason=f"reset {reset_id}", actor=actor)
+    note_complaint(connection, tenant, subject, members, leaves=True)
+    erasure = erase(connection, keys, tenant, subject, plan, now, reason=f"reset {reset_id}", actor=actor)
+    person = {"tenant": tenant, "subject": subject}
+    releases, runs = (ahead(connection, one, person) for one in (_SHARED_RELEASES, _SHARED_RUNS))
     place = fence(connection, tenant, after, now, learn_afresh=plan.domain is not None)
+    erased = erasure.counts()
     record = ResetRecord(
         id=reset_id,
         tenant=tenant,
@@ -96,14 +106,14 @@ def _apply(
         generation=after.generation,
         steps=plan.steps,
         erased=erased,
-        shared_releases=_shared_releases(connection, tenant, subject),
-        shared_runs=_shared_runs(connection, tenant, subject),
+        shared_releases=tuple(row.id for row in releases()),
+        shared_runs=tuple(row.id for row in runs()),
         completed_at=now,
         purge_sequence=place,
         domain=plan.domain,
     )
     _save(connection, record)
-    details: dict[str, Any] = {"scope": plan.scope, "generation": after.generation, "erased": dict(erased)}
+    details: dict[str, Any] = {"scope": plan.scope, "generation": after.generation, "erased": erased}
     if plan.domain is not None:
         details["domain"] = plan.domain
     extra = {"state": state_to_json(after), "record": record.to_json(), "plan": asdict(plan)}
@@ -144,16 +154,6 @@ def _standing_erasure(connection: Connection, tenant: str, state: SubjectState) 
     if found is None or not stands or (found.generation, found.completed_at) != (state.generation, state.updated_at):
         return None
     return found
-
-
-def _shared_releases(connection: Connection, tenant: str, subject: str) -> tuple[str, ...]:
-    """Domain and global releases, also revoked ones, whose run charged this person: they keep a bounded influence."""
-    return tuple(connection.scalars(_SHARED_RELEASES, {"tenant": tenant, "subject": subject}))
-
-
-def _shared_runs(connection: Connection, tenant: str, subject: str) -> tuple[str, ...]:
-    """What is under way, or died: a release of it would name its run, and this person was charged."""
-    return tuple(connection.scalars(_SHARED_RUNS, {"tenant": tenant, "subject": subject}))
 
 
 def _save(connection: Connection, record: ResetRecord) -> None:

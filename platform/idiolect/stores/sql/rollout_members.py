@@ -8,7 +8,7 @@ for others of their own tenant only; each tenant has its own sums.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +29,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow, Hold, among, chunks, hold, insert, queue_up
 from idiolect.stores.sql.global_trials import running_trial, trial_rollout
 from idiolect.stores.sql.people import tombstoned
+from idiolect.stores.sql.prepared import ahead
 from idiolect.stores.sql.rollout_rows import rollout_of
 
 ENROLLED = "enrolled"
@@ -188,7 +189,7 @@ def note_answer(connection: Connection, tenant: str, subject: str, inference: In
     if success is None:
         return
     sums: Sums = defaultdict(lambda: [0, 0.0])
-    for row, rollout in _trials_of(connection, tenant, subject):
+    for row, rollout in _trials_of(connection, tenant, members_of(connection, tenant, subject)().all()):
         if inference.created_at < rollout.moved_at:
             continue
         member, contributed = after_answer(_member_of(row), success, rollout.plan.per_person)
@@ -197,10 +198,17 @@ def note_answer(connection: Connection, tenant: str, subject: str, inference: In
     _add(connection, tenant, sums)
 
 
-def note_complaint(connection: Connection, tenant: str, subject: str, *, leaves: bool) -> None:
+def members_of(connection: Connection, tenant: str, subject: str) -> Callable[[], Any]:
+    """The rollouts that a person is in, for `note_complaint`: asked ahead, and locked."""
+    return ahead(connection, _MINE, {"tenant": tenant, "subject": subject})
+
+
+def note_complaint(
+    connection: Connection, tenant: str, subject: str, members: Callable[[], Any], *, leaves: bool
+) -> None:
     """The person paused, opted out or was reset: one complaint a step. With `leaves` nothing of them stays here."""
     sums: Sums = defaultdict(lambda: [0, 0.0])
-    for row, rollout in _trials_of(connection, tenant, subject):
+    for row, rollout in _trials_of(connection, tenant, members().all()):
         if not row.complained:
             _update(connection, row, {"complained": True})
             _sum_up(sums, rollout.id, rollout.step, row.arm, {"complaints": 1.0})
@@ -209,8 +217,7 @@ def note_complaint(connection: Connection, tenant: str, subject: str, *, leaves:
     _add(connection, tenant, sums)
 
 
-def _trials_of(connection: Connection, tenant: str, subject: str) -> list[tuple[AnyRow, Rollout]]:
-    rows = connection.execute(_MINE, {"tenant": tenant, "subject": subject}).all()
+def _trials_of(connection: Connection, tenant: str, rows: Sequence[AnyRow]) -> list[tuple[AnyRow, Rollout]]:
     of_a_model = _global_rollout(connection) if rows else None
     found = []
     for row in rows:

@@ -33,7 +33,7 @@ from idiolect.stores.sql.people import (
     state_to_json,
 )
 from idiolect.stores.sql.quotas import take_place
-from idiolect.stores.sql.rollout_members import note_complaint
+from idiolect.stores.sql.rollout_members import members_of, note_complaint
 from idiolect.stores.sql.tenant_wall import NO_TENANT, stand_behind
 from idiolect.stores.sql.times import micros
 
@@ -68,7 +68,7 @@ class Subjects(Part):
     ) -> SubjectState:
         check_subject(subject)
         keys = self._database.keys
-        state = self._database.write(
+        state = self._database.lasting_write(
             tenant, lambda connection: _change(connection, keys, tenant, subject, change, now, if_revision, actor)
         )
         if change.refuses:
@@ -106,7 +106,7 @@ def _change(
     save_state(connection, tenant, before, after)
     refuses = change.opted_in is False
     if refuses or (after.paused and not before.paused):
-        note_complaint(connection, tenant, subject, leaves=refuses)
+        note_complaint(connection, tenant, subject, members_of(connection, tenant, subject), leaves=refuses)
     plans = _withdrawals(before, after, refuses)
     for plan in plans:
         reason = "left a domain" if plan.domain else "opted out"
