@@ -201,7 +201,8 @@ class Scorer:
     def try_score(self, request: ScoreRequest, *, resident: bool = False) -> ScoreResult | None:
         """As `score` if all features are cached, else None: never runs the model.
 
-        With `resident` also None if an adapter had to be loaded first; all that is left are point reads of the store.
+        With `resident` NotResidentError is raised if an adapter had to be loaded first; all that is left are point
+        reads of the store.
         """
         return alone(self.trying(request, resident=resident), self.store)
 
@@ -217,8 +218,6 @@ class Scorer:
             rows = self._cached_rows(request, stack, features_NW, NOTHING_UNDER)
             yield None
             return None if rows is None else (yield from self._finishing(request, stack, rows, looked_at))
-        except NotResidentError:
-            return None
         except Exception as error:
             self._failed(request, error)
             raise

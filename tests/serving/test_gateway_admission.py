@@ -7,6 +7,8 @@ from pathlib import Path
 
 from serving_world import World, assert_problem, world_at
 
+PATH = "/v1/releases"
+
 
 class Held:
     """Requests that stay under way until they are let go."""
@@ -17,10 +19,10 @@ class Held:
         authenticator = world.app.state.gateway.authenticator
         caller = authenticator.caller
 
-        async def slow(header: str | None) -> object:
+        async def slow(header: str | None, **more: bool) -> object:
             self.entered += 1
             await self.gate.wait()
-            return await caller(header)
+            return await caller(header, **more)
 
         authenticator.caller = slow
 
@@ -31,11 +33,10 @@ def test_what_is_over_the_bound_is_refused_at_once_and_what_is_under_way_is_fini
 
         async def crowd() -> None:
             held, api = Held(world), world.api(key)
-            path = "/v1/users/ann/personalization"
-            first = [asyncio.create_task(api._send("GET", path)) for _ in range(2)]
+            first = [asyncio.create_task(api._send("GET", PATH)) for _ in range(2)]
             while held.entered < 2:
                 await asyncio.sleep(0)
-            refused = await api._send("GET", path)
+            refused = await api._send("GET", PATH)
             assert_problem(refused, 503, "overloaded")
             assert refused.headers["retry-after"] == "1"
             assert (await api._send("GET", "/healthz")).status_code == 200
@@ -43,7 +44,7 @@ def test_what_is_over_the_bound_is_refused_at_once_and_what_is_under_way_is_fini
             assert held.entered == 2
             held.gate.set()
             assert [(await task).status_code for task in first] == [200, 200]
-            assert (await api._send("GET", path)).status_code == 200
+            assert (await api._send("GET", PATH)).status_code == 200
 
         asyncio.run(crowd())
 
@@ -54,12 +55,12 @@ def test_a_client_that_goes_away_leaves_its_place(tmp_path: Path) -> None:
 
         async def leave() -> None:
             held, api = Held(world), world.api(key)
-            task = asyncio.create_task(api._send("GET", "/v1/users/ann/personalization"))
+            task = asyncio.create_task(api._send("GET", PATH))
             while not held.entered:
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             held.gate.set()
-            assert (await api._send("GET", "/v1/users/ann/personalization")).status_code == 200
+            assert (await api._send("GET", PATH)).status_code == 200
 
         asyncio.run(leave())

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from idiolect.errors import UnavailableError
-from idiolect_services.gateway.groups import AT_ONCE, Groups
+from idiolect_services.gateway.groups import AT_ONCE, PATIENCE_SECONDS, Groups
 from idiolect_services.gateway.lanes import Lane
 from idiolect_services.gateway.turns import MOST_WORK
 
@@ -135,3 +135,26 @@ def test_a_bug_and_a_full_lane_fail_those_of_the_group_and_the_next_one_goes_on(
 
     asyncio.run(broken())
     asyncio.run(full())
+
+
+def test_who_would_wait_longer_than_is_of_use_is_refused_at_once_until_the_queue_moves() -> None:
+    double, now = Doubling(), [0.0]
+
+    async def scenario() -> None:
+        lane = Lane("test", threads=AT_ONCE, depth=64)
+        groups: Groups[int, int] = Groups(lane, double, lambda: now[0])
+        busy = await asked(groups, [1] * AT_ONCE)
+        now[0] = 1.0
+        first = await asked(groups, [2])
+        now[0] += PATIENCE_SECONDS
+        second = await asked(groups, [3])
+        now[0] += 0.001
+        with pytest.raises(UnavailableError) as caught:
+            await groups.join(4, 1)
+        assert caught.value.code == "overloaded"
+        double.may_go_on.set()
+        assert await asyncio.gather(*busy, *first, *second) == [2] * AT_ONCE + [4, 6]
+        assert await groups.join(5, 1) == 10
+        lane.close()
+
+    asyncio.run(scenario())

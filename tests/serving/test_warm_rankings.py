@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import httpx
@@ -12,8 +13,10 @@ import pytest
 from serving_world import DOCUMENTS, World
 
 from idiolect.errors import CorruptArtifactError
+from idiolect.resets.fence import ANSWER_SECONDS
 from idiolect.resets.plan import plan_reset
 from idiolect_services.gateway.pace import Pace
+from idiolect_services.gateway.process import Process
 
 PEOPLE = ("ann", "bob")
 ASKS: Sequence[tuple[str, dict[str, Any]]] = (
@@ -120,3 +123,30 @@ def test_a_bad_adapter_in_a_turn_takes_nobody_elses_answer_away(people: World, m
     assert together[1:] == alone[1:]
     assert together[0][1]["personalization"]["reason"] == "adapter_invalid"
     assert [name.startswith("idiolect-loading") for name in reported] == [True]
+
+
+@pytest.mark.parametrize(("user", "last"), [("ann", "subject"), ("stranger", "resolve")])
+def test_recording_looks_at_whom_it_names_and_only_others_are_looked_at_again_before_they_leave(
+    people: World, monkeypatch: pytest.MonkeyPatch, user: str, last: str
+) -> None:
+    """Each time longer passes between the last look of the scoring and the record than an answer may take."""
+    now, looked = [0.0], list[str]()
+
+    def slow(name: str, real: Callable[..., Any], *asked: Any) -> Any:
+        found = real(*asked)
+        looked.append(name)
+        now[0] += ANSWER_SECONDS if name == last else 0.0
+        return found
+
+    for name in ("subject", "resolve"):
+        monkeypatch.setattr(people.store, name, partial(slow, name, getattr(people.store, name)))
+    monkeypatch.setattr(people.scorer, "uptime", lambda: now[0])
+    app = people.make_app(process=Process(uptime=lambda: now[0]))
+    monkeypatch.setattr(app.state.gateway.pace, "_embedded", False)
+    api = people.api(people.key(), app)
+    api.rerank()  # the texts are known now
+    people.bank.part(*people.named("user", "ann"))
+    looked.clear()
+    assert api.rerank(user)["personalization"]["reason"] == ("applied" if user == "ann" else "unknown_user")
+    assert looked == ["resolve", "subject"]
+    app.state.gateway.close()

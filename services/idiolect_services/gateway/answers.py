@@ -43,8 +43,10 @@ class Call:
 
 @dataclass(slots=True)
 class Ready:
-    """`outcome`: None if it is not recorded yet, or there is nothing to record."""
+    """`outcome`: None if it is not recorded yet, or there is nothing to record. `looked_at`: as `ScoreResult` has it,
+    where recording looked at the person's generation once more."""
 
     scored: Scored
     draft: Draft
     outcome: RecordOutcome | None = None
+    looked_at: float | None = None

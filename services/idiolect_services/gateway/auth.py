@@ -29,29 +29,33 @@ class Authenticator:
         self,
         store: TenantStore,
         lane: Lane,
+        control: Lane,
         monotonic: Callable[[], float] = time.monotonic,
         *,
         tokens: Tokens,
         logins: Logins | None = None,
     ) -> None:
+        """Whoever asks for what is done on `control` is looked up there, and waits for nobody on `lane`."""
         self._store = store
         self._lane = lane
+        self._control = control
         self._monotonic = monotonic
         self._tokens = tokens
         self._logins = logins
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
 
-    async def caller(self, header: str | None) -> Caller:
+    async def caller(self, header: str | None, *, for_control: bool = False) -> Caller:
         """The caller that `Authorization: Bearer ...` names. Raises NotAuthenticatedError, the same for a missing,
         malformed, unknown and revoked key, and for whatever is wrong with a token."""
         secret = _secret_in(header, MAX_CHARS if self._logins is None else MAX_LOGIN_CHARS)
+        lane = self._control if for_control else self._lane
         if secret.startswith(KEY_PREFIX):
-            return await self._key(secret)
+            return await self._key(secret, lane)
         if self._logins is None or is_ours(secret):
-            return await self._end_user(secret)
-        return await self._login(self._logins, secret)
+            return await self._end_user(secret, lane)
+        return await self._login(self._logins, secret, lane)
 
-    async def _login(self, logins: Logins, token: str) -> Caller:
+    async def _login(self, logins: Logins, token: str, lane: Lane) -> Caller:
         """Checked anew each time; only that its tenant exists is remembered."""
         caller = await logins.read(token)
         if caller is None:
@@ -59,12 +63,12 @@ class Authenticator:
         name = hash_secret(f"exists {caller.tenant}")
         now = self._monotonic()
         if name not in self._known or now >= self._known[name][0]:
-            if not await self._lane.run(self._store.tenant_exists, caller.tenant):
+            if not await lane.run(self._store.tenant_exists, caller.tenant):
                 raise _refused()
             self._remember(name, now, caller)
         return caller
 
-    async def _end_user(self, token: str) -> Caller:
+    async def _end_user(self, token: str, lane: Lane) -> Caller:
         """Checked anew each time; only that its key still holds is remembered, as long as for keys."""
         caller = self._tokens.read(token)
         if caller is None:
@@ -73,19 +77,19 @@ class Authenticator:
         name = hash_secret(f"held {caller.tenant}/{caller.key_id}")
         now = self._monotonic()
         if name not in self._known or now >= self._known[name][0]:
-            if not await self._lane.run(self._store.key_holds, caller.tenant, caller.key_id):
+            if not await lane.run(self._store.key_holds, caller.tenant, caller.key_id):
                 self._known.pop(name, None)
                 raise _refused()
             self._remember(name, now, caller)
         return caller
 
-    async def _key(self, secret: str) -> Caller:
+    async def _key(self, secret: str, lane: Lane) -> Caller:
         secret_hash = hash_secret(secret)
         known = self._known.get(secret_hash)
         now = self._monotonic()
         if known is not None and now < known[0]:
             return known[1]
-        caller = await self._lane.run(self._store.authenticate, secret_hash)
+        caller = await lane.run(self._store.authenticate, secret_hash)
         if caller is None:
             self._known.pop(secret_hash, None)
             raise _refused()

@@ -86,7 +86,12 @@ class Gateway:
             gate=gate,
             fence=AnswerFence(gate, store, lanes.serving, process.uptime, process.sleep, pace),
             authenticator=Authenticator(
-                store, lanes.control, process.monotonic, tokens=tokens, logins=logins_of(settings, services.clock)
+                store,
+                lanes.keys,
+                lanes.control,
+                process.monotonic,
+                tokens=tokens,
+                logins=logins_of(settings, services.clock),
             ),
             recorder=InferenceRecorder(store, process, writing),
             pace=pace,
@@ -108,7 +113,8 @@ class Gateway:
 
     async def authorise_anyone(self, request: Request, scope: Scope) -> Caller:
         """End users too: the route must then call `caller.require_person` before it does anything for a person."""
-        caller = await self.authenticator.caller(header(request.scope, b"authorization"))
+        said = header(request.scope, b"authorization")
+        caller = await self.authenticator.caller(said, for_control=scope is Scope.CONTROLS)
         headers = await self.limits.take(caller)
         if headers:
             request.scope["state"][LIMIT_HEADERS] = headers

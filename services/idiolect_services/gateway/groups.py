@@ -7,15 +7,18 @@ alone where little is asked for, and the larger the group, hence the cheaper eac
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from idiolect.errors import UnavailableError
 from idiolect_services.gateway.lanes import Lane
 from idiolect_services.gateway.turns import MOST_WORK
 
 AT_ONCE = 2  # one waits for the store while the other one computes
+PATIENCE_SECONDS = 1.0  # once the first in the queue has waited so long, whoever comes is refused
 
 Asked = TypeVar("Asked")
 Given = TypeVar("Given")
@@ -25,23 +28,36 @@ Given = TypeVar("Given")
 class _Waiting(Generic[Asked, Given]):
     asked: Asked
     work: int
+    since: float
     landed: asyncio.Future[Given]
 
 
 class Groups(Generic[Asked, Given]):
     """Only for the event loop's thread."""
 
-    def __init__(self, lane: Lane, answer: Callable[[Sequence[Asked]], Sequence[Given | Exception]]) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        answer: Callable[[Sequence[Asked]], Sequence[Given | Exception]],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`answer` runs on a thread of `lane`. It gives an answer or an exception for each."""
+        self._monotonic = monotonic
         self._lane = lane
         self._answer = answer
         self._waiting: deque[_Waiting[Asked, Given]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def join(self, one: Asked, work: int) -> Given:
-        """Raises what `answer` gives as its exception, or UnavailableError (code `overloaded`) if the lane is full."""
+        """Raises what `answer` gives as its exception, or UnavailableError (code `overloaded`) if the lane is full, or
+        so slow that the wait would be of no use."""
+        now = self._monotonic()
+        if self._waiting and now - self._waiting[0].since > PATIENCE_SECONDS:
+            raise UnavailableError(
+                "rankings come faster than they are answered.", mend="Try again after a moment.", code="overloaded"
+            )
         landed: asyncio.Future[Given] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(one, work, landed))
+        self._waiting.append(_Waiting(one, work, now, landed))
         self._begin()
         return await landed
 

@@ -64,14 +64,21 @@ class Lane:
 
 
 class Lanes:
-    """So that a flood of rankings can't hold up a reset, and adapters that are slow to load, or large and being
-    registered, hold up only those who need them. What needs the model waits elsewhere (batching)."""
+    """So that neither a flood of rankings nor what an operator does can hold up a reset, and adapters that are slow to
+    load, or large and being registered, hold up only those who need them. What needs the model waits elsewhere
+    (batching).
+
+    `control` is for what people decide about themselves alone, also for finding out who asks for it. `keys` is for who
+    asks for anything else, `admin` for everything that is neither.
+    """
 
     def __init__(self, process: Process | None = None) -> None:
         self.serving = Lane("serving", threads=4, depth=256, process=process)
         self.loading = Lane("loading", threads=4, depth=256, process=process)
-        self.control = Lane("control", threads=2, depth=64, process=process)
+        self.control = Lane("control", threads=4, depth=256, process=process)
+        self.keys = Lane("keys", threads=1, depth=1024, process=process)
+        self.admin = Lane("admin", threads=2, depth=64, process=process)
 
     def close(self) -> None:
-        for lane in (self.serving, self.loading, self.control):
+        for lane in (self.serving, self.loading, self.control, self.keys, self.admin):
             lane.close()

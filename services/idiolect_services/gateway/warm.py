@@ -15,6 +15,7 @@ from idiolect_services.gateway.answers import Call, Ready, Scored
 from idiolect_services.gateway.groups import Groups
 from idiolect_services.gateway.lanes import Lane
 from idiolect_services.gateway.pace import MOST_TEXTS, Pace
+from idiolect_services.gateway.process import Process
 from idiolect_services.gateway.recorder import InferenceRecorder
 from idiolect_services.gateway.turns import Turns, in_step
 from idiolect_services.looks import Asking, answered
@@ -24,17 +25,28 @@ from idiolect_services.models import Models
 class WarmRankings:
     """Only for the event loop's thread."""
 
-    def __init__(self, store: Store, clock: Clock, pace: Pace, recorder: InferenceRecorder, lane: Lane) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        pace: Pace,
+        recorder: InferenceRecorder,
+        lane: Lane,
+        process: Process,
+    ) -> None:
         self._answered = partial(answered, store)
         self._clock = clock
+        self._uptime = process.uptime
         self._pace = pace
         self._recorder = recorder
         self._turns: Turns[tuple[Models, Call], Ready | None] = Turns(self._answer)
-        self._groups: Groups[tuple[Models, Call], Ready | None] = Groups(lane, self._answer_on_thread)
+        self._groups: Groups[tuple[Models, Call], Ready | None] = Groups(
+            lane, self._answer_on_thread, process.monotonic
+        )
 
     async def answer(self, models: Models, call: Call) -> Ready | None:
-        """None if it has to go through threads: what it needs is not in memory, or the store is slow just now. Raises
-        what scoring or rendering raises."""
+        """None if it has to go through threads: texts have to be read, or the store is slow just now. Raises
+        NotResidentError if an adapter has to be loaded, and what scoring or rendering raises."""
         texts = len(call.ask.pairs)
         if not self._pace.embedded:
             return await self._groups.join((models, call), texts) if texts <= MOST_TEXTS else None
@@ -44,12 +56,12 @@ class WarmRankings:
         began = self._pace.begins()
         ready = in_step([self._ready(models, call) for models, call in calls], self._answered)
         self._pace.ends(began)
-        _record(ready, self._recorder.record_at_once)
+        self._record(ready, self._recorder.record_at_once)
         return ready
 
     def _answer_on_thread(self, calls: Sequence[tuple[Models, Call]]) -> list[Ready | Exception | None]:
         ready = in_step([self._ready(models, call) for models, call in calls], self._answered)
-        _record(ready, self._recorder.record_now)
+        self._record(ready, self._recorder.record_now)
         return ready
 
     def _ready(self, models: Models, call: Call) -> Asking[Ready | None]:
@@ -61,14 +73,22 @@ class WarmRankings:
         scored = Scored(result, began, models.model_of(result))
         return Ready(scored, call.render(scored))
 
+    def _record(
+        self,
+        ready: Sequence[Ready | Exception | None],
+        record: Callable[[Sequence[ShownInference]], Sequence[RecordOutcome] | None],
+    ) -> None:
+        """All that is to be recorded, in one transaction. Not what `record` gives nothing for."""
+        shown = [(one, one.draft.shown) for one in ready if isinstance(one, Ready) and one.draft.shown is not None]
+        began = self._uptime()
+        outcomes = record([inference for _, inference in shown]) if shown else None
+        if outcomes is not None:
+            for (one, inference), outcome in zip(shown, outcomes, strict=True):
+                one.outcome = outcome
+                if outcome == "recorded" and _is_fenced(inference):
+                    one.looked_at = began
 
-def _record(
-    ready: Sequence[Ready | Exception | None],
-    record: Callable[[Sequence[ShownInference]], Sequence[RecordOutcome] | None],
-) -> None:
-    """All that is to be recorded, in one transaction. Not what `record` gives nothing for."""
-    shown = [(one, one.draft.shown) for one in ready if isinstance(one, Ready) and one.draft.shown is not None]
-    outcomes = record([inference for _, inference in shown]) if shown else None
-    if outcomes is not None:
-        for (one, _), outcome in zip(shown, outcomes, strict=True):
-            one.outcome = outcome
+
+def _is_fenced(shown: ShownInference) -> bool:
+    """Whether it is recorded only if its person is still of that generation."""
+    return shown.inference.subject is not None and shown.generation is not None

@@ -65,7 +65,7 @@ class AdapterRoutes:
     ) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
         adapter, after = adapter_of(adapter_id), after_token(page_token)
-        found = await self._gateway.lanes.control.run(self._versions, caller.tenant, adapter, after, limit + 1)
+        found = await self._gateway.lanes.admin.run(self._versions, caller.tenant, adapter, after, limit + 1)
         if not found and not after:
             raise NotFoundError("no such adapter.")
         page = found[:limit]
@@ -77,7 +77,7 @@ class AdapterRoutes:
 
     async def pointers(self, request: Request, adapter_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        return await self._gateway.lanes.control.run(self._pointers, caller.tenant, adapter_of(adapter_id))
+        return await self._gateway.lanes.admin.run(self._pointers, caller.tenant, adapter_of(adapter_id))
 
     def _pointers(self, tenant: str, adapter: Adapter) -> Response:
         found = self._store.pointers(tenant, adapter)
@@ -127,14 +127,14 @@ class AdapterRoutes:
             move(expected)
             return self._pointers(tenant, adapter)
 
-        return await self._gateway.lanes.control.run(work)
+        return await self._gateway.lanes.admin.run(work)
 
     async def history(
         self, request: Request, adapter_id: str, limit: Limit = 50, page_token: PageToken = None
     ) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
         before = _number(page_token)
-        found = await self._gateway.lanes.control.run(
+        found = await self._gateway.lanes.admin.run(
             self._store.pointer_history, caller.tenant, adapter_of(adapter_id), before=before, limit=limit + 1
         )
         if not found and before is None:
@@ -145,7 +145,7 @@ class AdapterRoutes:
 
     async def origin(self, request: Request, version_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        found = await self._gateway.lanes.control.run(self._store.version_lineage, caller.tenant, decoded(version_id))
+        found = await self._gateway.lanes.admin.run(self._store.version_lineage, caller.tenant, decoded(version_id))
         if found is None:
             raise NotFoundError("no such adapter version.")
         return _json(asdict(found))
@@ -153,14 +153,14 @@ class AdapterRoutes:
     async def contributions(self, request: Request, user: User) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
         subject = self._services.pseudonym(caller.tenant, user)
-        found = await self._gateway.lanes.control.run(self._store.contributions, caller.tenant, subject)
+        found = await self._gateway.lanes.admin.run(self._store.contributions, caller.tenant, subject)
         return _json({"versions": [asdict(one) for one in found]})
 
     async def audit(self, request: Request, limit: Limit = 50, page_token: PageToken = None) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
         before = _number(page_token)
-        head = await self._gateway.lanes.control.run(self._store.audit_head, caller.tenant)
-        found = await self._gateway.lanes.control.run(
+        head = await self._gateway.lanes.admin.run(self._store.audit_head, caller.tenant)
+        found = await self._gateway.lanes.admin.run(
             self._store.audit_entries, caller.tenant, before=before, limit=limit + 1
         )
         page = found[:limit]

@@ -63,7 +63,7 @@ class ChatRoutes(RankingRoutes):
         # Everything that can be refused is refused before the upstream costs anything.
         ask = self._asked(caller.tenant, call)
         caller.require_person(ask.subject)
-        upstream = await self._gateway.lanes.control.run(self._services.store.upstream, caller.tenant)
+        upstream = await self._gateway.lanes.serving.run(self._services.store.upstream, caller.tenant)
         if upstream is None:
             raise ConflictError("this tenant has no upstream.", mend="Set one: PUT /v1/upstream.", code="no_upstream")
         batch = await gather(self._post_to(caller.tenant, upstream), _forwarded(body, upstream), call.n)

@@ -44,14 +44,14 @@ class ExportRoutes:
     async def export(self, request: Request, user: str) -> Response:
         """Nothing is kept of it, so sent again it is made again. Any body is ignored."""
         caller, subject = await person_of(self._gateway, request, user)
-        await self._idempotency.check(self._gateway.lanes.control, self._idempotency.claim(request, caller, {}))
+        await self._idempotency.check(self._gateway.lanes.admin, self._idempotency.claim(request, caller, {}))
         if self._under_way >= AT_ONCE:
             raise StatusError(
                 503, "too many exports are under way.", mend="Try again.", code="overloaded", retry_after_s=5
             )
         self._under_way += 1
         try:
-            pieces, first = await self._gateway.lanes.control.run(self._begin, caller, subject)
+            pieces, first = await self._gateway.lanes.admin.run(self._begin, caller, subject)
         except BaseException:
             self._under_way -= 1
             raise
@@ -71,7 +71,7 @@ class ExportRoutes:
 
     async def _rest(self, first: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield first
-        while (chunk := await self._gateway.lanes.control.run(_next, pieces)) is not None:
+        while (chunk := await self._gateway.lanes.admin.run(_next, pieces)) is not None:
             yield chunk
 
 

@@ -52,7 +52,7 @@ class HealthRoutes:
 
     async def readyz(self, _request: Request) -> Response:
         """503 if the store can't be reached: what is served then is the global ranking only."""
-        await self._gateway.lanes.control.run(self._gateway.services.store.check)
+        await self._gateway.lanes.keys.run(self._gateway.services.store.check)
         trouble = {} if self._live.outdated is None else {"model": "outdated"}
         trouble |= {} if self._live.candidate_missing is None else {"candidate": "missing"}
         body = to_json({"status": "ok"} | trouble) if trouble else _OK
@@ -84,6 +84,6 @@ class HealthRoutes:
 
     async def _active_rollouts(self) -> int | None:
         try:
-            return len(await self._gateway.lanes.control.run(self._gateway.services.store.active_rollouts))
+            return len(await self._gateway.lanes.keys.run(self._gateway.services.store.active_rollouts))
         except STORE_TROUBLE:
             return None

@@ -79,7 +79,12 @@ class RankingRoutes:
         self._services = gateway.services
         self._most = dict.fromkeys(SIDE_NAMES, self._services.settings.max_documents)
         self._warm = WarmRankings(
-            self._services.store, self._services.clock, gateway.pace, gateway.recorder, gateway.lanes.serving
+            self._services.store,
+            self._services.clock,
+            gateway.pace,
+            gateway.recorder,
+            gateway.lanes.serving,
+            self._services.process,
         )
         self.posts = {"/v1/rerank": self.rerank, "/v1/score": self.score, "/v1/compare": self.compare}
 
@@ -156,20 +161,25 @@ class RankingRoutes:
         computed: Computed | None = None
         for _ in range(FENCE_TRIES):
             ticket = gate.ticket()
-            ready = await self._warm.answer(models, call)
-            if ready is None:
-                tried = await self._on_thread(call, partial(self._try, models, ask, computed))
-                if isinstance(tried, Scored):
-                    scored = tried
-                else:
-                    computed = await self._computed(*tried, call)
-                    ticket = gate.ticket()
-                    scored = await self._on_thread(call, partial(self._score, models, ask, computed))
-                ready = Ready(scored, call.render(scored))
+            tried = await self._tried(models, call, computed)
+            if isinstance(tried, tuple):
+                computed = await self._computed(*tried, call)
+                ticket = gate.ticket()
+                tried = await self._on_thread(call, partial(self._score, models, ask, computed))
+            ready = tried if isinstance(tried, Ready) else Ready(tried, call.render(tried))
             response = await self._recorded(call.render, ready)
-            if response is not None and await self._gateway.fence.admits(ticket, _claim(ask, ready.scored)):
+            if response is not None and await self._gateway.fence.admits(ticket, _claim(ask, ready)):
                 return self._counted(response, ready.scored)
         return await self._without_person(models.live, call, computed)
+
+    async def _tried(self, models: Models, call: Call, computed: Computed | None) -> Ready | Scored | ToRead:
+        """Where memory is not enough: what has to be loaded is loaded at once, and what has to be read is told."""
+        work = partial(self._try, models, call.ask, computed)
+        try:
+            ready = await self._warm.answer(models, call)
+        except NotResidentError:
+            return await while_present(call.request, self._loading(call, work))
+        return await self._on_thread(call, work) if ready is None else ready
 
     def _counted(self, response: Response, scored: Scored) -> Response:
         self._gateway.metrics.personalized(scored.result.personalization.reason)
@@ -331,9 +341,10 @@ def _seconds(request: Request, most: float) -> float:
     return min(int(text) / 1000.0, most)
 
 
-def _claim(ask: ScoreRequest, scored: Scored) -> Claim:
-    said = scored.result.personalization
-    return Claim(ask.tenant, ask.subject, ask.domain, said.generation, said.applied, scored.result.looked_at)
+def _claim(ask: ScoreRequest, ready: Ready) -> Claim:
+    result = ready.scored.result
+    said, looked_at = result.personalization, result.looked_at if ready.looked_at is None else ready.looked_at
+    return Claim(ask.tenant, ask.subject, ask.domain, said.generation, said.applied, looked_at)
 
 
 def _response(draft: Draft) -> Response:

@@ -69,7 +69,7 @@ class RegistryRoutes:
         subject = None if user is None else self._services.pseudonym(caller.tenant, user)
         after = after_token(page_token)
         # One more than asked for tells whether there is a next page.
-        found = await self._gateway.lanes.control.run(
+        found = await self._gateway.lanes.admin.run(
             self._store.versions, caller.tenant, subject=subject, after=after, limit=limit + 1
         )
         page = found[:limit]
@@ -78,7 +78,7 @@ class RegistryRoutes:
 
     async def adapter(self, request: Request, version_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        stored = await self._gateway.lanes.control.run(self._store.version, caller.tenant, decoded(version_id))
+        stored = await self._gateway.lanes.admin.run(self._store.version, caller.tenant, decoded(version_id))
         if stored is None:
             raise NotFoundError("no such adapter version.")
         return _json(
@@ -94,21 +94,21 @@ class RegistryRoutes:
 
     async def releases(self, request: Request, limit: Limit = 50) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        found = await self._gateway.lanes.control.run(self._store.releases, caller.tenant, limit=limit)
+        found = await self._gateway.lanes.admin.run(self._store.releases, caller.tenant, limit=limit)
         return _json({"releases": [asdict(release) for release in found]})
 
     async def revoke(self, request: Request, release_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
         wanted = validated(RevokeRequest, await read_object(request, self._services.settings.max_body_bytes))
         release, now = decoded(release_id), self._services.clock.now()
-        await self._gateway.lanes.control.run(
+        await self._gateway.lanes.admin.run(
             self._store.revoke_release, caller.tenant, release, now, reason=wanted.reason, actor=caller.actor
         )
         return _json({"id": release, "revoked": True})
 
     async def ledger(self, request: Request, limit: Limit = 50) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
-        runs = await self._gateway.lanes.control.run(self._ledger_runs, caller.tenant, limit)
+        runs = await self._gateway.lanes.admin.run(self._ledger_runs, caller.tenant, limit)
         return _json({"runs": runs})
 
     def _ledger_runs(self, tenant: str, limit: int) -> list[dict[str, Any]]:

@@ -81,14 +81,14 @@ class ReleaseRoutes:
 
     async def show(self, request: Request, release_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        found = await self._gateway.lanes.control.run(self._store.release, caller.tenant, decoded(release_id))
+        found = await self._gateway.lanes.admin.run(self._store.release, caller.tenant, decoded(release_id))
         if found is None:
             raise NotFoundError("no such release.")
         return _json(asdict(found))
 
     async def card(self, request: Request, release_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        text = await self._gateway.lanes.control.run(self._card, caller.tenant, decoded(release_id))
+        text = await self._gateway.lanes.admin.run(self._card, caller.tenant, decoded(release_id))
         return PlainTextResponse(text, media_type="text/markdown")
 
     def _card(self, tenant: str, release: str) -> str:
@@ -104,7 +104,7 @@ class ReleaseRoutes:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
         wanted = validated(PromoteRequest, await read_object(request, self._services.settings.max_body_bytes))
         release, now = decoded(release_id), self._services.clock.now()
-        moved = await self._gateway.lanes.control.run(
+        moved = await self._gateway.lanes.admin.run(
             self._store.promote_release, caller.tenant, release, now, reason=wanted.reason, actor=caller.actor
         )
         return _json({"id": release, "moved": moved})
@@ -117,7 +117,7 @@ class ReleaseRoutes:
             )
         self._under_way += 1
         try:
-            blocks, first = await self._gateway.lanes.control.run(
+            blocks, first = await self._gateway.lanes.admin.run(
                 self._begin, caller.tenant, decoded(release_id), caller.actor
             )
         except BaseException:
@@ -137,7 +137,7 @@ class ReleaseRoutes:
 
     async def _rest(self, first: bytes, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield first
-        while (block := await self._gateway.lanes.control.run(_next, blocks)) is not None:
+        while (block := await self._gateway.lanes.admin.run(_next, blocks)) is not None:
             yield block
 
     async def bring_in(self, request: Request, reason: _REASON) -> Response:
@@ -145,7 +145,7 @@ class ReleaseRoutes:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
         content = await read_bytes(request, self._services.settings.max_body_bytes, MEDIA_TYPE)
         try:
-            report = await self._gateway.lanes.control.run(
+            report = await self._gateway.lanes.admin.run(
                 import_release,
                 self._store,
                 self._services.signer,
@@ -161,7 +161,7 @@ class ReleaseRoutes:
 
     async def diff(self, request: Request, a: _ONE, b: _OTHER) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        return _json(await self._gateway.lanes.control.run(self._diff, caller.tenant, a, b))
+        return _json(await self._gateway.lanes.admin.run(self._diff, caller.tenant, a, b))
 
     def _diff(self, tenant: str, a: str, b: str) -> dict[str, Any]:
         """The probes are public texts of ours, never what a caller sends: scoring those is what /v1/score is for."""
@@ -188,11 +188,11 @@ class ReleaseRoutes:
         now = self._services.clock.now()
         older_than = now - timedelta(days=wanted.older_than_days)
         if wanted.apply:
-            found = await self._gateway.lanes.control.run(
+            found = await self._gateway.lanes.admin.run(
                 self._store.collect, caller.tenant, older_than, now, actor=caller.actor
             )
         else:
-            found = await self._gateway.lanes.control.run(self._store.garbage, caller.tenant, older_than)
+            found = await self._gateway.lanes.admin.run(self._store.garbage, caller.tenant, older_than)
         return _json({"applied": wanted.apply} | asdict(found))
 
 

@@ -36,13 +36,13 @@ class RetentionRoutes:
 
     async def show(self, request: Request) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
-        return self._state(await self._gateway.lanes.control.run(self._store.retention, caller.tenant))
+        return self._state(await self._gateway.lanes.admin.run(self._store.retention, caller.tenant))
 
     async def put(self, request: Request) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
         wanted = validated(RetentionRequest, await read_object(request, self._services.settings.max_body_bytes))
         expected = request.headers.get("if-match")
-        await self._gateway.lanes.control.run(self._set, caller, wanted.days, expected)
+        await self._gateway.lanes.admin.run(self._set, caller, wanted.days, expected)
         return self._state(wanted.days)
 
     def _set(self, caller: Caller, days: int | None, expected: str | None) -> None:

@@ -63,7 +63,7 @@ class RolloutRoutes:
 
     async def list(self, request: Request, limit: Limit = 50) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        found = await self._gateway.lanes.control.run(self._list, self._owners(caller), limit)
+        found = await self._gateway.lanes.admin.run(self._list, self._owners(caller), limit)
         return _json({"rollouts": [state_of(rollout) for rollout in found]})
 
     def _owners(self, caller: Caller) -> Sequence[str]:
@@ -88,7 +88,7 @@ class RolloutRoutes:
                 f"there is no staged global model {candidate.id[:80]!r}.",
                 mend="Global models are the operator's: see IDIOLECT_OPERATOR_TENANT.",
             )
-        created = await self._gateway.lanes.control.run(
+        created = await self._gateway.lanes.admin.run(
             self._store.create_rollout,
             owners[-1] if candidate.kind == "global" else caller.tenant,
             candidate,
@@ -102,7 +102,7 @@ class RolloutRoutes:
 
     async def show(self, request: Request, rollout_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
-        detail = await self._gateway.lanes.control.run(self._detail, self._owners(caller), decoded(rollout_id))
+        detail = await self._gateway.lanes.admin.run(self._detail, self._owners(caller), decoded(rollout_id))
         return _json(detail, revision=detail["revision"])
 
     def _detail(self, owners: Sequence[str], rollout_id: str) -> dict[str, Any]:
@@ -112,10 +112,10 @@ class RolloutRoutes:
         async def steer(request: Request, rollout_id: str) -> Response:
             caller = await self._gateway.authorise(request, Scope.ADMIN)
             wanted = validated(SteerRequest, await read_object(request, self._services.settings.max_body_bytes))
-            control, owners, rollout = self._gateway.lanes.control, self._owners(caller), decoded(rollout_id)
-            moved = await control.run(
+            lane, owners, rollout = self._gateway.lanes.admin, self._owners(caller), decoded(rollout_id)
+            moved = await lane.run(
                 self._store.steer_rollout,
-                await control.run(self._owner, owners, rollout),
+                await lane.run(self._owner, owners, rollout),
                 rollout,
                 action,
                 self._services.clock.now(),

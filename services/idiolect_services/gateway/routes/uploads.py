@@ -103,7 +103,7 @@ class UploadRoutes:
     ) -> Response:
         lanes = self._gateway.lanes
         claim = await asyncio.to_thread(self._idempotency.claim, request, caller, body)
-        await self._idempotency.check(lanes.control, claim)
+        await self._idempotency.check(lanes.admin, claim)
         asked = Registration(
             tenant=caller.tenant,
             adapter=adapter,

@@ -37,7 +37,7 @@ class UpstreamRoutes:
 
     async def show(self, request: Request) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
-        upstream = await self._gateway.lanes.control.run(self._store.upstream, caller.tenant)
+        upstream = await self._gateway.lanes.admin.run(self._store.upstream, caller.tenant)
         if upstream is None:
             raise NotFoundError("no upstream is set.")
         return _json(_state(upstream))
@@ -47,12 +47,12 @@ class UpstreamRoutes:
         wanted = validated(UpstreamRequest, await read_object(request, self._services.settings.max_body_bytes))
         rules, vault, now = self._gateway.upstream_rules, self._services.vault, self._services.clock.now()
         upstream = new_upstream(rules, vault, caller.tenant, wanted.base_url, wanted.model, wanted.api_key, now)
-        await self._gateway.lanes.control.run(self._store.set_upstream, caller.tenant, upstream)
+        await self._gateway.lanes.admin.run(self._store.set_upstream, caller.tenant, upstream)
         return _json(_state(upstream))
 
     async def remove(self, request: Request) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
-        await self._gateway.lanes.control.run(self._store.remove_upstream, caller.tenant)
+        await self._gateway.lanes.admin.run(self._store.remove_upstream, caller.tenant)
         return _json({"removed": True})
 
 
