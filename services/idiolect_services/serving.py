@@ -220,7 +220,9 @@ def purge_follower(installation: Installation, live: LiveScorer) -> PurgeFollowe
 def listen(settings: Settings) -> socket.socket:
     """The listening socket, taken before anything slow, so that a port in use is said at once."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named, because asyncio sends small answers at once (TCP_NODELAY) only where it sees that the protocol is TCP. Else
+    # the second half of each answer waits 40 ms for the client to acknowledge the first.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))

@@ -144,6 +144,12 @@ def test_a_rerank_client_is_answered_where_it_looks(world: World, path: str, bod
     assert there.json()["results"] == here.json()["results"]
 
 
+def test_a_document_may_have_a_number_for_an_id(world: World) -> None:
+    documents = [{"text": text, "id": number} for number, text in enumerate(TEXTS)]
+    answer = world.api(world.key()).post("/v2/rerank", COHERE_V2 | {"documents": documents, "top_n": 3}).json()
+    assert [result["id"] for result in answer["results"]] == [str(result["index"]) for result in answer["results"]]
+
+
 def test_a_score_client_is_answered_where_it_looks(world: World) -> None:
     api = world.api(world.key())
     there, here = (api.post(name, {"text_1": "q", "text_2": TEXTS}) for name in ("/score", "/v1/score"))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
 from test_gateway_storm import serving
 
+from idiolect.settings import Settings
 from idiolect_services.gateway import wire
+from idiolect_services.serving import listen
 
 GET = b"GET /first HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /first HTTP/1.1\r\nHost: x\r\n"
@@ -42,6 +46,29 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 def port() -> Iterator[int]:
     with serving(echo) as port:
         yield port
+
+
+def test_the_second_half_of_an_answer_does_not_wait_for_the_client(tmp_path: Path) -> None:
+    """uvicorn writes head and body apart. Without TCP_NODELAY the body waits until the client acknowledges the head."""
+
+    async def accepted(listener: socket.socket) -> int:
+        option: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def look(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            ours = writer.get_extra_info("socket")
+            option.set_result(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+            await writer.wait_closed()
+
+        async with await asyncio.start_server(look, sock=listener):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        return await option
+
+    with listen(Settings(home=tmp_path).model_copy(update={"port": 0})) as listener:
+        assert asyncio.run(accepted(listener))
 
 
 def talk(port: int, *pieces: bytes) -> bytes:

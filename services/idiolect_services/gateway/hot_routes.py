@@ -19,7 +19,7 @@ from idiolect_services.gateway.problems import problem_from
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-# Where clients of Cohere (its second API), vLLM and Infinity look for these calls.
+# Where clients of Cohere (its second API) and vLLM look for these calls.
 OTHER_NAMES = {"/v2/rerank": "/v1/rerank", "/rerank": "/v1/rerank", "/score": "/v1/score"}
 
 

@@ -21,7 +21,14 @@ from idiolect_services.gateway.schemas.common import (
 
 class Document(RequestModel):
     text: PlainText = Field(description="The candidate.", examples=["Sure! Here is how to reset it: ..."])
-    id: str | None = Field(None, min_length=1, max_length=128, description="Your own id, returned with the result.")
+    id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        strict=False,
+        coerce_numbers_to_str=True,
+        description="Your own id, returned with the result; a number is returned as text.",
+    )
 
 
 class ForPerson(RequestModel):
