@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from idiolect.errors import InvalidInputError
 from idiolect_services.bench import machine
 from idiolect_services.bench.catalogue import BENCHMARKS, Benchmark, find_benchmark
-from idiolect_services.bench.form import Measured, Missing, judged
+from idiolect_services.bench.form import Measured, Missing, Report, judged, results_for
 from idiolect_services.bench.targets import Target, all_targets, read_tables, target_of
 from idiolect_services.cli import app
+from idiolect_services.cli.bench import _print_table
 
 FIELDS = {"metric", "unit", "value", "low", "high", "peer", "peer_value", "ratio", "target", "met"}
 AT_LEAST_HALF = Target("x", 0.5, "at_least", "ratio")
@@ -60,6 +61,15 @@ def test_the_table_shows_every_metric_whole_with_its_target(fake_http: None, tmp
     assert "50 .. 70" in output
     assert "Not measured: rerank_p99: its peer, X, is not set up." in output
     assert "≥ 0.5 x peer met" in output
+
+
+def test_no_figure_is_cut_however_long_the_names_are(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "an_accuracy_of_" + "people_" * 20
+    measured = Measured(name, "accuracy over the stack below", 0.8384, 0.826, 0.851, "collaborative filtering", 0.8363)
+    _print_table(Report("preference", None, {}, {}, results_for("preference", [measured])))
+    output = capsys.readouterr().out
+    assert "…" not in output
+    assert all(part in output for part in (name, "0.838", "0.826 .. 0.851", "0.836", "1.003"))
 
 
 def test_without_a_name_the_benchmarks_are_listed() -> None:

@@ -17,7 +17,7 @@ from idiolect_services.bench.privacy_plots import can_draw
 from idiolect_services.bench.targets import target_of
 from idiolect_services.cli.common import Home, bars, console, settings_for
 
-WIDEST = 140
+UNBOUNDED = 10_000
 
 
 def bench(
@@ -94,7 +94,7 @@ def _print_table(report: Report) -> None:
     for result in report.results:
         table.add_row(*_row(report.benchmark, result))
     # A cut name or figure is worse than a line that the terminal wraps.
-    Console(width=max(console.width, WIDEST)).print(table)
+    Console(width=max(console.width, Console(width=UNBOUNDED).measure(table).maximum)).print(table)
 
 
 def _row(benchmark: str, result: Result) -> tuple[str, ...]:
