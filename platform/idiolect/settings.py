@@ -154,6 +154,9 @@ class Settings(BaseSettings):
         None,
         description="Tenant whose admins may roll out a global model to all tenants; only the command line if not set.",
     )
+    browser_origins: str = Field(
+        "", description="Whose pages may call with their users' tokens (CORS), such as https://shop.example; none."
+    )
     upstream_hosts: str = Field(
         "", description="Where tenants may have completions made: names, or origins like http://10.0.0.5:8000; none."
     )

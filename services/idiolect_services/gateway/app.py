@@ -18,6 +18,7 @@ from idiolect.errors import IdiolectError
 from idiolect.tenancy import Caller
 from idiolect_services.gateway.admission import Admission
 from idiolect_services.gateway.bodies import fields_error
+from idiolect_services.gateway.browsers import for_browsers, origins_of
 from idiolect_services.gateway.context import Gateway, GatewayServices
 from idiolect_services.gateway.edge import Edge
 from idiolect_services.gateway.hot_routes import HotRoutes, LayeredApp
@@ -47,6 +48,7 @@ def create_app(services: GatewayServices) -> FastAPI:
 
     Paths hold user ids: run the server without an access log.
     """
+    origins = origins_of(services.settings.browser_origins)  # may be refused, so before anything is opened
     gateway = Gateway.over(services)
 
     @asynccontextmanager
@@ -90,7 +92,8 @@ def create_app(services: GatewayServices) -> FastAPI:
     for kind, handler in _handlers(gateway, described).items():
         app.add_exception_handler(kind, handler)
     hot = HotRoutes(ranking.posts)
-    edge = Edge(Admission(hot, most=services.settings.max_requests))
+    admitted = Admission(hot, most=services.settings.max_requests)
+    edge = Edge(for_browsers(admitted, origins))
     app.lay(Measured(edge, gateway.metrics, ranking.posts), hot, ranking.posts)
     return app
 
