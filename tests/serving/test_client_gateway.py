@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
 
 import httpx
 import pytest
-from pydantic import BaseModel
-from serving_world import DOCUMENTS, Api, World
+from client_world import client_of
+from serving_world import DOCUMENTS, World
 
 from idiolect import AsyncClient, Client
-from idiolect.client import Document, DomainChoice, RetryPolicy, Signal, calls, results
+from idiolect.client import Document, DomainChoice, Signal, results
 from idiolect.client.errors import ApiAuthenticationError, ApiConsentError, ApiInvalidInputError, ApiNotFoundError
 from idiolect.errors import NotFoundError, PreconditionError
-from idiolect_services.gateway.schemas import chat, common, controls, feedback, ranking, registry, retention, tokens
-
-
-class Through(httpx.BaseTransport):
-    """Lets the synchronous client speak to the app."""
-
-    def __init__(self, api: Api) -> None:
-        self._api = api
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        headers = {name: value for name, value in request.headers.items() if name != "host"}
-        raw = request.url.raw_path.decode()
-        answer = self._api.send(request.method, raw, content=request.read(), headers=headers)
-        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
 
 @pytest.fixture
 def api(world: World) -> Client:
     return client_of(world, world.key())
-
-
-def client_of(world: World, key: str) -> Client:
-    return Client("https://api.test", key, transport=Through(world.api()), retries=RetryPolicy(attempts=1))
 
 
 def test_the_whole_life_of_a_person(world: World, api: Client) -> None:
@@ -118,90 +97,6 @@ def test_the_asynchronous_client_does_the_same(world: World, api: Client) -> Non
         return first
 
     assert asyncio.run(ask()).results == api.rerank("q", DOCUMENTS).results
-
-
-PAIRS: list[tuple[type[results.Result], type[BaseModel]]] = [
-    (results.Personalization, common.PersonalizationBlock),
-    (results.Ranking, ranking.RerankResponse),
-    (results.Scores, ranking.ScoreResponse),
-    (results.Comparison, ranking.CompareResponse),
-    (results.SignalOutcome, feedback.SignalOutcome),
-    (results.BatchOutcome, feedback.BatchOutcome),
-    (results.Consent, controls.ConsentState),
-    (results.ResetReceipt, controls.ResetReceipt),
-    (results.Explanation, controls.Explanation),
-    (results.AdapterPage, registry.AdapterPage),
-    (results.Adapter, registry.AdapterDetail),
-    (results.Releases, registry.ReleaseList),
-    (results.Revocation, registry.RevokeResponse),
-    (results.Ledger, registry.LedgerPage),
-    (results.Completion, chat.ChatResponse),
-    (results.Upstream, chat.UpstreamState),
-    (results.Token, tokens.TokenResponse),
-    (results.Retention, retention.RetentionState),
-]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) is not None or isinstance(annotation, UnionType):
-        return [model for part in get_args(annotation) for model in _models_in(part)]
-    return []
-
-
-def _check_fields(ours: type[BaseModel], theirs: type[BaseModel]) -> None:
-    """Every field that the client requires is one that the server promises, all the way down."""
-    for name, field in ours.model_fields.items():
-        assert name in theirs.model_fields, f"{ours.__name__}.{name} is not in {theirs.__name__}"
-        promised = theirs.model_fields[name]
-        assert (field.alias or name) == (promised.alias or name)
-        for mine, its in zip(_models_in(field.annotation), _models_in(promised.annotation), strict=False):
-            _check_fields(mine, its)
-
-
-@pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=lambda model: model.__name__)
-def test_results_hold_what_the_api_promises(ours: type[BaseModel], theirs: type[BaseModel]) -> None:
-    _check_fields(ours, theirs)
-
-
-def test_every_call_is_a_route_of_the_api(world: World) -> None:
-    described = world.app.openapi()["paths"]
-    offered = {(method.upper(), re.sub(r"{\w+}", "{}", path)) for path in described for method in described[path]}
-    signal = Signal("i", "choice", 0, "u")
-    made = [
-        calls.rerank("q", ["a"]),
-        calls.score("q", ["a"]),
-        calls.compare("q", "a", "b"),
-        calls.complete([{"role": "user", "content": "q"}]),
-        calls.issue_token("u", ["infer"]),
-        calls.upstream(),
-        calls.set_upstream("https://api.example.com"),
-        calls.remove_upstream(),
-        calls.retention(),
-        calls.set_retention(90),
-        calls.feedback(signal),
-        calls.feedback_batch([signal]),
-        calls.consent("u"),
-        calls.set_consent("u", paused=True),
-        calls.reset("u"),
-        calls.reset_receipt("u", "r"),
-        calls.explanation("u"),
-        calls.adapters(),
-        calls.adapter("v"),
-        calls.releases(),
-        calls.revoke_release("r", "why"),
-        calls.ledger(),
-        calls.health(),
-        calls.ready(),
-    ]
-    segments = {"u": "users", "r": "resets", "v": "adapters"}
-    asked = {(call.method, _template(call.path, segments)) for call in made}
-    assert asked <= offered, asked - offered
-
-
-def _template(path: str, ids: dict[str, str]) -> str:
-    return "/".join("{}" if part in ids else part for part in path.split("/"))
 
 
 def test_a_person_is_exported_and_erased(world: World, api: Client, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from client_world import client_of
 from lora_world import (
     PAIRS,
     plain_peft_scores,
@@ -33,10 +34,9 @@ from lora_world import (
     upload_body,
 )
 from serving_world import DOCUMENTS, World, assert_problem, scores, some_weights
-from test_client_gateway import client_of
 
 from idiolect.client.errors import ApiInvalidInputError
-from idiolect.errors import IdiolectError, UnavailableError
+from idiolect.errors import IdiolectError, NotFoundError, UnavailableError
 from idiolect.registry.manifest import manifest_bytes
 from idiolect.tenancy import Scope
 from idiolect_services.gateway.schemas.adapters import AdapterUpload
@@ -638,6 +638,17 @@ def test_the_client_registers_a_folder(world: World, elsewhere: Callable[..., Pa
     with pytest.raises(ApiInvalidInputError) as caught:
         client.register_lora(config, weights[:-1], global_digest=digest, reason="a test", domain="chat")
     assert caught.value.code == "adapter_refused"
+    folder = elsewhere("next", seed=2)
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    key = {"global_digest": digest, "reason": "better", "idempotency_key": "next-1"}
+    second = client.register_lora_version(version.adapter, config, weights, **key)
+    assert client.register_lora_version(version.adapter, config, weights, **key) == second
+    assert client.pointers(version.adapter).live.version == second.id
+    assert [entry.id for entry in client.adapter_versions(version.adapter).adapters] == [version.id, second.id]
+    with pytest.raises(ApiInvalidInputError):
+        client.register_lora_version(version.adapter, config, weights, **key | {"reason": "another"})
+    with pytest.raises(NotFoundError):
+        client.register_lora_version("nobody", config, weights, global_digest=digest, reason="r")
 
 
 def test_an_explanation_of_a_persons_lora_has_no_directions(world: World, elsewhere: Callable[..., Path]) -> None:

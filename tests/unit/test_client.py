@@ -17,6 +17,7 @@ import pytest
 from idiolect import AsyncClient, Client, errors
 from idiolect.client import ApiError, Document, RetryPolicy, Signal, calls
 from idiolect.client import errors as api_errors
+from idiolect.client.registry_results import Pointer, Pointers
 from idiolect.client.retries import Lost, parse_retry_after
 
 KEY = "idio_" + "s3cret-Key_" * 3
@@ -60,6 +61,40 @@ RECEIPT = {
     "state": "done",
     "key_id": "k",
     "signature": "00",
+}
+VERSION = {
+    "id": "v",
+    "adapter": "domain:d",
+    "release": "r",
+    "scope": "domain",
+    "subject": None,
+    "domain": "d",
+    "generation": 0,
+    "revoked": False,
+    "withheld": None,
+    "weights_sha256": "00",
+    "created_at": "2026-11-01T00:00:00Z",
+    "kind": "lora",
+    "epsilon": None,
+    "unit": None,
+}
+POINTERS = {"adapter": "domain:d", "pointers": [{"name": "live", "version": "v2", "revision": 3}]}
+BEFORE = Pointers(adapter="domain:d", pointers=(Pointer(name="live", version="v1", revision=2),))
+IMPORTED = {"release": "r", "global_digest": "g", "versions": 0, "fenced": 0, "quarantined": 0, "known": True}
+ROLLOUT = {
+    "id": "o",
+    "candidate": {"kind": "setting", "id": None, "strength": 0.5},
+    "covers": ["setting"],
+    "plan": {"steps": [0.5], "guardrails": {}, "min_people": 1, "per_person": 1, "slow_ms": 1.0, "alpha": 0.1},
+    "state": "aborted",
+    "step": 1,
+    "share": 0.0,
+    "verdict": "healthy",
+    "reason": "r",
+    "actor": "a",
+    "revision": 4,
+    "created_at": "2026-11-01T00:00:00Z",
+    "moved_at": "2026-11-01T00:00:00Z",
 }
 
 
@@ -234,6 +269,23 @@ SAFE: list[tuple[Callable[[Any], Any], Any]] = [
     (lambda api: api.reset("ada"), RECEIPT),
     (lambda api: api.set_consent("ada", opted_in=True), STATE),
     (lambda api: api.consent("ada"), STATE),
+    (lambda api: api.register_lora_version("domain:d", {}, b"w", global_digest="g", reason="r"), VERSION),
+    (lambda api: api.promote("domain:d", "v", "r"), POINTERS),
+    (lambda api: api.promote_release("r", "r"), {"id": "r", "moved": 0}),
+    (lambda api: api.import_release(b"{}", "r"), IMPORTED),
+    (lambda api: api.collect_garbage(apply=True), {"applied": True, "releases": 0, "versions": 0, "bytes": 0}),
+    (lambda api: api.abort_rollout("o", "r"), ROLLOUT),
+]
+ONCE_ONLY: list[tuple[Callable[[Any], Any], Any]] = [
+    (lambda api: api.set_consent("ada", paused=True, if_revision=3), STATE),
+    (lambda api: api.promote("domain:d", "v", "r", based_on=BEFORE), POINTERS),
+    (lambda api: api.rollback("domain:d", "r"), POINTERS),
+    (lambda api: api.rollback("domain:d", "r", based_on=BEFORE), POINTERS),
+    (lambda api: api.create_rollout("r", strength=0.5), ROLLOUT),
+    (lambda api: api.start_rollout("o", "r"), ROLLOUT),
+    (lambda api: api.hold_rollout("o", "r"), ROLLOUT),
+    (lambda api: api.resume_rollout("o", "r", if_revision=3), ROLLOUT),
+    (lambda api: api.abort_rollout("o", "r", if_revision=3), ROLLOUT),
 ]
 LOST = httpx.ReadTimeout("too slow")
 
@@ -262,22 +314,36 @@ def test_writes_carry_an_id_of_the_clients_making_and_a_new_one_each_time() -> N
     assert keys[2] == "mine"
 
 
-def test_a_change_under_if_match_is_not_sent_again_after_its_answer_was_lost() -> None:
+@pytest.mark.parametrize(("call", "body"), ONCE_ONLY)
+def test_a_call_that_can_not_be_made_twice_is_not_sent_again_after_its_answer_was_lost(
+    call: Callable[[Any], Any], body: Any
+) -> None:
     server = Server(LOST)
     with pytest.raises(api_errors.ApiUnavailableError) as raised:
-        server.client().set_consent("ada", paused=True, if_revision=3)
+        call(server.client())
     assert raised.value.code == "timeout"
     assert len(server.requests) == 1
-    assert server.requests[0].headers["if-match"] == '"3"'
     refused = Server(problem(503, "unavailable"))
     with pytest.raises(api_errors.ApiUnavailableError):
-        refused.client().set_consent("ada", paused=True, if_revision=3)
+        call(refused.client())
     assert len(refused.requests) == 1
 
 
-def test_a_change_under_if_match_is_sent_again_if_it_never_left_or_was_turned_away() -> None:
-    server = Server(httpx.ConnectError("no"), problem(429, "rate_limited"), httpx.Response(200, json=STATE))
-    assert server.client().set_consent("ada", paused=True, if_revision=3).revision == 3
+@pytest.mark.parametrize(("call", "body"), ONCE_ONLY)
+def test_such_a_call_is_sent_again_if_it_never_left_or_was_turned_away(call: Callable[[Any], Any], body: Any) -> None:
+    server = Server(httpx.ConnectError("no"), problem(429, "rate_limited"), httpx.Response(200, json=body))
+    assert call(server.client()).model_dump(mode="json", exclude_unset=True).items() <= body.items()
+    assert len(server.requests) == 3
+
+
+def test_what_a_change_is_based_on_is_sent_as_its_etag() -> None:
+    server = Server(httpx.Response(200, json=POINTERS))
+    api = server.client()
+    api.promote("domain:d", "v", "r", based_on=BEFORE)
+    api.rollback("domain:d", "r", based_on=api.pointers("domain:d"))
+    server.answers = [httpx.Response(200, json=STATE)]
+    api.set_consent("ada", paused=True, if_revision=3)
+    assert [request.headers.get("if-match") for request in server.requests] == ['"2.v1"', None, '"3.v2"', '"3"']
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 412, 413, 422, 500])

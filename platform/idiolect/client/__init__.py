@@ -6,7 +6,9 @@
         ranking = api.rerank("How do I reset my router?", drafts, user="ada")
         print(drafts[ranking.best.index], ranking.personalization.reason)
 
-Errors are those of `idiolect.errors`, with the status and request id added (`idiolect.client.errors`).
+`help(Client)` lists what it can do: for people and rankings (`calls`), and for operators (`registry_calls`,
+`rollout_calls`). Errors are those of `idiolect.errors`, with the status and request id
+added (`idiolect.client.errors`).
 """
 
 from __future__ import annotations

@@ -1,36 +1,18 @@
-"""Every call of the API as a value: what to send, and what comes back. Both clients send the same values."""
+"""The calls of the API about people, rankings and what a tenant sets. Both clients send the same values."""
 
 from __future__ import annotations
 
-import base64
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
-from urllib.parse import quote
+from typing import Any, Literal
 
 from idiolect.client import results
-from idiolect.client.results import Result
+from idiolect.client.call import Call, given, new_id, segment
 from idiolect.errors import InvalidInputError
-
-R = TypeVar("R", bound=Result)
 
 Mode = Literal["auto", "off", "required"]
 ResetScope = Literal["adapter", "feedback", "all"]
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[R]):
-    """`safe`: sent twice, it does no more than once (see `retries`)."""
-
-    method: str
-    path: str
-    result: type[R]
-    body: Mapping[str, Any] | None = None
-    query: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    safe: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +70,7 @@ def rerank(
         "return_documents": return_documents or None,
         **_person(user, domain, personalization, strength, explain),
     }
-    return Call("POST", "/v1/rerank", results.Ranking, _given(body))
+    return Call("POST", "/v1/rerank", results.Ranking, given(body))
 
 
 def score(
@@ -104,7 +86,7 @@ def score(
     """A raw score for each document, in the order in which they were sent."""
     person = _person(user, domain, personalization, strength, explain)
     body = {"query": query, "documents": _documents(documents), **person}
-    return Call("POST", "/v1/score", results.Scores, _given(body))
+    return Call("POST", "/v1/score", results.Scores, given(body))
 
 
 def compare(
@@ -120,7 +102,7 @@ def compare(
 ) -> Call[results.Comparison]:
     """How probable it is that `user` prefers a over b."""
     body = {"query": query, "a": a, "b": b, **_person(user, domain, personalization, strength, explain)}
-    return Call("POST", "/v1/compare", results.Comparison, _given(body))
+    return Call("POST", "/v1/compare", results.Comparison, given(body))
 
 
 def complete(
@@ -141,16 +123,16 @@ def complete(
     may have been paid for it.
     """
     person = _person(None, domain, personalization, strength, explain)
-    ours = _given(person | {"candidates": candidates or None})
+    ours = given(person | {"candidates": candidates or None})
     body = {**parameters, "messages": [dict(message) for message in messages], "n": n, "user": user, "idiolect": ours}
-    return Call("POST", "/v1/chat/completions", results.Completion, _given(body), safe=False)
+    return Call("POST", "/v1/chat/completions", results.Completion, given(body), safe=False)
 
 
 def issue_token(
     user: str, scopes: Sequence[Literal["infer", "feedback", "controls"]], *, ttl_seconds: int | None = None
 ) -> Call[results.Token]:
     """A short-lived token with which `user`'s browser may call this API for itself alone."""
-    body = _given({"user": user, "scopes": list(scopes), "ttl_seconds": ttl_seconds})
+    body = given({"user": user, "scopes": list(scopes), "ttl_seconds": ttl_seconds})
     return Call("POST", "/v1/tokens", results.Token, body)
 
 
@@ -161,7 +143,7 @@ def upstream() -> Call[results.Upstream]:
 
 def set_upstream(base_url: str, *, api_key: str | None = None, model: str | None = None) -> Call[results.Upstream]:
     """Set where completions come from, replacing what was set before."""
-    body = _given({"base_url": base_url, "api_key": api_key, "model": model})
+    body = given({"base_url": base_url, "api_key": api_key, "model": model})
     return Call("PUT", "/v1/upstream", results.Upstream, body)
 
 
@@ -214,8 +196,8 @@ def set_consent(
     With `if_revision`: ApiPreconditionError if somebody changed it since. Such a change is not sent again when its
     answer is lost: it may have been made, and would then be refused.
     """
-    chosen = None if domains is None else {name: _given(asdict(choice)) for name, choice in domains.items()}
-    body = _given({"opted_in": opted_in, "paused": paused, "strength": strength, "domains": chosen})
+    chosen = None if domains is None else {name: given(asdict(choice)) for name, choice in domains.items()}
+    body = given({"opted_in": opted_in, "paused": paused, "strength": strength, "domains": chosen})
     headers = {} if if_revision is None else {"If-Match": f'"{if_revision}"'}
     path = f"{_user(user)}/personalization"
     return Call("PUT", path, results.Consent, body, headers=headers, safe=if_revision is None)
@@ -233,9 +215,9 @@ def reset(
 
     With `domain` the feedback or consent of that one alone; the adapter goes as a whole.
     """
-    headers = {"Idempotency-Key": idempotency_key or _new_id()}
+    headers = {"Idempotency-Key": idempotency_key or new_id()}
     path = f"{_user(user)}/personalization/reset"
-    return Call("POST", path, results.ResetReceipt, _given({"scope": scope, "domain": domain}), headers=headers)
+    return Call("POST", path, results.ResetReceipt, given({"scope": scope, "domain": domain}), headers=headers)
 
 
 def erase(user: str) -> Call[results.ResetReceipt]:
@@ -245,75 +227,17 @@ def erase(user: str) -> Call[results.ResetReceipt]:
 
 def export(user: str) -> Call[results.Archive]:
     """Everything that is stored of this person, as a zip file."""
-    return Call("POST", f"{_user(user)}/exports", results.Archive)
+    return Call("POST", f"{_user(user)}/exports", results.Archive, media="application/zip")
 
 
 def reset_receipt(user: str, reset_id: str) -> Call[results.ResetReceipt]:
     """The receipt of an earlier reset."""
-    return Call("GET", f"{_user(user)}/personalization/resets/{_segment('reset', reset_id)}", results.ResetReceipt)
+    return Call("GET", f"{_user(user)}/personalization/resets/{segment('reset', reset_id)}", results.ResetReceipt)
 
 
 def explanation(user: str) -> Call[results.Explanation]:
     """What was learned about this person, and at what cost in privacy."""
     return Call("GET", f"{_user(user)}/explanation", results.Explanation)
-
-
-def adapters(
-    *, user: str | None = None, limit: int | None = None, page_token: str | None = None
-) -> Call[results.AdapterPage]:
-    """Adapter versions, a page at a time."""
-    query = _given({"user": user, "limit": limit, "page_token": page_token})
-    return Call("GET", "/v1/adapters", results.AdapterPage, query=query)
-
-
-def adapter(version_id: str) -> Call[results.Adapter]:
-    """One version with its signed manifest."""
-    return Call("GET", f"/v1/adapters/{_segment('version', version_id)}", results.Adapter)
-
-
-def register_lora(
-    adapter_config: Mapping[str, Any],
-    weights: bytes,
-    *,
-    global_digest: str,
-    reason: str,
-    user: str | None = None,
-    domain: str | None = None,
-    staged: bool = False,
-    idempotency_key: str | None = None,
-) -> Call[results.AdapterSummary]:
-    """A PEFT LoRA, trained elsewhere on the live global model, for `user` or for everybody in `domain`: what
-    adapter_config.json holds, and the bytes of adapter_model.safetensors.
-
-    `global_digest` is the model it was trained on: `personalization.global_` of any ranking names the live one.
-    """
-    body = {
-        "global": global_digest,
-        "adapter_config": dict(adapter_config),
-        "weights": base64.b64encode(weights).decode(),
-        "reason": reason,
-        "user": user,
-        "domain": domain,
-        "staged": staged or None,
-    }
-    headers = {"Idempotency-Key": idempotency_key or _new_id()}
-    return Call("POST", "/v1/adapters", results.AdapterSummary, _given(body), headers=headers)
-
-
-def releases(*, limit: int | None = None) -> Call[results.Releases]:
-    """The newest releases."""
-    return Call("GET", "/v1/releases", results.Releases, query=_given({"limit": limit}))
-
-
-def revoke_release(release_id: str, reason: str) -> Call[results.Revocation]:
-    """Take everything that one training published out of service, at once."""
-    path = f"/v1/releases/{_segment('release', release_id)}/revoke"
-    return Call("POST", path, results.Revocation, {"reason": reason})
-
-
-def ledger(*, limit: int | None = None) -> Call[results.Ledger]:
-    """What trainings were charged, newest first."""
-    return Call("GET", "/v1/privacy/ledger", results.Ledger, query=_given({"limit": limit}))
 
 
 def health() -> Call[results.Health]:
@@ -324,14 +248,6 @@ def health() -> Call[results.Health]:
 def ready() -> Call[results.Health]:
     """Whether it can serve. Raises ApiUnavailableError if its store can't be reached."""
     return Call("GET", "/readyz", results.Health)
-
-
-def _new_id() -> str:
-    return str(uuid.uuid4())
-
-
-def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _person(user: str | None, domain: str | None, mode: Mode, strength: float | None, explain: bool) -> dict[str, Any]:
@@ -347,24 +263,17 @@ def _person(user: str | None, domain: str | None, mode: Mode, strength: float | 
 def _documents(documents: Sequence[str | Document]) -> list[Any]:
     if isinstance(documents, str):
         raise InvalidInputError("the documents are one text.", mend="Pass a list of texts.")
-    return [document if isinstance(document, str) else _given(asdict(document)) for document in documents]
+    return [document if isinstance(document, str) else given(asdict(document)) for document in documents]
 
 
 def _signal(signal: Signal) -> dict[str, Any]:
-    body = _given(asdict(signal))
+    body = given(asdict(signal))
     if signal.occurred_at is not None:
         if signal.occurred_at.tzinfo is None:
             raise InvalidInputError("occurred_at has no time zone.", mend="Pass one, such as datetime.now(UTC).")
         body["occurred_at"] = signal.occurred_at.isoformat()
-    return {"id": _new_id(), **body}
+    return {"id": new_id(), **body}
 
 
 def _user(user: str) -> str:
-    return f"/v1/users/{_segment('user', user)}"
-
-
-def _segment(what: str, value: str) -> str:
-    """Percent-encoded, dots too: an id of '..' must stay an id. Raises InvalidInputError for an empty one."""
-    if not value:
-        raise InvalidInputError(f"the {what} is empty.", mend="Name one.")
-    return quote(value, safe="", errors="strict").replace(".", "%2E")
+    return f"/v1/users/{segment('user', user)}"

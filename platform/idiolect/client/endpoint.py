@@ -67,7 +67,7 @@ _MEND_URL = "Pass something like https://idiolect.example."
 
 
 def default_headers() -> dict[str, str]:
-    return {"Accept": "application/json", "User-Agent": f"idiolect-python/{_version()}"}
+    return {"User-Agent": f"idiolect-python/{_version()}"}
 
 
 def _version() -> str:

@@ -12,13 +12,14 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from idiolect.client.calls import Call, R
+from idiolect.client.call import JSON, Call, R
 from idiolect.client.errors import ApiAnswerError, ApiError, ApiUnavailableError, error_from
 from idiolect.client.retries import Lost, RetryPolicy, parse_retry_after
 from idiolect.errors import InvalidInputError
 
 # Raised before a byte of the request left, so that nothing can have been done.
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+_OF_PEOPLE = ("/v1/users/", "/v1/adapters/user%3A")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +37,31 @@ class Exchange:
     draw: Callable[[], float] = random.random  # spreads retries
 
     def request(self, call: Call[Any]) -> dict[str, Any]:
-        """Keyword arguments for httpx's `request`. Raises InvalidInputError for what JSON can't hold."""
-        headers = dict(call.headers)
-        content = None
+        """Keyword arguments for httpx's `request` and `stream`. Raises InvalidInputError for what JSON can't hold."""
+        headers, content = {"Accept": call.media, **call.headers}, call.content
         if call.body is not None:
             content = _json(call.body)
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = JSON
         options = {"method": call.method, "url": self.base_url + call.path, "headers": headers, "content": content}
         return options | ({"params": dict(call.query)} if call.query else {})
 
     def read(self, call: Call[R], response: httpx.Response, attempt: int) -> R | Failed:
         if response.is_success:
+            self.check_kind(call, response)
             return _parsed(call, response)
         retry_after_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
         error = error_from(response.status_code, response.content, retry_after_s)
         return Failed(error, self._wait_s(call, response.status_code, attempt, retry_after_s))
+
+    def check_kind(self, call: Call[Any], response: httpx.Response) -> None:
+        """Raises ApiAnswerError for what can't be a file of ours. JSON says by itself what it is."""
+        media = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if call.media not in (JSON, media):
+            raise ApiAnswerError(
+                f"the answer to {call.method} {_place(call)} is {media[:80] or 'of no type'}, not {call.media}.",
+                mend="Check the base URL, and what stands between here and there.",
+                status=response.status_code,
+            )
 
     def lost(self, call: Call[Any], error: httpx.RequestError, attempt: int) -> Failed:
         timed_out = isinstance(error, httpx.TimeoutException)
@@ -69,8 +80,8 @@ class Exchange:
 
 
 def _place(call: Call[Any]) -> str:
-    """The route without ids: they name people, and errors end up in logs."""
-    return "/v1/users/..." if call.path.startswith("/v1/users/") else call.path
+    """The route, without ids that name people: errors end up in logs."""
+    return next((f"{start}..." for start in _OF_PEOPLE if call.path.startswith(start)), call.path)
 
 
 def _json(body: Any) -> bytes:

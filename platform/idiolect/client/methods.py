@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from idiolect.client.calls import Call
+from idiolect.client.call import Call
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

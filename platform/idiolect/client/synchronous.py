@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, ParamSpec
 
 import httpx
 
-from idiolect.client import calls
-from idiolect.client.calls import Call, R
+from idiolect.client import calls, registry_calls, rollout_calls
+from idiolect.client.call import Call, R
 from idiolect.client.endpoint import BearerAuth, checked_base_url, default_headers
 from idiolect.client.exchange import Exchange, Failed
+from idiolect.client.files import Incoming
 from idiolect.client.methods import introduced
 from idiolect.client.retries import RetryPolicy
 
@@ -70,12 +72,25 @@ class Client:
 
     def _try(self, call: Call[R], attempt: int) -> R | Failed:
         try:
+            if call.into is not None:
+                return self._download(call, call.into, attempt)
             response = self._http.request(**self._exchange.request(call))
         except httpx.RequestError as error:
             failed = self._exchange.lost(call, error, attempt)
             failed.error.__cause__ = error
             return failed
         return self._exchange.read(call, response, attempt)
+
+    def _download(self, call: Call[R], into: Path, attempt: int) -> R | Failed:
+        with Incoming(into) as file:
+            with self._http.stream(**self._exchange.request(call)) as response:
+                if not response.is_success:
+                    response.read()
+                    return self._exchange.read(call, response, attempt)
+                self._exchange.check_kind(call, response)
+                for block in response.iter_bytes():
+                    file.write(block)
+            return call.result.model_validate(file.keep())
 
     rerank = _method(calls.rerank)
     score = _method(calls.score)
@@ -97,14 +112,39 @@ class Client:
     export = _method(calls.export)
     reset_receipt = _method(calls.reset_receipt)
     explanation = _method(calls.explanation)
-    adapters = _method(calls.adapters)
-    adapter = _method(calls.adapter)
-    register_lora = _method(calls.register_lora)
-    releases = _method(calls.releases)
-    revoke_release = _method(calls.revoke_release)
-    ledger = _method(calls.ledger)
     health = _method(calls.health)
     ready = _method(calls.ready)
+
+    adapters = _method(registry_calls.adapters)
+    adapter = _method(registry_calls.adapter)
+    register_lora = _method(registry_calls.register_lora)
+    register_lora_version = _method(registry_calls.register_lora_version)
+    adapter_versions = _method(registry_calls.adapter_versions)
+    pointers = _method(registry_calls.pointers)
+    promote = _method(registry_calls.promote)
+    rollback = _method(registry_calls.rollback)
+    adapter_history = _method(registry_calls.adapter_history)
+    lineage = _method(registry_calls.lineage)
+    contributions = _method(registry_calls.contributions)
+    audit = _method(registry_calls.audit)
+    releases = _method(registry_calls.releases)
+    release = _method(registry_calls.release)
+    release_card = _method(registry_calls.release_card)
+    promote_release = _method(registry_calls.promote_release)
+    revoke_release = _method(registry_calls.revoke_release)
+    export_release = _method(registry_calls.export_release)
+    import_release = _method(registry_calls.import_release)
+    diff = _method(registry_calls.diff)
+    collect_garbage = _method(registry_calls.collect_garbage)
+    ledger = _method(registry_calls.ledger)
+
+    rollouts = _method(rollout_calls.rollouts)
+    rollout = _method(rollout_calls.rollout)
+    create_rollout = _method(rollout_calls.create_rollout)
+    start_rollout = _method(rollout_calls.start_rollout)
+    hold_rollout = _method(rollout_calls.hold_rollout)
+    resume_rollout = _method(rollout_calls.resume_rollout)
+    abort_rollout = _method(rollout_calls.abort_rollout)
 
     def close(self) -> None:
         self._http.close()

@@ -18,6 +18,7 @@ from idiolect_services.gateway.schemas.common import (
     UserId,
     WhyUnrecorded,
 )
+from idiolect_services.gateway.schemas.ranking import Parts
 
 MAX_CANDIDATES = 16
 DEFAULT_CANDIDATES = 4
@@ -90,7 +91,7 @@ class RankedCandidate(ResponseModel):
     index: int = Field(description="What feedback refers to: the candidate's position as it came from the upstream.")
     score: float
     relevance_score: float
-    parts: dict[str, float] | None = Field(None, description="With `explain`.")
+    parts: Parts | None = Field(None, description="With `explain`.")
 
 
 class BestOfBlock(ResponseModel):

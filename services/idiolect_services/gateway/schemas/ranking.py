@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -206,7 +206,7 @@ class ScoreResponse(ResponseModel):
 
 class CompareResponse(ResponseModel):
     probability: float = Field(description="That this person prefers `a` over `b` (Bradley-Terry).", examples=[0.73])
-    preferred: str = Field(description="`a`, `b` or `tie`.")
+    preferred: Literal["a", "b", "tie"]
     model: str
     parts: dict[str, Parts] | None = Field(None, description="With `explain`: of `a` and of `b`.")
     personalization: PersonalizationBlock
