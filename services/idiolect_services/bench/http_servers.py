@@ -3,8 +3,8 @@
     python -m idiolect_services.bench.http_servers ours FD HOME
     python -m idiolect_services.bench.http_servers peer FD ANSWER.json
 
-The peer is the least that a FastAPI route can do for the same exchange: it parses the same request model and writes
-the same answer, and decides, checks and records nothing.
+The peer is the least that a FastAPI route can do for the same exchange, on uvicorn as it comes: it parses the same
+request model and writes the same answer, and decides, checks and records nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
@@ -31,7 +32,9 @@ def main(kind: str, descriptor: str, argument: str) -> None:
     listener = socket.socket(fileno=int(descriptor))
     if kind == "peer":
         answer = json.loads(Path(argument).read_bytes())
-        server_for(empty_app(answer)).run(sockets=[listener])
+        uvicorn.Server(
+            uvicorn.Config(empty_app(answer), http="h11", ws="none", log_level="warning", access_log=False)
+        ).run(sockets=[listener])
         return
     with open_installation(home_settings(Path(argument))) as installation:
         server_for(create_server_app(installation)).run(sockets=[listener])

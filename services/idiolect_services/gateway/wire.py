@@ -1,4 +1,5 @@
-"""HTTP/1.1 as uvicorn reads it with h11, with an end to clients that begin a request and do not go on."""
+"""HTTP/1.1 as uvicorn reads it with h11, with an end to clients that begin a request and do not go on, and with answers
+that leave in one piece."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from idiolect_services.gateway.bodies import READ_SECONDS
+from idiolect_services.gateway.gathered import Gathered
 
 # For a request's head, and for what is still sent of a body once its answer is given. The body itself: see `bodies`.
 HEAD_SECONDS = READ_SECONDS
@@ -22,7 +24,8 @@ class Wire(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        super().connection_made(transport)
+        self._gathered = Gathered(transport, self.loop)
+        super().connection_made(self._gathered)
         self._limit()
 
     def data_received(self, data: bytes) -> None:
@@ -34,6 +37,7 @@ class Wire(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._free()
+        self._gathered.flush()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
