@@ -166,9 +166,15 @@ def test_statements_of_one_use_do_not_fill_the_server_with_plans(store: SqlStore
         assert plans == MOST_PREPARED
 
 
-def test_a_reset_holds_the_tenants_lock_for_five_journeys(store: SqlStore, journeys: list[int]) -> None:
+def test_a_reset_holds_the_tenants_lock_for_three_journeys_and_sent_again_for_none(
+    store: SqlStore, postgres: PostgresServer, journeys: list[int]
+) -> None:
     opt_in(store, "ann")
     publish_user(store, "v1")
     journeys.clear()
-    store.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(1))
-    assert len(journeys) == 5
+    done = store.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(1))
+    assert len(journeys) == 1 + 3  # before, whether it is done already
+    with psycopg.connect(postgres.admin_url("contracts")) as other:
+        other.execute("LOCK TABLE subjects IN ACCESS EXCLUSIVE MODE")
+        assert store.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(2)) == done
+    assert len(journeys) == 4 + 1

@@ -48,10 +48,10 @@ class BenchPostgres:
         """As the superuser, outside any database that was created. Raises subprocess.SubprocessError."""
         self.ask(statement)
 
-    def ask(self, query: str) -> list[str]:
+    def ask(self, query: str, database: str = "postgres") -> list[str]:
         """Its rows. As `execute`."""
         where = ("-h", self._home / "run", "-U", "postgres")
-        return self._run(self._binaries / "psql", *where, "-At", "-c", query, "postgres").splitlines()
+        return self._run(self._binaries / "psql", *where, "-At", "-c", query, database).splitlines()
 
     def data_bytes(self) -> int:
         """Of all databases, without the write-ahead log."""

@@ -173,7 +173,9 @@ class _Bench:
             idle = await self._begin(clients)
             began = time.monotonic()
             tasks.append(asyncio.create_task(clients.rank(work.rate, stop)))
-            await asyncio.sleep(work.warm_up)
+            await asyncio.sleep(work.warm_up / 2)
+            await asyncio.to_thread(self._fleet.learn_sizes)
+            await asyncio.sleep(work.warm_up / 2)
             if fault_spacing is not None:
                 tasks.append(asyncio.create_task(faults.strike(stop)))
             await self._reset_all(clients, resets, idle, progress)

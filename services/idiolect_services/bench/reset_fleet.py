@@ -119,6 +119,11 @@ class Fleet:
         if pid is not None:
             _signal(pid, number)
 
+    def learn_sizes(self) -> None:
+        """As autovacuum does in the first minute, before which Postgres guesses how to find its rows."""
+        for database in (DATABASE, KEYS):
+            self._postgres.ask("ANALYZE", database)
+
     def cut_connections(self) -> None:
         """Of every process to Postgres."""
         self._postgres.execute(_KILL)

@@ -18,7 +18,7 @@ from idiolect_services.gateway.lanes import Lane
 from idiolect_services.gateway.turns import MOST_WORK
 
 AT_ONCE = 2  # one waits for the store while the other one computes
-PATIENCE_SECONDS = 1.0  # once the first in the queue has waited so long, whoever comes is refused
+PATIENCE_SECONDS = 0.5  # once the first in the queue has waited so long, whoever comes is refused
 
 Asked = TypeVar("Asked")
 Given = TypeVar("Given")

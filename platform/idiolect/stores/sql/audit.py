@@ -7,7 +7,7 @@ thousand a second with a fast disk; tenants do not wait for each other, and rank
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow, chunks
 from idiolect.stores.sql.logged_changes import note
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.prepared import ahead
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, Behind
 from idiolect.stores.sql.times import micros
 
@@ -87,13 +88,19 @@ def behind(tenant: str) -> Behind:
 
 
 def append(
-    connection: Connection, tenant: str, event: AuditEvent, at: int, extra: Mapping[str, Any] | None = None
+    connection: Connection,
+    tenant: str,
+    event: AuditEvent,
+    at: int,
+    extra: Mapping[str, Any] | None = None,
+    head: Callable[[], Head] | None = None,
 ) -> None:
     """Take it last, after every other lock of the transaction: then two writers can't wait for each other.
 
     `extra`: what the recovery log needs to make this change again, and the entry does not say (`idiolect.recovery`).
+    `head`: of `ask_head`, where that was asked ahead.
     """
-    entry = entry_after(locked_head(connection, tenant), tenant, event, at)
+    entry = entry_after((head or ask_head(connection, tenant))(), tenant, event, at)
     put(connection, entry)
     note(connection, entry, extra)
 
@@ -106,12 +113,22 @@ def put(connection: Connection, entry: AuditEntry) -> None:
 
 
 def locked_head(connection: Connection, tenant: str) -> Head:
-    row = connection.execute(_LOCKED_HEAD, {"tenant": tenant}).one_or_none()
-    if row is None:
-        first = {"tenant": tenant, "seq": 0, "hash": bytes.fromhex(GENESIS)}
-        connection.execute(_FIRST_HEAD[connection.dialect.name], first)
-        row = connection.execute(_LOCKED_HEAD, {"tenant": tenant}).one()
-    return Head(row.seq, row.hash.hex())
+    return ask_head(connection, tenant)()
+
+
+def ask_head(connection: Connection, tenant: str) -> Callable[[], Head]:
+    """As `locked_head`, asked ahead."""
+    asked = ahead(connection, _LOCKED_HEAD, {"tenant": tenant})
+
+    def head() -> Head:
+        row = asked().one_or_none()
+        if row is None:
+            first = {"tenant": tenant, "seq": 0, "hash": bytes.fromhex(GENESIS)}
+            connection.execute(_FIRST_HEAD[connection.dialect.name], first)
+            row = connection.execute(_LOCKED_HEAD, {"tenant": tenant}).one()
+        return Head(row.seq, row.hash.hex())
+
+    return head
 
 
 def _head(connection: Connection, tenant: str) -> Head:

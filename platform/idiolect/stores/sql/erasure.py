@@ -22,7 +22,7 @@ from idiolect.stores.sql.inference_rows import unpack_digests
 from idiolect.stores.sql.large_weights import blobs_of_owner, doom_of_owner
 from idiolect.stores.sql.look_ups import LookUp
 from idiolect.stores.sql.moves import keeping
-from idiolect.stores.sql.prepared import Rows
+from idiolect.stores.sql.prepared import Rows, ahead
 from idiolect.stores.sql.texts import collect_items, collect_texts, digests_of_items
 from idiolect.stores.sql.times import micros
 
@@ -47,15 +47,17 @@ def erase(
     subject: str,
     plan: ResetPlan,
     at: datetime,
+    adapters: Adapters | None = None,
     *,
     reason: str,
     actor: str,
 ) -> Erasure:
-    """Carry out the erasing steps of `plan`."""
+    """Carry out the erasing steps of `plan`. `adapters`: of `adapters_of`, where that was asked ahead."""
     keys().destroy(tenant, subject, plan.ends_scope)
     erasure = Erasure()
     if plan.erase_adapters:
-        _erase_adapters(connection, tenant, subject, micros(at), reason, actor, erasure)
+        found = adapters or adapters_of(connection, tenant, subject)
+        _erase_adapters(connection, tenant, subject, found, micros(at), reason, actor, erasure)
     if plan.erase_inferences:
         _gather_inferences(connection, tenant, subject, plan.domain, erasure)
     if plan.erase_signals:
@@ -134,6 +136,19 @@ _MOVES = schema.pointer_history.insert().values(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """What a person has, asked ahead."""
+
+    pointers: Callable[[], Any]
+    blobs: Callable[[], Any]
+
+
+def adapters_of(connection: Connection, tenant: str, subject: str) -> Adapters:
+    pointers = ahead(connection, _POINTERS, _person(tenant, subject))
+    return Adapters(pointers, blobs_of_owner(connection, tenant, subject))
+
+
 def _erase_traces(connection: Connection, tenant: str, subject: str, erasure: Erasure) -> None:
     """What was live for the person and when; where they were left out; answers that are kept to be given again."""
     erasure.erased["pointer_history"] = _delete(connection, schema.pointer_history, tenant, subject)
@@ -148,11 +163,16 @@ def _erase_traces(connection: Connection, tenant: str, subject: str, erasure: Er
 
 
 def _erase_adapters(
-    connection: Connection, tenant: str, subject: str, at: int, reason: str, actor: str, erasure: Erasure
+    connection: Connection,
+    tenant: str,
+    subject: str,
+    adapters: Adapters,
+    at: int,
+    reason: str,
+    actor: str,
+    erasure: Erasure,
 ) -> None:
     """The versions go with their weights. Of the pointers the history stays: ids, times and reasons."""
-    blobs_asked = blobs_of_owner(connection, tenant, subject)
-    pointers = connection.execute(_POINTERS, _person(tenant, subject)).all()
     entries: list[dict[str, Any]] = [
         {
             "tenant": tenant,
@@ -165,12 +185,12 @@ def _erase_adapters(
             "reason": reason,
             "actor": actor,
         }
-        for pointer in standing(pointers).values()
+        for pointer in standing(adapters.pointers().all()).values()
     ]
     connection.execute(_KEEP_MOVES, _person(tenant, subject))
     if entries:
         connection.execute(_MOVES, entries)
-    blobs = doom_of_owner(connection, blobs_asked, at)
+    blobs = doom_of_owner(connection, adapters.blobs, at)
     if blobs:
         erasure.erased["blobs"] = blobs
     erasure.erased["pointers"] = _delete(connection, schema.pointers, tenant, subject)

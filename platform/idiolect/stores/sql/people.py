@@ -164,7 +164,27 @@ def agreed_there(comparisons: Table, item: str = "chosen") -> ColumnElement[bool
     return ~exists().where(here, items.id == table[item]).correlate(comparisons)
 
 
-def fence(connection: Connection, tenant: str, state: SubjectState, at: datetime, *, learn_afresh: bool = False) -> int:
+Places = Callable[[], tuple[int, int]]  # (the person's last comparison, the next place in the purge log)
+
+
+def ask_places(connection: Connection, tenant: str, subject: str) -> Places:
+    """For `fence`: asked ahead, once what is erased is erased. The place is nobody else's from then on."""
+    last_given = ahead(connection, _LAST_GIVEN, {"of_tenant": tenant, "of_subject": subject})
+    queue_up(connection, "purges")  # in the order of commits: whoever has seen one number never finds a smaller later
+    with beyond_the_wall(connection):
+        last_purge = ahead(connection, _LAST_PURGE, {})
+    return lambda: (last_given().one()[0], last_purge().one()[0] + 1)
+
+
+def fence(
+    connection: Connection,
+    tenant: str,
+    state: SubjectState,
+    at: datetime,
+    places: Places,
+    *,
+    learn_afresh: bool = False,
+) -> int:
     """Write the tombstone of `state.generation`, and carry what is kept over to it. Its place in the purge log.
 
     Kept comparisons may still train the person's own adapter, but no shared model. They do not queue the person: after
@@ -172,9 +192,7 @@ def fence(connection: Connection, tenant: str, state: SubjectState, at: datetime
     they do: the person left one domain, and is still in the others.
     """
     person = {"of_tenant": tenant, "of_subject": state.subject}
-    last_given = ahead(connection, _LAST_GIVEN, person)
-    seq = next_purge(connection)
-    upto = last_given().one()[0]
+    upto, seq = places()
     stone = {"tenant": tenant, "subject": state.subject, "generation": state.generation}
     stone |= {"at": micros(at), "upto": upto, "seq": seq}
     connection.execute(_TOMBSTONE[connection.dialect.name], stone)
@@ -196,13 +214,6 @@ _TOMBSTONE = {
     "sqlite": _tombstone(sqlite.insert(schema.tombstones)),
     "postgresql": _tombstone(postgresql.insert(schema.tombstones)),
 }
-
-
-def next_purge(connection: Connection) -> int:
-    """In the order of commits, so that a reader who has seen one number will never find a smaller one later."""
-    queue_up(connection, "purges")
-    with beyond_the_wall(connection):
-        return (connection.scalar(_LAST_PURGE) or 0) + 1
 
 
 def tombstoned(connection: Connection, tenant: str, subjects: Collection[str]) -> set[str]:

@@ -26,7 +26,7 @@ from idiolect.stores.sql.engine import Hold, chunks, hold, insert
 from idiolect.stores.sql.erasure import erase
 from idiolect.stores.sql.ledger import charge
 from idiolect.stores.sql.part import Part
-from idiolect.stores.sql.people import fence, load_state, save_state, state_from_json
+from idiolect.stores.sql.people import ask_places, fence, load_state, save_state, state_from_json
 from idiolect.stores.sql.quotas import count_anew
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
 
@@ -97,7 +97,7 @@ def _person(connection: Connection, keys: Callable[[], SubjectKeys], change: Log
         for plan in plans:
             which = ResetPlan(**plan)
             erase(connection, keys, tenant, after.subject, which, entry.at, reason=reason, actor=entry.actor)
-        fence(connection, tenant, after, entry.at)
+        fence(connection, tenant, after, entry.at, ask_places(connection, tenant, after.subject))
     if record is not None:
         row = {
             "tenant": tenant,

@@ -17,12 +17,12 @@ from idiolect.resets.plan import ResetPlan
 from idiolect.resets.receipt import ResetRecord
 from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.audit import append
+from idiolect.stores.sql.audit import append, ask_head
 from idiolect.stores.sql.engine import Hold, hold
-from idiolect.stores.sql.erasure import erase
+from idiolect.stores.sql.erasure import adapters_of, erase
 from idiolect.stores.sql.large_weights import sweep
 from idiolect.stores.sql.part import Part
-from idiolect.stores.sql.people import ask_state, check_subject, fence, save_state, state_to_json
+from idiolect.stores.sql.people import ask_places, ask_state, check_subject, fence, save_state, state_to_json
 from idiolect.stores.sql.prepared import ahead
 from idiolect.stores.sql.rollout_members import members_of, note_complaint
 from idiolect.stores.sql.times import micros
@@ -56,6 +56,10 @@ class Resets(Part):
         self, tenant: str, subject: str, reset_id: str, plan: ResetPlan, now: datetime, *, actor: str = "subject"
     ) -> ResetRecord:
         check_subject(subject)
+        with self._database.point_reading(tenant, single=True) as connection:  # sent again, it waits for no lock
+            earlier = _load(connection, tenant, reset_id)
+        if earlier is not None:
+            return _same(earlier, subject, plan)
         keys = self._database.keys
         record = self._database.lasting_write(
             tenant, lambda connection: _apply(connection, keys, tenant, subject, reset_id, plan, now, actor)
@@ -66,7 +70,7 @@ class Resets(Part):
         return record
 
     def reset(self, tenant: str, reset_id: str) -> ResetRecord | None:
-        with self._database.reading(tenant) as connection:
+        with self._database.point_reading(tenant, single=True) as connection:
             return _load(connection, tenant, reset_id)
 
 
@@ -84,6 +88,7 @@ def _apply(
     earlier_asked = ahead(connection, _EARLIER, {"tenant": tenant, "id": reset_id})
     state = ask_state(connection, tenant, subject, lock=True)
     members = members_of(connection, tenant, subject)
+    adapters = adapters_of(connection, tenant, subject) if plan.erase_adapters else None
     earlier = earlier_asked().one_or_none()
     if earlier is not None:
         return _same(_record_of(tenant, json.loads(earlier.record)), subject, plan)
@@ -93,11 +98,12 @@ def _apply(
     after = state_after(before, plan, now)
     save_state(connection, tenant, before, after)
     note_complaint(connection, tenant, subject, members, leaves=True)
-    erasure = erase(connection, keys, tenant, subject, plan, now, reason=f"reset {reset_id}", actor=actor)
+    erasure = erase(connection, keys, tenant, subject, plan, now, adapters, reason=f"reset {reset_id}", actor=actor)
     person = {"tenant": tenant, "subject": subject}
     releases, runs = (ahead(connection, one, person) for one in (_SHARED_RELEASES, _SHARED_RUNS))
-    place = fence(connection, tenant, after, now, learn_afresh=plan.domain is not None)
+    places, head = ask_places(connection, tenant, subject), ask_head(connection, tenant)
     erased = erasure.counts()
+    place = fence(connection, tenant, after, now, places, learn_afresh=plan.domain is not None)
     record = ResetRecord(
         id=reset_id,
         tenant=tenant,
@@ -118,7 +124,7 @@ def _apply(
         details["domain"] = plan.domain
     extra = {"state": state_to_json(after), "record": record.to_json(), "plan": asdict(plan)}
     event = AuditEvent(actor, "reset", f"user {subject}", f"reset {reset_id}", details)
-    append(connection, tenant, event, micros(now), extra)
+    append(connection, tenant, event, micros(now), extra, head)
     return record
 
 

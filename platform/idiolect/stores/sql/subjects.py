@@ -23,6 +23,7 @@ from idiolect.stores.sql.look_ups import FEW
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import (
     STATE_COLUMNS,
+    ask_places,
     check_subject,
     fence,
     load_state,
@@ -112,7 +113,8 @@ def _change(
         reason = "left a domain" if plan.domain else "opted out"
         erase(connection, keys, tenant, subject, plan, now, reason=reason, actor=actor)
     if plans:
-        fence(connection, tenant, after, now, learn_afresh=not refuses)
+        places = ask_places(connection, tenant, subject)
+        fence(connection, tenant, after, now, places, learn_afresh=not refuses)
     elif after.opted_in and (not before.opted_in or after.domains != before.domains):
         requeue(connection, tenant, [subject])
     extra = {"state": state_to_json(after)} | ({"plans": [asdict(plan) for plan in plans]} if plans else {})
