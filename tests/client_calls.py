@@ -90,9 +90,9 @@ def builders() -> dict[str, Callable[..., Call[Any]]]:
     }
 
 
-def filled(build: Callable[..., Call[Any]]) -> Call[Any]:
+def filled(build: Callable[..., Call[Any]], **changed: Any) -> Call[Any]:
     """The call with every argument given."""
-    return build(**{name: _value(build, name) for name in inspect.signature(build).parameters})
+    return build(**{name: _value(build, name) for name in inspect.signature(build).parameters} | changed)
 
 
 def bare(build: Callable[..., Call[Any]]) -> Call[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
+from client_calls import builders, filled
 from idiolect import AsyncClient, Client, errors
 from idiolect.client import ApiError, Document, RetryPolicy, Signal, calls
 from idiolect.client import errors as api_errors
@@ -192,6 +195,54 @@ def test_what_json_can_not_hold_is_refused_before_anything_is_sent(bad: Any) -> 
     with pytest.raises(errors.InvalidInputError, match="JSON can't"):
         server.client().feedback(Signal("i", "rating", [[0, bad]], "ada"))
     assert server.requests == []
+
+
+NAMING = sorted(
+    (name, parameter)
+    for name, build in builders().items()
+    for parameter in ("user", "adapter_id", "version_id", "release_id", "rollout_id", "reset_id")
+    if parameter in inspect.signature(build).parameters
+)
+
+
+@pytest.mark.parametrize(("name", "parameter"), NAMING)
+def test_an_id_that_names_another_place_stays_where_it_is(name: str, parameter: str) -> None:
+    """In the path it is one segment, as a harmless one is; or it is in the query or the body."""
+    build = builders()[name]
+    harmless = filled(build).path.split("/")
+    for odd in ("../../v1/tenants", ".", "a/b", "a?c=d#e", "%2e%2e", "user:a b", "日\x00"):
+        found = filled(build, **{parameter: odd}).path.split("/")
+        assert len(found) == len(harmless)
+        for sent, plain in zip(found, harmless, strict=True):
+            assert sent == plain or (quote(odd, safe="").replace(".", "%2E") == sent)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda api: api.consent("ada\ud800"),
+        lambda api: api.rollback("domain:\ud800", "r"),
+        lambda api: api.contributions("\ud800"),
+        lambda api: api.import_release(b"", "why\ud800"),
+        lambda api: api.reset("ada", idempotency_key="k\r\nX-Evil: 1"),
+        lambda api: api.reset("ada", idempotency_key="schlüssel"),
+    ],
+)
+def test_text_that_can_not_be_sent_is_refused_before_anything_is(call: Callable[[Any], Any]) -> None:
+    server = Server(httpx.Response(200, json=RECEIPT))
+    with pytest.raises(errors.InvalidInputError):
+        call(server.client())
+    assert server.requests == []
+
+
+def test_an_error_names_no_person_even_by_their_pseudonym() -> None:
+    server = Server(httpx.ReadTimeout("too slow"))
+    for call in (lambda api: api.rollback("user:abcdef", "r"), lambda api: api.erase("abcdef")):
+        with pytest.raises(ApiError) as raised:
+            call(server.client(retries=RetryPolicy(attempts=1)))
+        assert "abcdef" not in str(raised.value)
+    with pytest.raises(ApiError, match="/v1/rollouts/o/hold"):
+        server.client().hold_rollout("o", "r")
 
 
 def test_one_text_is_not_a_list_of_documents() -> None:

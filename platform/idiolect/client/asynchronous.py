@@ -59,7 +59,7 @@ class AsyncClient:
         )
 
     async def send(self, call: Call[R]) -> R:
-        """Send one call of `idiolect.client.calls`. Raises ApiError."""
+        """Send one call of `calls`, `registry_calls` or `rollout_calls`. Raises ApiError."""
         attempt = 0
         while True:
             answer = await self._try(call, attempt)

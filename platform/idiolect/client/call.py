@@ -44,7 +44,16 @@ def given(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def segment(what: str, value: str) -> str:
-    """Percent-encoded, dots too: an id of '..' must stay an id. Raises InvalidInputError for an empty one."""
+    """Percent-encoded, dots too: an id of '..' must stay an id. Raises InvalidInputError for what can't be one."""
     if not value:
         raise InvalidInputError(f"the {what} is empty.", mend="Name one.")
-    return quote(value, safe="", errors="strict").replace(".", "%2E")
+    check_text(what, value)
+    return quote(value, safe="").replace(".", "%2E")
+
+
+def check_text(what: str, value: object) -> None:
+    """Raises InvalidInputError for half of a surrogate pair, which no encoding holds."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(f"the {what} holds half a character.", mend="Send whole text.") from None

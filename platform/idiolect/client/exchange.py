@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from idiolect.client.call import JSON, Call, R
+from idiolect.client.call import JSON, Call, R, check_text
 from idiolect.client.errors import ApiAnswerError, ApiError, ApiUnavailableError, error_from
 from idiolect.client.retries import Lost, RetryPolicy, parse_retry_after
 from idiolect.errors import InvalidInputError
@@ -37,7 +37,8 @@ class Exchange:
     draw: Callable[[], float] = random.random  # spreads retries
 
     def request(self, call: Call[Any]) -> dict[str, Any]:
-        """Keyword arguments for httpx's `request` and `stream`. Raises InvalidInputError for what JSON can't hold."""
+        """Keyword arguments for httpx's `request` and `stream`. Raises InvalidInputError for what can't be sent."""
+        _check_texts(call)
         headers, content = {"Accept": call.media, **call.headers}, call.content
         if call.body is not None:
             content = _json(call.body)
@@ -82,6 +83,14 @@ class Exchange:
 def _place(call: Call[Any]) -> str:
     """The route, without ids that name people: errors end up in logs."""
     return next((f"{start}..." for start in _OF_PEOPLE if call.path.startswith(start)), call.path)
+
+
+def _check_texts(call: Call[Any]) -> None:
+    for name, value in call.query.items():
+        check_text(name, value)
+    for name, value in call.headers.items():
+        if not (value.isascii() and value.isprintable()):
+            raise InvalidInputError(f"the {name} can't be sent in a header.", mend="Use printable ASCII.")
 
 
 def _json(body: Any) -> bytes:

@@ -1,7 +1,7 @@
 """When to send again, and after how long. Pure: the clock and the dice are passed in.
 
 A call is sent again only where that can't do anything twice: it was never sent, it was refused before anything was done
-(429), or it is `safe`: a read, or a write that carries an id of the client's making.
+(429), or it is `safe`: a read, a write that carries an id of the client's making, or one that is the same done twice.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Client:
         )
 
     def send(self, call: Call[R]) -> R:
-        """Send one call of `idiolect.client.calls`. Raises ApiError."""
+        """Send one call of `calls`, `registry_calls` or `rollout_calls`. Raises ApiError."""
         attempt = 0
         while True:
             answer = self._try(call, attempt)
