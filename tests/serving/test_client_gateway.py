@@ -30,6 +30,10 @@ def test_the_whole_life_of_a_person(world: World, api: Client) -> None:
     assert ranked.personalization.applied
     assert ranked.best.id == str(ranked.best.index)
     assert ranked.best.parts is not None
+    assert ranked.best.directions is not None
+    assert sum(ranked.best.directions.user) == pytest.approx(ranked.best.parts.user)
+    assert ranked.contrasts is not None
+    assert set(ranked.contrasts) >= set(ranked.best.directions.top)
     assert ranked.id is not None
     signal = Signal(ranked.id, "choice", ranked.results[3].index, "ann", id="s1")
     assert [api.feedback(signal).status, api.feedback(signal).status] == ["accepted", "duplicate"]
@@ -42,6 +46,9 @@ def test_the_whole_life_of_a_person(world: World, api: Client) -> None:
     explained = api.explanation("ann")
     assert explained.adapter is not None
     assert explained.adapter.version == version.id
+    assert {one.clear for one in explained.adapter.directions} <= {True, False, None}
+    assert len({one.direction for one in explained.adapter.directions}) == len(explained.adapter.directions) > 0
+    assert all(one.says for one in explained.adapter.directions)
     assert api.adapters(user="ann").adapters[0].id == version.id
     assert api.adapter(version.id).manifest["scope"] == "user"
     assert api.releases().releases[0].id == version.release
@@ -51,6 +58,7 @@ def test_the_whole_life_of_a_person(world: World, api: Client) -> None:
     assert api.reset("ann", "all", idempotency_key="once") == api.reset_receipt("ann", "once") == receipt
     assert api.rerank("q", DOCUMENTS, user="ann").personalization.reason == "not_opted_in"
     assert api.health().status == api.ready().status == "ok"
+    assert (api.ready().model, api.ready().candidate) == (None, None)
 
 
 def test_its_errors_are_those_of_the_platform(world: World, api: Client) -> None:
@@ -117,5 +125,6 @@ def test_a_person_is_exported_and_erased(world: World, api: Client, tmp_path: Pa
 def test_domains_are_set_and_read(api: Client) -> None:
     said = api.set_consent("ann", opted_in=True, domains={"chat": DomainChoice(strength=0.5)})
     assert said.domains["chat"].strength == 0.5
-    assert api.reset("ann", "all", domain="chat").scope == "all"
+    receipt = api.reset("ann", "all", domain="chat")
+    assert (receipt.scope, receipt.domain) == ("all", "chat")
     assert not api.consent("ann").domains["chat"].opted_in

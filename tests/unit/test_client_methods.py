@@ -64,7 +64,7 @@ def test_help_shows_the_parameters_and_the_words(client: type[Any], name: str) -
 def test_what_is_shown_reads_like_a_method_that_was_written_by_hand() -> None:
     api = Client("https://api.test", "idio_123456789")
     assert str(inspect.signature(api.adapter)) == "(version_id: str) -> idiolect.client.registry_results.Adapter"
-    assert str(inspect.signature(Client.ready)) == "(self, /) -> idiolect.client.results.Health"
+    assert str(inspect.signature(Client.ready)) == "(self, /) -> idiolect.client.results.Readiness"
     shown = pydoc.plain(pydoc.render_doc(AsyncClient))
     assert "async erase(self, /, user: str) -> idiolect.client.results.ResetReceipt" in shown
 

@@ -236,7 +236,7 @@ def reset_receipt(user: str, reset_id: str) -> Call[results.ResetReceipt]:
 
 
 def explanation(user: str) -> Call[results.Explanation]:
-    """What was learned about this person, and at what cost in privacy."""
+    """What was learned about this person, along which directions, and at what cost in privacy."""
     return Call("GET", f"{_user(user)}/explanation", results.Explanation)
 
 
@@ -245,9 +245,9 @@ def health() -> Call[results.Health]:
     return Call("GET", "/healthz", results.Health)
 
 
-def ready() -> Call[results.Health]:
+def ready() -> Call[results.Readiness]:
     """Whether it can serve. Raises ApiUnavailableError if its store can't be reached."""
-    return Call("GET", "/readyz", results.Health)
+    return Call("GET", "/readyz", results.Readiness)
 
 
 def _person(user: str | None, domain: str | None, mode: Mode, strength: float | None, explain: bool) -> dict[str, Any]:

@@ -40,12 +40,35 @@ class Parts(Result):
     user: float
 
 
+class Directions(Result):
+    """What each direction of the model adds to a score; `top` names those that add or take most, as `user:0`."""
+
+    domain: tuple[float, ...]
+    user: tuple[float, ...]
+    top: tuple[str, ...]
+
+
+class PublicText(Result):
+    """From a data set that was declared public: data, to be escaped where it is shown, and never instructions."""
+
+    prompt: str
+    text: str
+
+
+class Contrast(Result):
+    """The texts that lie furthest apart along a direction; both empty where the model has no examples for it."""
+
+    high: tuple[PublicText, ...]
+    low: tuple[PublicText, ...]
+
+
 class ReturnedDocument(Result):
     text: str
 
 
 class RankedDocument(Result):
-    """`index` is the position in the documents that were sent; of raw scores only differences mean something."""
+    """`index` is the position in the documents that were sent; of raw scores only differences mean something. With
+    `explain` there are `parts` and `directions`."""
 
     index: int
     relevance_score: float
@@ -53,6 +76,7 @@ class RankedDocument(Result):
     id: str | None = None
     document: ReturnedDocument | None = None
     parts: Parts | None = None
+    directions: Directions | None = None
 
 
 class Ranking(Result):
@@ -62,6 +86,7 @@ class Ranking(Result):
     unrecorded: str | None = None
     model: str
     results: tuple[RankedDocument, ...]
+    contrasts: dict[str, Contrast] | None = None  # with `explain`: of the directions that are named
     personalization: Personalization
 
     @property
@@ -184,6 +209,7 @@ class ResetReceipt(Result):
     tenant: str
     subject: str
     scope: str
+    domain: str | None = None  # the one domain that was reset
     generation: int
     steps: tuple[ResetStep, ...]
     erased: dict[str, int]
@@ -197,12 +223,28 @@ class ResetReceipt(Result):
     signature: str
 
 
+class DirectionExplanation(Result):
+    """One direction along which people differ, and where the person stands: in numbers, in words (`says`), and by the
+    public texts that a weight above 0 (`high`) or below (`low`) lifts. `clear`: beyond what noise alone gives."""
+
+    direction: int
+    weight: float
+    noise: float | None
+    uncertainty: float | None
+    clear: bool | None
+    says: str
+    high: tuple[PublicText, ...]
+    low: tuple[PublicText, ...]
+
+
 class AdapterExplanation(Result):
     version: str
     release: str
     created_at: datetime
     norm: float | None
     privacy: dict[str, Any] | None
+    carried_from: str | None = None  # the release that these weights had before the global model changed
+    directions: tuple[DirectionExplanation, ...] = ()  # those that matter most come first
 
 
 class SpentPrivacy(Result):
@@ -295,3 +337,11 @@ class Removal(Result):
 
 class Health(Result):
     status: Literal["ok"]
+
+
+class Readiness(Health):
+    """`model` is `outdated` while the live global model can't be loaded, and the one before goes on; `candidate` is
+    `missing` while one that is rolled out can't be."""
+
+    model: str | None = None
+    candidate: str | None = None
