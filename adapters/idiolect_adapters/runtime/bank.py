@@ -46,6 +46,7 @@ LORA_BYTES = 512 << 20
 MAX_LOADS = 4
 LOADS_AHEAD = 1  # beside those; more would not load faster, since verifying holds the interpreter
 BREAK_SECONDS = 0.0005  # after each of these
+STAYS_AWAY = 3  # times as long as it had to wait for the interpreter the last time
 MAX_PREFETCHES = 10_000  # waiting; more are dropped, since whoever needs them loads them
 
 
@@ -128,6 +129,7 @@ class AdapterBank:
         self._loading = threading.BoundedSemaphore(max_loads)
         self._ahead = ThreadPoolExecutor(LOADS_AHEAD, thread_name_prefix="idiolect-prefetch")
         self._prefetching = self._prefetches_dropped = 0
+        self._waited = 0.0  # for the interpreter, after the last load ahead of need
         self._hits = self._loads = 0
 
     def weights(self, owner: Owner, wanted: ResolvedVersion) -> Weights:
@@ -227,7 +229,16 @@ class AdapterBank:
         finally:
             with self._lock:
                 self._prefetching -= 1
-            _give_way()
+            self._give_way()
+
+    def _give_way(self) -> None:
+        """Between two loads ahead of need: to whoever wants the interpreter. Who was kept waiting for it stays away for
+        longer, so that serving hardly notices; on an idle server a thousand are loaded in a second. One sleep and not
+        two: each time that somebody comes back, whoever computes is interrupted."""
+        wanted = BREAK_SECONDS + STAYS_AWAY * self._waited
+        began = time.monotonic()
+        time.sleep(wanted)
+        self._waited = max(0.0, time.monotonic() - began - wanted)
 
     def install(self, owner: Owner, stored: StoredVersion) -> ResolvedVersion:
         """Verify a version that was just published and make it resident at once, before anybody asks for it.
@@ -406,14 +417,6 @@ def _weights(row_K: Row, scale: float) -> Weights:
     weights_K: Weights = row_K.astype(np.float64) * scale
     weights_K.setflags(write=False)
     return weights_K
-
-
-def _give_way() -> None:
-    """Between two loads ahead of need: to whoever wants the interpreter. Who is kept waiting for it when he comes back
-    stays away as long again, so that serving hardly notices; on an idle server a thousand are loaded in a second."""
-    began = time.monotonic()
-    time.sleep(BREAK_SECONDS)
-    time.sleep(max(0.0, time.monotonic() - began - BREAK_SECONDS))
 
 
 def _check_owner(found: Digest, owner: Owner, wanted: ResolvedVersion) -> None:
