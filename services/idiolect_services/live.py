@@ -38,7 +38,8 @@ class LiveScorer:
         self._models = Models(scorer)
         self._leases: Counter[AdapterBank] = Counter()  # a candidate that becomes live is another scorer on its bank
         self._draining: list[Scorer] = []
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self.switches = 0
         # Why the live global model, or the candidate of a rollout, is not served; no place for secrets.
         self.outdated: str | None = None
@@ -65,14 +66,14 @@ class LiveScorer:
 
     def begin(self) -> Models:
         """They stay until they are handed to `end`."""
-        with self._changed:
+        with self._lock:
             models = self._models
             for scorer in models.scorers:
                 self._leases[scorer.bank] += 1
             return models
 
     def end(self, models: Models) -> None:
-        with self._changed:
+        with self._lock:
             for scorer in models.scorers:
                 self._let_go(scorer)
 
@@ -85,7 +86,7 @@ class LiveScorer:
 
     def switch(self, scorer: Scorer) -> None:
         """From now on requests begin on `scorer`. What the old one keeps is freed once nobody is on it."""
-        with self._changed:
+        with self._lock:
             self._switch(Models(scorer, self._models.candidate))
 
     def _switch(self, models: Models) -> None:
@@ -98,14 +99,14 @@ class LiveScorer:
 
     def begin_candidate(self, scorer: CandidateScorer) -> None:
         """From now on it answers for its people. There must be none."""
-        with self._changed:
+        with self._lock:
             assert self._models.candidate is None
             self._models = Models(self._models.live, scorer)
             self.candidate_missing = None
 
     def end_candidate(self) -> None:
         """Everybody is on the live model again. Without a candidate nothing changes."""
-        with self._changed:
+        with self._lock:
             self.candidate_missing = None
             candidate = self._models.candidate
             if candidate is not None:
@@ -115,7 +116,7 @@ class LiveScorer:
 
     def promote_candidate(self) -> Scorer:
         """It is in memory already, so nobody waits. The new live scorer."""
-        with self._changed:
+        with self._lock:
             candidate = self._models.candidate
             assert candidate is not None
             self._switch(Models(candidate.as_live()))
@@ -142,7 +143,7 @@ class LiveScorer:
 
     def forget(self, tenant: str, subject: str) -> None:
         """On both models, and where the last requests on an old one may have put something."""
-        with self._changed:
+        with self._lock:
             scorers = [*self._models.scorers, *self._draining]
         for scorer in scorers:
             scorer.forget(tenant, subject)

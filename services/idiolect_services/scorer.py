@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -197,6 +196,7 @@ class Scorer:
         self.features = features
         self.bank = bank
         self.model = features.projector
+        self._last_domain: tuple[ResolvedVersion | None, Weights | None] = (None, None)
 
     def try_score(self, request: ScoreRequest, *, resident: bool = False) -> ScoreResult | None:
         """As `score` if all features are cached, else None: never runs the model.
@@ -350,11 +350,13 @@ class Scorer:
 
     def _resident_part(self, owner: Owner, version: ResolvedVersion) -> Weights | Lora:
         """Raises NotResidentError instead of loading anything, or of quarantining: whoever loads it does."""
-        with suppress(CorruptArtifactError):
+        try:
             found = self.bank.resident(owner, version)
-            if found is not None:
-                return found
-        raise NotResidentError
+        except CorruptArtifactError:
+            found = None
+        if found is None:
+            raise NotResidentError
+        return found
 
     def _bare(self, reason: Reason) -> Stack:
         return Stack(Personalization(False, reason, 0.0, self.model.digest, None, None, None), None, None, False)
@@ -371,7 +373,7 @@ class Scorer:
         wants_domain = resolution.domain is not None and resolution.global_digest == self.model.digest
         wants_user = reason == "applied"
         if wants_domain and resolution.domain is not None:
-            domain, _ = self._load(part, _owner_of_domain(request), resolution.domain)
+            domain = self._domain(part, request, resolution.domain)
         if reason == "applied" and resolution.user is not None:
             user, reason = self._load(part, _owner_of_user(request), resolution.user)
         domain_lora, user_lora = stacked(domain, user, strength)
@@ -403,6 +405,17 @@ class Scorer:
             domain_lora,
             user_lora,
         )
+
+    def _domain(self, part: Part, request: ScoreRequest, version: ResolvedVersion) -> Weights | Lora | None:
+        """Those who are looked up together on one surface are given the same object: then what the first of them found
+        serves them all. Nobody keeps it longer, so no later request has the same one."""
+        known, weights = self._last_domain
+        if known is version:
+            return weights
+        found, _ = self._load(part, _owner_of_domain(request), version)
+        if isinstance(found, np.ndarray):
+            self._last_domain = (version, found)
+        return found
 
     def _load(self, part: Part, owner: Owner, version: ResolvedVersion) -> tuple[Weights | Lora | None, Reason]:
         try:

@@ -405,6 +405,16 @@ def test_threads_that_need_a_new_key_at_once_get_the_same(store_url: str) -> Non
         keys.close()
 
 
+def test_keys_are_found_by_person_and_scope_whether_of_one_scope_or_of_several(store_url: str) -> None:
+    keys = keys_beside(store_url)
+    wanted = [(person, scope) for person in ("ann", "bob") for scope in ("signals:chat", "signals:mail")]
+    made = keys.ensure(TENANT, wanted)
+    assert set(made) == set(wanted)
+    for asked in (wanted[:1], wanted[::2], wanted[1:3], wanted, [("nobody", "signals:chat")], []):
+        assert keys.find(TENANT, set(asked)) == {one: made[one] for one in asked if one in made}
+    keys.close()
+
+
 def test_tenants_do_not_share_keys(store_url: str) -> None:
     keys = keys_beside(store_url)
     mine = keys.ensure(TENANT, [("ann", "adapters")])["ann", "adapters"]

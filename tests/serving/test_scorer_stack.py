@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from idiolect.registry.resolution import Resolution, ResolvedVersion
 from idiolect.resets.plan import plan_reset
 from idiolect_adapters.runtime.bank import Owner
 from idiolect_adapters.runtime.features import digested
-from idiolect_services.scorer import Personalization, Scorer, ScoreRequest, Stack, sum_stack
+from idiolect_services.gateway.turns import in_step
+from idiolect_services.looks import answered
+from idiolect_services.scorer import NotResidentError, Personalization, Scorer, ScoreRequest, Stack, sum_stack
 
 TEXTS = [f"text {index}" for index in range(7)]
 ROWS = np.array([HashModel.row("q", text) for text in TEXTS])
@@ -261,3 +264,24 @@ def test_no_documents_or_ranks_are_confused(world: World) -> None:
         slow = row[0] + sum(z * w for z, w in zip(row[1 : 1 + K], weights, strict=True))
         assert result.score_N[index] == pytest.approx(slow, rel=1e-12)
     assert len(ROWS[0]) == 1 + K + M
+
+
+def test_people_who_are_looked_up_together_share_what_their_domain_has_and_later_ones_look_anew(world: World) -> None:
+    for user in ("ann", "bob"):
+        world.opt_in(user)
+        world.publish_user(user)
+    first = world.publish_domain("news")
+    requests = [ask(world, user, domain="news") for user in ("ann", "bob")]
+    alone = [world.scorer.score(request) for request in requests]
+
+    def together() -> list[Any]:
+        return in_step([world.scorer.trying(request, resident=True) for request in requests], answers)
+
+    answers = partial(answered, world.store)
+    before = world.bank.stats().hits
+    assert [replace(found, looked_at=0.0) for found in together()] == [replace(one, looked_at=0.0) for one in alone]
+    assert world.bank.stats().hits == before + 3  # two people, and one domain
+    second = world.publish_domain("news")
+    assert all(isinstance(found, NotResidentError) for found in together())  # it has to be loaded first
+    world.scorer.score(requests[0])
+    assert [found.personalization.domain for found in together()] == [second.id, second.id] != [first.id, first.id]

@@ -42,7 +42,7 @@ def digest_bytes(digest: str) -> bytes:
 
 def _packed(digests: Sequence[str]) -> bytes:
     """All at once where they are right, which they are. Raises InvalidInputError, as for each."""
-    if all(len(digest) == 2 * DIGEST_BYTES for digest in digests):
+    if set(map(len, digests)) == {2 * DIGEST_BYTES}:
         with suppress(ValueError):
             packed = bytes.fromhex("".join(digests))
             if len(packed) == DIGEST_BYTES * len(digests):

@@ -144,9 +144,9 @@ def _record(
 
 def _known(
     connection: Connection, tenant: str, candidates: Sequence[Candidate]
-) -> tuple[dict[str, AnyRow], dict[str, AnyRow], set[tuple[bytes, str]], bool]:
-    """Tombstones by person; inferences by id; the links of people that are there already, each of which says that its
-    text is there too; whether the tenant has a quota of texts."""
+) -> tuple[dict[str, AnyRow], dict[str, AnyRow], dict[str, set[bytes]], bool]:
+    """Tombstones by person; inferences by id; by holder the links of people that are there already, each of which says
+    that its text is there too; whether the tenant has a quota of texts."""
     mine = {"tenant": tenant}
     people = {one.shown.inference.subject or "" for one in candidates if one.key is not None}
     names: dict[str, set[bytes]] = defaultdict(set)  # by holder
@@ -165,7 +165,7 @@ def _known(
     return (
         {row.subject: row for row in tombstones},
         {row.id: row for row in stored},
-        {(row.digest, holder) for holder, rows in zip(names, linked, strict=True) for row in rows},
+        {holder: {row.digest for row in rows} for holder, rows in zip(names, linked, strict=True)},
         bool(quotas),
     )
 
@@ -192,9 +192,9 @@ def _again(
 
 
 def _gather(
-    connection: Connection, one: Candidate, linked: Collection[tuple[bytes, str]], gathered: Gathered
+    connection: Connection, one: Candidate, linked: Mapping[str, Collection[bytes]], gathered: Gathered
 ) -> RecordOutcome:
-    missing = [name for name in one.used if (name, one.holder) not in linked]
+    missing = one.used.keys() - linked.get(one.holder, ())
     sent = {bytes.fromhex(text_digest(body)): body for body in one.shown.texts} if missing else {}
     unsent = [name for name in missing if one.used[name] not in sent]
     unknown = sum(not _is_known(connection, one.shown.tenant, name) for name in unsent)

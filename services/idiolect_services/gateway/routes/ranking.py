@@ -20,7 +20,7 @@ from idiolect.ids import check_name, new_id
 from idiolect.signals.events import Inference
 from idiolect.stores.ports import ShownInference
 from idiolect.tenancy import Scope
-from idiolect_adapters.runtime.features import Features, Stacked, Text, digested
+from idiolect_adapters.runtime.features import Features, Stacked, Text, all_digested
 from idiolect_services.directions import Directions, contributions_of
 from idiolect_services.gateway.answers import Call, Draft, Ready, Render, Scored
 from idiolect_services.gateway.bodies import read_object, validated
@@ -130,13 +130,12 @@ class RankingRoutes:
 
     def _checked(self, field: str, texts: Sequence[str]) -> list[Text]:
         limit = self._services.settings.max_text_chars
-        for index, text in enumerate(texts):
-            if len(text) > limit:
-                name = f"{field}.{index}" if len(texts) > 1 else field
-                raise TooLargeError(
-                    f"{name!r} holds {len(text)} characters, the limit is {limit}.", mend="Shorten or split it."
-                )
-        return [digested(text) for text in texts]
+        sizes = list(map(len, texts))
+        if max(sizes) > limit:
+            index, size = next((index, size) for index, size in enumerate(sizes) if size > limit)
+            name = f"{field}.{index}" if len(texts) > 1 else field
+            raise TooLargeError(f"{name!r} holds {size} characters, the limit is {limit}.", mend="Shorten or split it.")
+        return all_digested(texts)
 
     def _ask(self, tenant: str, call: ForPerson, queries: Sequence[Text], texts: Sequence[Text]) -> ScoreRequest:
         paired = [queries[0]] * len(texts) if len(queries) == 1 else queries
@@ -274,7 +273,12 @@ class RankingRoutes:
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: call.top_n]
         relevance = relevance_of(scores, scored.model.temperature)
         shown = _shown(ask, scored, order) if result.unrecorded is None else None
-        entries = [_ranked_entry(call, result, relevance, index) for index in order]
+        entries: list[dict[str, Any]] = [
+            {"index": index, "relevance_score": relevance[index], "score": scores[index]} for index in order
+        ]
+        if call.says_more:
+            for entry in entries:
+                entry.update(_more_of(call, result, entry["index"]))
         contrasts = {"contrasts": Directions.of(scored.model).named(_named(entries))} if call.explain else {}
         body = to_json(
             {
@@ -371,10 +375,16 @@ def _shown(ask: ScoreRequest, scored: Scored, order: Sequence[int]) -> ShownInfe
     return ShownInference(ask.tenant, inference, texts, scored.result.personalization.generation)
 
 
+_BELOW_ONE = 1.0 - 2**-53
+
+
 def sigmoid(x: float) -> float:
     """In the open interval (0, 1), also where float64 would round to its ends."""
-    value = 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(max(x, -700.0)) / (1.0 + math.exp(max(x, -700.0)))
-    return min(value, 1.0 - 2**-53)
+    if x >= 0:
+        value = 1.0 / (1.0 + math.exp(-x))
+        return value if value < _BELOW_ONE else _BELOW_ONE
+    odds = math.exp(x if x > -700.0 else -700.0)
+    return odds / (1.0 + odds)
 
 
 def relevance_of(scores: Sequence[float], temperature: float) -> list[float]:
@@ -383,17 +393,17 @@ def relevance_of(scores: Sequence[float], temperature: float) -> list[float]:
     return [sigmoid((score - mean) / temperature) for score in scores]
 
 
-def _ranked_entry(call: RerankRequest, result: ScoreResult, relevance: Sequence[float], index: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {"index": index, "relevance_score": relevance[index], "score": result.score_N[index]}
+def _more_of(call: RerankRequest, result: ScoreResult, index: int) -> dict[str, Any]:
+    more: dict[str, Any] = {}
     document = call.documents[index]
     if isinstance(document, Document) and document.id is not None:
-        entry["id"] = document.id
+        more["id"] = document.id
     if call.return_documents:
-        entry["document"] = {"text": text_of(document)}
+        more["document"] = {"text": text_of(document)}
     if call.explain:
-        entry["parts"] = _parts(result, index)
-        entry["directions"] = contributions_of(result, index)
-    return entry
+        more["parts"] = _parts(result, index)
+        more["directions"] = contributions_of(result, index)
+    return more
 
 
 def _named(entries: Sequence[dict[str, Any]]) -> set[str]:

@@ -64,6 +64,11 @@ class RerankRequest(ForPerson):
     top_n: int | None = Field(None, ge=1, description="Return the best `top_n` only; all if larger or not given.")
     return_documents: bool = Field(False, description="Return each document's text with its result.")
 
+    @property
+    def says_more(self) -> bool:
+        """Whether a result says more of its document than its place and scores."""
+        return self.explain or self.return_documents or set(map(type, self.documents)) != {str}
+
 
 # The names under which clients of vLLM send the two sides, besides text_1 and text_2.
 _SIDES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
