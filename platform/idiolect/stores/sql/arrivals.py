@@ -34,12 +34,21 @@ HAS_COME = has_come(schema.pointers)
 LIVE_VERSION: ColumnElement[str | None] = case((HAS_COME, _P.coming), else_=func.nullif(_P.version, ""))
 LIVE_REVISION: ColumnElement[int] = _P.revision + case((HAS_COME, 1), else_=0)
 
-# As LIVE_VERSION where `arrivals` is joined by this: to look something up by it. Postgres would use no index for what
+
+# As `live_version` where `arrivals` is joined by this: to look something up by it. Postgres would use no index for what
 # it must compare with the result of a subquery, since behind the tenants' wall that might tell of other rows.
-WHAT_ARRIVES = _A.number == _P.arrival
-LIVE_TO_JOIN: ColumnElement[str | None] = case(
-    (and_(_P.coming.is_not(None), _A.number.is_(None)), _P.coming), else_=func.nullif(_P.version, "")
-)
+def what_arrives(pointers: Any = schema.pointers) -> ColumnElement[bool]:
+    return _A.number == pointers.c.arrival
+
+
+def live_to_join(pointers: Any = schema.pointers) -> ColumnElement[str | None]:
+    """For a row of `pointers`, or of a selection of them."""
+    of = pointers.c
+    has_come = and_(of.coming.is_not(None), _A.number.is_(None))
+    return case((has_come, of.coming), else_=func.nullif(of.version, ""))
+
+
+WHAT_ARRIVES, LIVE_TO_JOIN = what_arrives(), live_to_join()
 
 # Of all rows of an owner, for `standing`.
 STANDING = (

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from typing import Any
 
-from sqlalchemy import BindParameter, Connection, and_, bindparam, exists, literal, or_, select
+from sqlalchemy import BindParameter, Connection, Select, and_, bindparam, exists, literal, or_, select, union_all
 
 from idiolect.consent import SubjectState
 from idiolect.registry.resolution import POINTER_LIVE, Resolution, ResolvedVersion
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.arrivals import IS_HERE, LIVE_TO_JOIN, WHAT_ARRIVES
+from idiolect.stores.sql.arrivals import IS_HERE, live_to_join, what_arrives
 from idiolect.stores.sql.engine import AnyRow
 from idiolect.stores.sql.global_serving import under_global_trial
 from idiolect.stores.sql.look_ups import LookUp
@@ -55,19 +56,28 @@ _STANDING = (
 _VERSION = (_V.id, _V.release, _V.weights_sha256, _V.generation, _V.subject, _V.seq)
 _BOUND = and_(_R.tenant == _V.tenant, _R.id == _V.release)
 
-# An owner is (subject, "") or ("", domain); no row has both empty.
-_LIVE_OF_ALL = (
-    select(*_VERSION, _R.revoked_at, _R.global_digest, _V.withheld, KEY_WITHDRAWN.label("key_withdrawn"))
-    .select_from(schema.pointers)
-    .outerjoin(schema.arrivals, WHAT_ARRIVES)
-    .join(schema.versions, and_(_V.tenant == _P.tenant, _V.id == LIVE_TO_JOIN))
-    .join(schema.releases, _BOUND)
-    .where(_P.tenant == _TENANT, _P.name == POINTER_LIVE)
+
+def _live_of(pointers: Any) -> Select[Any]:
+    return (
+        select(*_VERSION, _R.revoked_at, _R.global_digest, _V.withheld, KEY_WITHDRAWN.label("key_withdrawn"))
+        .select_from(pointers)
+        .outerjoin(schema.arrivals, what_arrives(pointers))
+        .join(schema.versions, and_(_V.tenant == pointers.c.tenant, _V.id == live_to_join(pointers)))
+        .join(schema.releases, _BOUND)
+    )
+
+
+_IS_LIVE = and_(_P.tenant == _TENANT, _P.name == POINTER_LIVE)
+_POINTERS = select(_P.tenant, _P.version, _P.coming, _P.arrival).where(_IS_LIVE)
+# An owner is (subject, "") or ("", domain); no row has both empty. With an OR Postgres, while it has no statistics, may
+# read all live pointers of the tenant.
+_LIVE = _live_of(
+    union_all(
+        _POINTERS.where(_P.subject == _SUBJECT, _P.domain == ""),
+        _POINTERS.where(_P.subject == "", _P.domain == _DOMAIN),
+    ).subquery("live_pointers")
 )
-_LIVE = _LIVE_OF_ALL.where(
-    or_(and_(_P.subject == _SUBJECT, _P.domain == ""), and_(_P.subject == "", _P.domain == _DOMAIN))
-)
-_LIVE_OF_PEOPLE = LookUp(_LIVE_OF_ALL.where(_P.domain == ""), _P.subject)
+_LIVE_OF_PEOPLE = LookUp(_live_of(schema.pointers).where(_IS_LIVE, _P.domain == ""), _P.subject)
 
 _NEWEST = (
     select(*_VERSION)
