@@ -617,8 +617,12 @@ def test_another_release_of_the_tenant_waits_and_gives_way_while_this_one_lives(
     def try_another() -> None:
         """The other lives: each time that is looked for a sign of life, it has written a batch."""
         next(looks)
-        with ThreadPoolExecutor(1) as pool, pytest.raises(UnavailableError, match="release big of the same tenant"):
+        with (
+            ThreadPoolExecutor(1) as pool,
+            pytest.raises(UnavailableError, match="release big of the same tenant") as no,
+        ):
             pool.submit(publish, rival, "rival").result()
+        assert no.value.code == "release_arriving"  # so the API says so, and not that it can't be reached
 
     def alive(_seconds: float) -> None:
         with tampering(ready) as connection:

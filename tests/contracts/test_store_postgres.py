@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -128,17 +129,30 @@ _MANY_VERSIONS = (
 
 def test_behind_the_wall_a_live_version_is_found_by_its_index(postgres_url: str) -> None:
     """Also where its pointer says what is coming: what might tell of other tenants' rows is compared without one."""
-    store = open_with_keys(postgres_url)
+    plan = _plan_of_live(postgres_url, _MANY_VERSIONS)
+    assert [line for line in plan if "Index Cond" in line and "(id = CASE " in line], "\n".join(plan)
+
+
+def test_before_there_are_statistics_a_resolve_reads_the_pointer_of_one_person(postgres_url: str) -> None:
+    """And not all of a tenant's, out of which it would pick the one."""
+    plan = _plan_of_live(postgres_url, _MANY_VERSIONS[:-1])
+    pointers = [line for line in plan if "Index Cond" in line and "live" in line]
+    assert pointers, "\n".join(plan)
+    assert all("(subject = " in line for line in pointers), "\n".join(plan)
+
+
+def _plan_of_live(url: str, made: Sequence[str]) -> Sequence[str]:
+    store = open_with_keys(url)
     names = {"tenant": TENANT, "subject": "ann", "domain": ""}
     with store._database.engine.begin() as connection:
         stand_behind(connection, TENANT)
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        for statement in _MANY_VERSIONS:
+        for statement in made:
             connection.exec_driver_sql(statement, {"tenant": TENANT})
         sql = resolving._LIVE.params(names).compile(store._database.engine, compile_kwargs={"literal_binds": True})
         plan = connection.exec_driver_sql(f"EXPLAIN {sql}".replace("%", "%%")).scalars().all()
     store.close()
-    assert [line for line in plan if "Index Cond" in line and "(id = CASE " in line], "\n".join(plan)
+    return plan
 
 
 def test_constant_statements_go_on_after_the_server_closed_their_connections(

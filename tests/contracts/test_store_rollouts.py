@@ -26,6 +26,7 @@ from store_samples import (
 from idiolect.consent import ConsentChange
 from idiolect.errors import ConflictError, IdiolectError, InvalidInputError, NotFoundError, PreconditionError
 from idiolect.resets.plan import plan_reset
+from idiolect.rollouts.assignment import ARMS
 from idiolect.rollouts.outcomes import Served
 from idiolect.rollouts.plan import Candidate, Guardrail, Plan, Rollout
 from idiolect.rollouts.verdicts import Move
@@ -328,6 +329,33 @@ def test_a_stale_evaluator_can_not_undo_an_abort(ready: Store) -> None:
     assert on_candidate(ready) == set()
 
 
+def test_what_was_revoked_just_now_does_not_become_live_by_an_evaluation_from_before(ready: Store) -> None:
+    rollout = begin(ready)
+    ready.revoke_release(TENANT, "new", at(4), reason="bad", actor="admin")
+    with pytest.raises(ConflictError, match="revoked"):
+        ready.move_rollout(rollout, COMPLETE, at(5), actor="loop")
+    found = ready.rollout(TENANT, rollout.id)
+    assert found is not None
+    assert found.state == "running"
+    assert set(user_versions(ready).values()) == {f"old-{person}" for person in PEOPLE}
+
+
+def test_every_change_of_a_rollout_is_in_the_audit_log_and_a_new_word_alone_is_not(ready: Store) -> None:
+    rollout = begin(ready, start=False)
+    for minute, action in ((4, "start"), (5, "hold"), (6, "resume")):
+        rollout = ready.steer_rollout(TENANT, rollout.id, action, at(minute), reason=action, actor="admin")
+    rollout = ready.move_rollout(rollout, Move("running", 0, "inconclusive", "few"), at(7), actor="loop")
+    assert rollout.moved_at == at(4)  # the step goes on
+    ready.steer_rollout(TENANT, rollout.id, "abort", at(8), reason="abort", actor="admin")
+    said = [
+        (entry.action, entry.reason) for entry in ready.audit_walk(TENANT) if entry.object == f"rollout {rollout.id}"
+    ]
+    assert said == [
+        ("rollout.create", "try"),
+        *((f"rollout.{action}", action) for action in ("start", "hold", "resume", "abort")),
+    ]
+
+
 def test_a_completion_that_fails_half_way_leaves_it_running(ready: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = begin(ready)
 
@@ -401,6 +429,35 @@ def test_feedback_counts_in_the_arm_and_step_that_its_inference_was_served_in(re
     assert (tally.people, tally.total) == (1, 0.5)
 
 
+def test_answers_of_the_step_go_on_counting_while_it_is_held_and_after(ready: Store) -> None:
+    rollout = begin(ready)
+    person = PEOPLE[0]
+    arm = ready.resolve(TENANT, person, None).trials[0].arm
+    serve(ready, person)
+    inference = shown(ready, "i-before", person, minutes=4)
+    for minute, action in ((5, "hold"), (6, "resume")):
+        ready.steer_rollout(TENANT, rollout.id, action, at(minute), reason="look", actor="admin")
+    ready.add_feedback(TENANT, person, signal("s-after", inference, value=0, minutes=7), at(7))
+    assert ready.rollout_reading(TENANT, rollout.id).evidence.tally(arm, "success").people == 1
+
+
+def test_an_answer_to_what_was_shown_in_the_step_before_does_not_count_in_this_one(ready: Store) -> None:
+    """Also if the clock went back when the step ended."""
+    rollout = begin(ready, plan=replace(HALF, steps=(0.5, 0.6, 0.9, 1.0)))
+    person = PEOPLE[0]
+    for step, (shown_at, ended_at) in enumerate([(4, 5), (5.5, 6)], 1):
+        serve(ready, person)
+        inference = shown(ready, f"i-{step}", person, minutes=shown_at)
+        rollout = ready.move_rollout(rollout, Move("running", step, "healthy", "ok"), at(ended_at), actor="loop")
+        serve(ready, person)
+        ready.add_feedback(TENANT, person, signal(f"s-{step}", inference, value=0, minutes=7), at(7))
+        evidence = ready.rollout_reading(TENANT, rollout.id).evidence
+        assert sum(evidence.tally(arm, "success").people for arm in ARMS) == 0
+    turned_back = ready.move_rollout(rollout, Move("held", 2, "sample ratio mismatch", "?"), at(2), actor="loop")
+    ended = ready.move_rollout(turned_back, Move("rolled_back", 2, "breach", "harm"), at(1), actor="loop")
+    assert (turned_back.moved_at, ended.moved_at) == (at(6), at(6))
+
+
 def test_the_next_step_counts_afresh_and_the_last_one_is_kept(ready: SqlStore) -> None:
     rollout = begin(ready, plan=replace(HALF, steps=(0.5, 0.9, 1.0)))
     serve(ready, *PEOPLE)
@@ -440,6 +497,8 @@ def test_members_of_ended_rollouts_are_erased_and_their_sums_stay(ready: SqlStor
     rollout = begin(ready)
     serve(ready, *PEOPLE)
     assert ready.forget_members() == 0
+    ready.steer_rollout(TENANT, rollout.id, "hold", at(4), reason="look", actor="admin")
+    assert ready.forget_members() == 0
     ready.steer_rollout(TENANT, rollout.id, "abort", at(5), reason="enough", actor="admin")
     assert ready.forget_members(limit=50) == 50
     assert ready.forget_members(limit=50) == 10
@@ -464,6 +523,14 @@ def test_a_draft_serves_nobody_until_it_is_started(ready: Store) -> None:
     started = ready.steer_rollout(TENANT, draft.id, "start", at(5), reason="go", actor="admin")
     assert (started.state, started.share) == ("running", 0.5)
     assert on_candidate(ready)
+
+
+def test_a_draft_can_be_given_up_and_then_never_starts(ready: Store) -> None:
+    draft = begin(ready, start=False)
+    given_up = ready.steer_rollout(TENANT, draft.id, "abort", at(4), reason="no", actor="admin")
+    assert (given_up.state, given_up.share) == ("aborted", 0.0)
+    with pytest.raises(ConflictError, match="aborted"):
+        ready.steer_rollout(TENANT, draft.id, "start", at(5), reason="go", actor="admin")
 
 
 def test_a_draft_whose_candidate_was_revoked_can_not_start(ready: Store) -> None:

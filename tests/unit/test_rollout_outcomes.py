@@ -42,6 +42,11 @@ def test_a_very_long_ranking_is_judged_by_its_start() -> None:
     assert success_of("ranking", list(range(1000)), tuple(range(1000))) == 1.0
 
 
+def test_pairs_beyond_the_start_of_a_long_ranking_say_nothing() -> None:
+    liked = [*range(50), *range(999, 49, -1)]  # the rest was shown the wrong way round
+    assert success_of("ranking", liked, tuple(range(1000))) == 1.0
+
+
 def served(**fields: Any) -> Served:
     return Served("acme", "ann", (), **{"seconds": 0.1} | fields)
 
@@ -74,3 +79,15 @@ def test_answers_are_averaged_alike(answers: list[float], per_person: int) -> No
         contributed += list(values.values())
     expected = [sum(answers[:per_person]) / per_person] if len(answers) >= per_person else []
     assert contributed == pytest.approx(expected)
+
+
+def test_what_takes_exactly_as_long_as_is_allowed_is_not_slow() -> None:
+    _, allowed = after_request(Member("control"), served(seconds=0.25), 1, 250.0)
+    _, longer = after_request(Member("control"), served(seconds=0.5), 1, 250.0)
+    assert (allowed["slow"], longer["slow"]) == (0.0, 1.0)
+
+
+def test_who_has_contributed_changes_no_more() -> None:
+    member = Member("candidate", requests=2, answers=2, success=1.5)
+    assert after_answer(member, 1.0, 2) == (member, {})
+    assert after_request(member, served(failed=True), 2, 250.0) == (member, {})

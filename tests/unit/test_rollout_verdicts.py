@@ -43,6 +43,19 @@ def test_a_breach_is_called_before_the_step_has_its_people_and_whatever_the_rati
     assert verdict(replace(harm, enrolled={"control": 6000, "candidate": 60})) == "breach"
 
 
+def test_a_ratio_has_to_be_the_less_likely_the_more_steps_are_looked_at() -> None:
+    """1,865 of 4,000 at a share of a half: an evidence of 7.01 nats, between log(1,000) and log(2,000)."""
+    found = evidence(enrolled={"control": 2135, "candidate": 1865})
+    assert evaluate(replace(PLAN, steps=(0.5, 1.0)), 0, found).verdict == "sample ratio mismatch"
+    assert evaluate(PLAN, 1, found).verdict == "healthy"
+
+
+def test_the_smaller_arm_must_have_its_people() -> None:
+    plan = replace(PLAN, steps=(0.1, 1.0))
+    few = evidence(enrolled={"control": 900, "candidate": 99})
+    assert evaluate(plan, 0, few).verdict == "not enough data"
+
+
 def test_better_is_no_breach() -> None:
     assert verdict(evidence(candidate=(2000, 0.9))) == "healthy"
 
@@ -115,6 +128,11 @@ def test_the_end_of_a_settings_test_promotes_nothing() -> None:
     assert (end.state, end.step, end.promotes) == ("completed", 1, False)
     done = rollout(state="completed", candidate=setting, plan=replace(PLAN, steps=(0.1, 0.5)), step=1)
     assert done.share == 0.0
+
+
+def test_what_decided_about_a_completed_rollout_is_its_last_step_with_a_control_arm() -> None:
+    assert [rollout(step=step).tested_step for step in range(3)] == [0, 1, 1]
+    assert rollout(state="completed", step=2).tested_step == 1
 
 
 @pytest.mark.parametrize("state", ["running", "held"])

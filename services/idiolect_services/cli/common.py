@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
+from rich.json import JSON
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from idiolect.errors import IdiolectError, InvalidInputError
 from idiolect.settings import Settings, load_settings
 
-console = Console()
-errors = Console(stderr=True)
+# What a terminal obeys, and what turns the order of a line around.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Of what somebody else wrote, such as a reason, the terminal obeys nothing: it is shown as JSON shows it."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_HIGHLIGHTER = JSONHighlighter()
+
+
+class _Terminal(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+    def print_json(self, json: str | None = None, **options: Any) -> None:
+        self.print(_HIGHLIGHTER(visible(JSON(json or "null", **options).text.plain)), soft_wrap=True)
+
+
+console = _Terminal()
+errors = _Terminal(stderr=True)
 
 Home = Annotated[
     Path | None, typer.Option("--home", help="Folder that holds all state (default: IDIOLECT_HOME or ~/.idiolect).")

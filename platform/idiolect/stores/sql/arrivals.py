@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, exists, func, select, text
+from sqlalchemy import ColumnElement, Connection, FromClause, and_, bindparam, case, exists, func, select, text
 from sqlalchemy.sql.elements import TextClause
 
 from idiolect.registry.pointers import PREVIOUS, Pointer
@@ -37,11 +37,11 @@ LIVE_REVISION: ColumnElement[int] = _P.revision + case((HAS_COME, 1), else_=0)
 
 # As `live_version` where `arrivals` is joined by this: to look something up by it. Postgres would use no index for what
 # it must compare with the result of a subquery, since behind the tenants' wall that might tell of other rows.
-def what_arrives(pointers: Any = schema.pointers) -> ColumnElement[bool]:
+def what_arrives(pointers: FromClause = schema.pointers) -> ColumnElement[bool]:
     return _A.number == pointers.c.arrival
 
 
-def live_to_join(pointers: Any = schema.pointers) -> ColumnElement[str | None]:
+def live_to_join(pointers: FromClause = schema.pointers) -> ColumnElement[str | None]:
     """For a row of `pointers`, or of a selection of them."""
     of = pointers.c
     has_come = and_(of.coming.is_not(None), _A.number.is_(None))

@@ -330,8 +330,9 @@ def _make_way(database: Database, other: AnyRow, publication: Publication) -> No
             lives = lives or (now.batches, now.at) != (other.batches, other.at)
         if lives:
             raise UnavailableError(
-                f"the release {other.release} of the same tenant is being published.",
-                mend="Publish this one when that is done.",
+                f"the release {other.release} of the same tenant is arriving, and two do not arrive together.",
+                mend="Publish this one again when that one is listed.",
+                code="release_arriving",
             )
     give_up(database, other, publication.at, publication.actor)
 

@@ -15,7 +15,19 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Select, and_, bindparam, exists, literal, or_, select, union_all
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    FromClause,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    literal,
+    or_,
+    select,
+    union_all,
+)
 
 from idiolect.consent import SubjectState
 from idiolect.registry.resolution import POINTER_LIVE, Resolution, ResolvedVersion
@@ -57,7 +69,7 @@ _VERSION = (_V.id, _V.release, _V.weights_sha256, _V.generation, _V.subject, _V.
 _BOUND = and_(_R.tenant == _V.tenant, _R.id == _V.release)
 
 
-def _live_of(pointers: Any) -> Select[Any]:
+def _live_of(pointers: FromClause) -> Select[Any]:
     return (
         select(*_VERSION, _R.revoked_at, _R.global_digest, _V.withheld, KEY_WITHDRAWN.label("key_withdrawn"))
         .select_from(pointers)
