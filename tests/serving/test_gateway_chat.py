@@ -251,6 +251,15 @@ def test_too_long_a_prompt_is_refused(chat_world: World, upstream: UpstreamServe
     assert upstream.bodies == []
 
 
+def test_the_clients_exception_says_what_is_wrong(chat_world: World) -> None:
+    client = openai_client(chat_world)
+    system = [{"role": "system", "content": "Be kind."}]
+    with pytest.raises(openai.UnprocessableEntityError, match="messages hold no text of the role user"):
+        client.chat.completions.create(model="m", messages=system)  # type: ignore[call-overload]
+    with pytest.raises(openai.AuthenticationError, match="a valid API key is needed"):
+        openai_client(chat_world, "idio_wrong").chat.completions.create(**ASK)  # type: ignore[call-overload]
+
+
 def test_without_an_upstream_there_are_no_completions(chat_world: World) -> None:
     other = chat_world.key("other")
     assert_problem(chat_world.api(other).post(PATH, ASK), 409, "no_upstream")

@@ -178,7 +178,12 @@ def validated(model: type[Model], value: dict[str, Any], **most: int) -> Model:
 def fields_error(errors: Iterable[Any], total: int) -> FieldsError:
     """From pydantic's list of errors; names at most NAMED_ERRORS of them."""
     named = [
-        {"field": ".".join(str(part)[:60] for part in error["loc"]) or "body", "problem": str(error["msg"])[:200]}
+        {"field": ".".join(str(part)[:60] for part in error["loc"]) or "body", "problem": _words(error)}
         for error in list(errors)[:NAMED_ERRORS]
     ]
     return FieldsError(named, total)
+
+
+def _words(error: Any) -> str:
+    """Of checks of our own pydantic says "Value error, " before what they said."""
+    return str(error["msg"]).removeprefix("Value error, ")[:200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -108,9 +109,17 @@ def problem(request: Request, status: int, code: str, detail: str, mend: str, **
         "code": code,
         "request_id": request_id(request),
         "mend": mend,
+        "message": message_of(detail, mend, extra.get("errors", ())),
         **extra,
     }
     return Response(to_json(body), status, _headers(status), MEDIA_TYPE)
+
+
+def message_of(detail: str, mend: str, errors: Sequence[Mapping[str, str]]) -> str:
+    """All of it in one line: the exceptions of OpenAI's clients say this field and nothing else."""
+    if errors:
+        return "; ".join(f"{error['field']}: {error['problem']}" for error in errors)
+    return f"{detail} {mend}"
 
 
 def _headers(status: int) -> dict[str, str]:

@@ -81,4 +81,5 @@ class Problem(ResponseModel):
     code: str = Field(examples=["invalid_input"])
     request_id: str = Field(description="Also in the X-Request-Id header; quote it when you report the problem.")
     mend: str = Field(description="What to do about it.")
+    message: str = Field(description="All of it in one line, which is what the exceptions of OpenAI's clients say.")
     errors: list[FieldProblem] | None = Field(None, description="The first ten fields that don't validate.")
