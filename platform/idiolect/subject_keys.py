@@ -54,6 +54,19 @@ def signals_in(domain: str | None) -> str:
     return f"signals:{domain or ''}"
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Which keys of a person are destroyed, so that what they sealed is gone also from copies of the database that are
+    out of reach: that of their adapters; those of what they were shown and did, all or the one of `scope`."""
+
+    adapters: bool
+    signals: bool
+    scope: str | None = None
+
+    def ends(self, scope: str) -> bool:
+        return self.adapters if scope == ADAPTERS else self.signals and self.scope in (None, scope)
+
+
 def key_id_of(sealed: bytes) -> bytes:
     """Which key opens it."""
     return sealed[len(_FORMAT) : len(_FORMAT) + ID_BYTES]

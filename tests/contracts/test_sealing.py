@@ -31,6 +31,7 @@ from idiolect.settings import Settings
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql import KeyStore, SqlStore, open_key_store, open_store, schema
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, stand_behind
+from idiolect.subject_keys import ADAPTERS, Ending, signals_in
 from idiolect_services.restoring import back_up
 from idiolect_services.wiring import Installation, open_installation, open_keys
 from people_keys import keys_beside, open_with_keys, wrapping_key
@@ -421,8 +422,28 @@ def test_tenants_do_not_share_keys(store_url: str) -> None:
     theirs = keys.ensure("other", [("ann", "adapters")])["ann", "adapters"]
     assert mine.secret != theirs.secret
     assert keys.by_id("other", [mine.id]) == {}
-    keys.destroy("other", "ann", lambda _scope: True)
+    keys.destroy("other", "ann", Ending(adapters=True, signals=True))
     assert keys.by_id(TENANT, [mine.id]) == {mine.id: mine}
+    keys.close()
+
+
+@pytest.mark.parametrize("scope", [None, signals_in("chat"), signals_in(None)])
+@pytest.mark.parametrize("signals", [False, True])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_exactly_the_keys_that_end_are_destroyed_and_of_nobody_else(
+    store_url: str, adapters: bool, signals: bool, scope: str | None
+) -> None:
+    keys, ending = keys_beside(store_url), Ending(adapters, signals, scope)
+    wanted = [
+        (person, kept)
+        for person in ("ann", "bob")
+        for kept in (ADAPTERS, signals_in("chat"), signals_in("mail"), signals_in(None))
+    ]
+    made = keys.ensure(TENANT, wanted)
+    left = {one: key for one, key in made.items() if one[0] == "bob" or not ending.ends(one[1])}
+    assert keys.destroy(TENANT, "ann", ending) == len(made) - len(left)
+    assert keys.find(TENANT, wanted) == left
+    assert keys.destroy(TENANT, "ann", ending) == 0
     keys.close()
 
 

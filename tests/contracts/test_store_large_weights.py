@@ -150,7 +150,7 @@ def test_a_blob_from_before_a_reset_can_not_be_read_after_it(ready: SqlStore, bl
     publish(ready, large("v1", "ann"))
     stored = ready.version(TENANT, "v1")
     assert stored is not None
-    ready._database.keys().destroy(TENANT, "ann", plan_reset("adapter").ends_scope)
+    ready._database.keys().destroy(TENANT, "ann", plan_reset("adapter").ending)
     with pytest.raises(NotFoundError, match="forgotten"):
         ready.with_weights(stored)
 

@@ -166,4 +166,4 @@ CHAT, MAIL, NOWHERE = signals_in("chat"), signals_in("mail"), signals_in(None)
     ids=["adapter", "feedback", "all", "erasure", "feedback of a domain", "all of a domain"],
 )
 def test_a_reset_ends_the_keys_of_what_it_forgets(plan: ResetPlan, ended: set[str]) -> None:
-    assert {scope for scope in (ADAPTERS, CHAT, MAIL, NOWHERE) if plan.ends_scope(scope)} == ended
+    assert {scope for scope in (ADAPTERS, CHAT, MAIL, NOWHERE) if plan.ending.ends(scope)} == ended

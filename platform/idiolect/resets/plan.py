@@ -7,7 +7,7 @@ from typing import Literal
 
 from idiolect.errors import InvalidInputError
 from idiolect.ids import check_name
-from idiolect.subject_keys import ADAPTERS, signals_in
+from idiolect.subject_keys import Ending, signals_in
 
 ResetScope = Literal["adapter", "feedback", "all"]
 ErasureScope = Literal["adapter", "feedback", "all", "erasure"]  # as in records
@@ -29,12 +29,11 @@ class ResetPlan:
     domain: str | None = None
     erase_traces: bool = False  # also what a reset keeps as a history
 
-    def ends_scope(self, scope: str) -> bool:
-        """Whether the person's key of this scope (see `subject_keys`) is destroyed: so what it sealed is gone also from
-        copies of the database that are out of reach."""
-        if scope == ADAPTERS:
-            return self.erase_adapters
-        return self.erase_signals and (self.domain is None or scope == signals_in(self.domain))
+    @property
+    def ending(self) -> Ending:
+        """Of the person's keys."""
+        scope = None if self.domain is None else signals_in(self.domain)
+        return Ending(self.erase_adapters, self.erase_signals, scope)
 
     @property
     def steps(self) -> tuple[str, ...]:

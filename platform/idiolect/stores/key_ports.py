@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from typing import Protocol
 
-from idiolect.subject_keys import SubjectKey
+from idiolect.subject_keys import Ending, SubjectKey
 
 Wanted = tuple[str, str]  # (subject, scope)
 
@@ -37,8 +37,8 @@ class SubjectKeys(Protocol):
         """Of those that were not destroyed."""
         ...
 
-    def destroy(self, tenant: str, subject: str, dies: Callable[[str], bool]) -> int:
-        """Those of the person's keys whose scope `dies`. For good once it returns; harmless to repeat."""
+    def destroy(self, tenant: str, subject: str, ending: Ending) -> int:
+        """How many. For good once it returns; harmless to repeat."""
         ...
 
     def scrub(self) -> None:

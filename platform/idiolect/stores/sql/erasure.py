@@ -53,7 +53,7 @@ def erase(
     actor: str,
 ) -> Erasure:
     """Carry out the erasing steps of `plan`. `adapters`: of `adapters_of`, where that was asked ahead."""
-    keys().destroy(tenant, subject, plan.ends_scope)
+    keys().destroy(tenant, subject, plan.ending)
     erasure = Erasure()
     if plan.erase_adapters:
         found = adapters or adapters_of(connection, tenant, subject)

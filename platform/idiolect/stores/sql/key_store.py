@@ -33,6 +33,8 @@ from idiolect.stores.sql.look_ups import FEW, LookUp
 from idiolect.stores.sql.opening import connect
 from idiolect.stores.sql.tenant_wall import NO_TENANT
 from idiolect.subject_keys import (
+    ADAPTERS,
+    Ending,
     SubjectKey,
     TenantKey,
     new_tenant_key,
@@ -76,9 +78,10 @@ _OF_PEOPLE = LookUp(select(*_KEY).where(_K.tenant == bindparam("tenant")), _K.su
 _OF_PEOPLE_THERE = LookUp(
     select(*_KEY).where(_K.tenant == bindparam("tenant"), _K.scope == bindparam("scope")), _K.subject
 )
-_OF_PERSON = select(*_KEY).where(_K.tenant == bindparam("tenant"), _K.subject == bindparam("subject"))
 _BY_ID = LookUp(select(*_KEY).where(_K.tenant == bindparam("tenant")), _K.id)
-_DESTROY = LookUp(delete(subject_keys), _K.id)
+_DESTROY_ALL = delete(subject_keys).where(_K.tenant == bindparam("tenant"), _K.subject == bindparam("subject"))
+_DESTROY_SIGNALS = _DESTROY_ALL.where(_K.scope != ADAPTERS)
+_DESTROY_SOME = _DESTROY_ALL.where(_K.scope.in_([bindparam("first"), bindparam("last")]))
 
 Wanted = tuple[str, str]  # (subject, scope)
 
@@ -139,15 +142,18 @@ class KeyStore:
                     rows += connection.execute(select(*_KEY).where(_K.tenant == tenant, _K.id.in_(chunk))).all()
         return {key.id: key for key in self._unwrapped(tenant, rows)}
 
-    def destroy(self, tenant: str, subject: str, dies: Callable[[str], bool]) -> int:
-        """Those of the person's keys whose scope `dies`. For good once it returns; harmless to repeat."""
-
-        def work(connection: Connection) -> int:
-            person = {"tenant": tenant, "subject": subject}
-            ids = [row.id for row in connection.execute(_OF_PERSON, person) if dies(row.scope)]
-            return _DESTROY.delete(connection, ids, {})
-
-        return self._database.lasting_statements(NO_TENANT, work)
+    def destroy(self, tenant: str, subject: str, ending: Ending) -> int:
+        """How many. For good once it returns; harmless to repeat. One statement, since a whole tenant may wait."""
+        names = {"tenant": tenant, "subject": subject}
+        statement = _DESTROY_ALL if ending.adapters else _DESTROY_SIGNALS
+        if not ending.signals or ending.scope is not None:
+            scopes = [ADAPTERS] * ending.adapters + [ending.scope or ""] * ending.signals
+            if not scopes:
+                return 0
+            statement, names = _DESTROY_SOME, names | {"first": scopes[0], "last": scopes[-1]}
+        return self._database.lasting_statements(
+            NO_TENANT, lambda connection: connection.execute(statement, names).rowcount
+        )
 
     def count(self) -> int:
         with self._database.reading(NO_TENANT) as connection:
