@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -10,9 +11,12 @@ from postgres_server import PostgresServer
 from sqlalchemy import BigInteger, Connection, Integer, LargeBinary, Text, bindparam, func, literal, select, text
 from store_samples import TENANT, at, opt_in, publish_user, shown
 
+from idiolect.audit import AuditEvent
 from idiolect.errors import ConflictError, UnavailableError
 from idiolect.resets.plan import plan_reset
+from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql import SqlStore, schema
+from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.people import STATES
 from idiolect.stores.sql.pipeline import MOST_PREPARED, PREPARED_AFTER, Pipeline, numbered
 from idiolect.stores.sql.prepared import together
@@ -178,3 +182,22 @@ def test_a_reset_holds_the_tenants_lock_for_three_journeys_and_sent_again_for_no
         other.execute("LOCK TABLE subjects IN ACCESS EXCLUSIVE MODE")
         assert store.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(2)) == done
     assert len(journeys) == 4 + 1
+
+
+def test_a_change_that_fails_is_not_in_the_recovery_log(store: SqlStore, tmp_path: Path) -> None:
+    """Nor where nothing asked for the answer to what failed, so that it would have gone out with the commit."""
+    log = RecoveryLog(tmp_path / "log")
+    store._database.recovery_log = log
+
+    def work(connection: Connection, name: str) -> None:
+        connection.execute(REPLICAS.insert(), [replica("a")])
+        append(connection, TENANT, AuditEvent("x", "y", name), 0)
+        connection.execute(REPLICAS.insert(), [replica(name)])
+
+    with pytest.raises(ConflictError):
+        store._database.lasting_write(TENANT, lambda connection: work(connection, "a"))
+    assert log.last() is None
+    store._database.lasting_write(TENANT, lambda connection: work(connection, "b"))
+    logged = log.last()
+    assert logged is not None
+    assert logged.entry.object == "b"

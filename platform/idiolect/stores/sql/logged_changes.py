@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from idiolect.audit import AuditEntry
 from idiolect.recovery import LoggedChange
 from idiolect.stores.recovery_log import RecoveryLog
+from idiolect.stores.sql.prepared import PreparedConnection
 
 _KEY = "idiolect_changes"
 
@@ -27,13 +28,18 @@ class LoggedChanges:
         self._log = log
         self._until_committed = until_committed
         self._changes: list[LoggedChange] = []
+        self._connection: Connection | None = None
 
     def collect(self, connection: Connection) -> None:
+        self._connection = connection
         connection.info[_KEY] = self._changes
 
     def write(self) -> None:
-        """The last thing before the commit: whatever is committed is in the log."""
+        """The last thing before the commit: whatever is committed is in the log, and nothing that the database
+        refuses."""
         if self._log is not None and self._changes:
+            if isinstance(self._connection, PreparedConnection):
+                self._connection.send()
             self._until_committed.enter_context(self._log.held(alone=False))
             self._log.append(self._changes)
 

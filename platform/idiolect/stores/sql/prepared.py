@@ -168,6 +168,9 @@ class PreparedConnection:
         if words:
             self._say(words)
 
+    def send(self) -> None:
+        """Have everything done that was asked for: where it waits for its journey, it may still fail."""
+
     def commit(self) -> None:
         if self._begun:
             self._say("COMMIT")

@@ -123,6 +123,9 @@ class PostgresConnection(PreparedConnection):
         self._travel()
         return asked.answer
 
+    def send(self) -> None:
+        self._travel()
+
     def commit(self) -> None:
         """What only read is not waited for. What wrote is not sent along with the transaction's first question: if its
         connection turns out to be lost, it must be known that nothing was committed."""
