@@ -346,6 +346,8 @@ def test_every_change_of_a_rollout_is_in_the_audit_log_and_a_new_word_alone_is_n
         rollout = ready.steer_rollout(TENANT, rollout.id, action, at(minute), reason=action, actor="admin")
     rollout = ready.move_rollout(rollout, Move("running", 0, "inconclusive", "few"), at(7), actor="loop")
     assert rollout.moved_at == at(4)  # the step goes on
+    history = ready.rollout_history(TENANT, rollout.id)
+    assert [entry.at for entry in history] == [at(minute) for minute in (3, 4, 5, 6, 7)]
     ready.steer_rollout(TENANT, rollout.id, "abort", at(8), reason="abort", actor="admin")
     said = [
         (entry.action, entry.reason) for entry in ready.audit_walk(TENANT) if entry.object == f"rollout {rollout.id}"

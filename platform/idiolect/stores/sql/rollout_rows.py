@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, func, select, update
@@ -86,19 +87,20 @@ def changes_of(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def save(connection: Connection, rollout: Rollout) -> None:
+def save(connection: Connection, rollout: Rollout, at: datetime) -> None:
     mine = and_(_O.tenant == rollout.tenant, _O.id == rollout.id)
     connection.execute(update(schema.rollouts).where(mine).values(changes_of(rollout)))
     occupy(connection, rollout)
-    write_history(connection, rollout)
+    write_history(connection, rollout, at)
 
 
-def write_history(connection: Connection, rollout: Rollout) -> None:
+def write_history(connection: Connection, rollout: Rollout, at: datetime) -> None:
+    """`at`: of this change, which need not end the step that `moved_at` is of."""
     row = changes_of(rollout)
     kept = {name: row[name] for name in ("state", "step", "verdict", "reason", "actor")}
     connection.execute(
         schema.rollout_history.insert(),
-        kept | {"tenant": rollout.tenant, "rollout": rollout.id, "at": row["moved_at"]},
+        kept | {"tenant": rollout.tenant, "rollout": rollout.id, "at": micros(at)},
     )
 
 

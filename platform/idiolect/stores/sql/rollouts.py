@@ -136,7 +136,7 @@ def _create(connection: Connection, draft: Rollout, start: bool) -> Rollout:
         release, owners = release_of(connection, draft.tenant, draft.candidate)
         rollout = replace(draft, owners=owners)
     connection.execute(schema.rollouts.insert(), row_of(rollout, new_salt(), release))
-    write_history(connection, rollout)
+    write_history(connection, rollout, rollout.moved_at)
     if start:
         rollout = _begin(connection, rollout)
     _audit(connection, rollout, "rollout.create")
@@ -152,7 +152,7 @@ def _begin(connection: Connection, rollout: Rollout) -> Rollout:
         refuse_beside_a_trial(connection)
     mine = (_O.tenant == rollout.tenant, _O.id == rollout.id)
     connection.execute(update(schema.rollouts).where(*mine).values(fence=newest_seq(connection, rollout.tenant)))
-    save(connection, started)
+    save(connection, started, started.moved_at)
     return started
 
 
@@ -187,7 +187,7 @@ def _steer(
         # Holding and resuming stay in the step, whose answers go on counting.
         at = moved.moved_at if target in FINAL else rollout.moved_at
         moved = replace(moved, state=target, revision=rollout.revision + 1, moved_at=at)
-        save(connection, moved)
+        save(connection, moved, now)
     _audit(connection, moved, f"rollout.{action}", at=now)
     return moved
 
@@ -216,7 +216,7 @@ def _move(connection: Connection, seen: Rollout, move: Move, now: datetime, acto
         assert release is not None
         check_release(connection, rollout.tenant, release)
         promoted = promote(connection, moved, release, _fence(connection, rollout))
-    save(connection, moved)
+    save(connection, moved, now)
     if (moved.state, moved.step) != (rollout.state, rollout.step):
         _audit(connection, moved, f"rollout.{moved.state}", promoted, at=now)
     return moved
