@@ -237,7 +237,17 @@ def listen(settings: Settings) -> socket.socket:
 
 def server_for(app: ASGIApp) -> uvicorn.Server:
     """No access log: paths hold user ids. No WebSockets. Always h11: httptools, which uvicorn takes where it is there,
-    reads a head without an end into memory (`deploy/decisions/0021`)."""
+    reads a head without an end into memory (`deploy/decisions/0021`). What a proxy says of its client is not read,
+    since nothing here depends on it, and an answer does not name what it was served with."""
     return uvicorn.Server(
-        uvicorn.Config(app, http=Wire, ws="none", log_level="warning", access_log=False, timeout_keep_alive=75)
+        uvicorn.Config(
+            app,
+            http=Wire,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=75,
+            proxy_headers=False,
+            server_header=False,
+        )
     )

@@ -88,6 +88,14 @@ def read_all(connection: socket.socket) -> bytes:
     return said
 
 
+def test_an_answer_does_not_name_the_software_that_it_was_served_with(port: int) -> None:
+    head = talk(port, SECOND).lower().partition(b"\r\n\r\n")[0]
+    assert head.startswith(b"http/1.1 200 ")
+    assert b"\r\ndate: " in head
+    assert b"\r\nserver:" not in head
+    assert b"uvicorn" not in head
+
+
 def told(said: bytes) -> list[dict[str, Any]]:
     """Of each answer, what the request was taken for."""
     found = []
