@@ -233,12 +233,13 @@ class AdapterBank:
 
     def _give_way(self) -> None:
         """Between two loads ahead of need: to whoever wants the interpreter. Who was kept waiting for it stays away for
-        longer, so that serving hardly notices; on an idle server a thousand are loaded in a second. One sleep and not
+        longer, so that serving hardly notices; on an idle server hundreds are loaded in a second. One sleep and not
         two: each time that somebody comes back, whoever computes is interrupted."""
         wanted = BREAK_SECONDS + STAYS_AWAY * self._waited
         began = time.monotonic()
         time.sleep(wanted)
-        self._waited = max(0.0, time.monotonic() - began - wanted)
+        late = time.monotonic() - began - wanted
+        self._waited = late if late > BREAK_SECONDS else 0.0  # so late a timer is by itself
 
     def install(self, owner: Owner, stored: StoredVersion) -> ResolvedVersion:
         """Verify a version that was just published and make it resident at once, before anybody asks for it.
