@@ -11,6 +11,7 @@ from sqlalchemy import event
 
 from idiolect.stores.sql import SqlStore
 from idiolect.stores.sql.prepared import Prepared, PreparedConnection
+from idiolect.stores.sql.prepared_postgres import PostgresConnection
 
 _WRITES = ("INSERT", "UPDATE", "DELETE")
 
@@ -23,16 +24,18 @@ class Crash(BaseException):
 def crashing(store: SqlStore, after: int) -> Iterator[None]:
     """Let `after` writing statements through, and die at the next one, or else before what was written is committed."""
     left = after
+    written: list[Any] = []  # the connections that did; others commit what they only read
 
-    def write(_connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+    def write(connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
         nonlocal left
         if statement.lstrip().startswith(_WRITES):
+            written.append(connection)
             left -= 1
             if left < 0:
                 raise Crash(statement)
 
-    def commit(_connection: Any) -> None:
-        if left < after:
+    def commit(connection: Any) -> None:
+        if any(one is connection for one in written):
             raise Crash("commit")
 
     with listening(store, before_cursor_execute=write, commit=commit):
@@ -67,24 +70,31 @@ def listening(store: SqlStore, **listeners: Any) -> Iterator[None]:
 @contextmanager
 def _prepared_too(before_cursor_execute: Any, commit: Any = None) -> Iterator[None]:
     """What goes straight to the driver is no event of the engine."""
-    find, run, end = PreparedConnection._prepared, PreparedConnection.exec_driver_sql, PreparedConnection.commit
+    find = PreparedConnection._prepared
 
     def found(connection: PreparedConnection, statement: Any) -> Prepared:
         prepared = find(connection, statement)
         before_cursor_execute(connection, None, prepared.sql)
         return prepared
 
-    def ran(connection: PreparedConnection, statement: str, parameters: Any) -> Any:
-        before_cursor_execute(connection, None, statement)
-        return run(connection, statement, parameters)
+    def running(run: Any) -> Any:
+        def ran(connection: PreparedConnection, statement: str, parameters: Any) -> Any:
+            before_cursor_execute(connection, None, statement)
+            return run(connection, statement, parameters)
 
-    def ended(connection: PreparedConnection) -> None:
-        if commit is not None:
-            commit(connection)
-        end(connection)
+        return ran
+
+    def ending(end: Any) -> Any:
+        def ended(connection: PreparedConnection) -> None:
+            if commit is not None:
+                commit(connection)
+            end(connection)
+
+        return ended
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(PreparedConnection, "_prepared", found)
-        patched.setattr(PreparedConnection, "exec_driver_sql", ran)
-        patched.setattr(PreparedConnection, "commit", ended)
+        for kind in (PreparedConnection, PostgresConnection):
+            patched.setattr(kind, "exec_driver_sql", running(kind.exec_driver_sql))
+            patched.setattr(kind, "commit", ending(kind.commit))
         yield

@@ -408,6 +408,8 @@ class AdapterBank:
 
     def close(self) -> None:
         self._ahead.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._prefetching = 0  # those that are called off never say that they are done
 
 
 def _key(wanted: ResolvedVersion) -> Digest:
