@@ -59,8 +59,15 @@ class Bench:
         self.cache = FeatureCache(self.model, max_bytes=1 << 22)
         self.batcher = Batcher(bounds)
 
-    def ask(self, tenant: str, *texts: str, person: str | None = None, seconds: float = 20.0) -> asyncio.Task[Any]:
-        asked = self.batcher.features(self.cache, tenant, pairs_of(*texts), person, seconds)
+    def ask(
+        self,
+        tenant: str,
+        *texts: str,
+        person: str | None = None,
+        seconds: float = 20.0,
+        patience: float | None = None,
+    ) -> asyncio.Task[Any]:
+        asked = self.batcher.features(self.cache, tenant, pairs_of(*texts), person, seconds, patience=patience)
         return asyncio.ensure_future(asked)
 
     async def busy(self) -> asyncio.Task[Any]:
@@ -141,6 +148,51 @@ def test_beyond_its_share_a_tenant_is_told_so_and_others_still_get_in() -> None:
         assert (stats.refused_share, stats.refused_full, stats.waiting) == (1, 1, 0)
 
     run(scenario, Bounds(tenant_texts=20, texts=50))
+
+
+def test_whoever_would_wait_too_long_is_refused_at_once_unless_they_will_wait() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.batcher._speed.per_second = 100.0  # a text of these is one work
+        await bench.busy()
+        waits = bench.ask("greedy", *texts_of("a", 600))  # alone it may take as long as it takes
+        await asyncio.sleep(0)
+        refused = await refusal(bench.ask("greedy", "more", patience=5.0))
+        assert (refused.status, refused.code, refused.retry_after_s) == (429, "share_exceeded", 6)
+        patient = bench.ask("greedy", "more", patience=7.0)
+        same = bench.ask("greedy", "a 3", patience=5.0)  # it waits already
+        others = [bench.ask(f"other {index}", *texts_of("b", 200), patience=5.0) for index in range(3)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in (patient, same, *others))
+        # 200 texts of their own and of each other tenant come first: 8 seconds.
+        assert (await refusal(bench.ask("other 0", "more", patience=7.9))).status == 429
+        more = bench.ask("other 0", "more", patience=8.1)
+        bench.model.open()
+        await asyncio.gather(waits, patient, same, *others, more)
+        assert bench.batcher.stats().refused_share == 2
+
+    run(scenario)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 30)), min_size=1, max_size=12), st.integers(0, 300))
+@settings(max_examples=80, deadline=None)
+def test_what_comes_first_is_counted_as_it_is_then_taken(asks: list[tuple[str, int]], most: int) -> None:
+    """Nobody who was let in waits for more work than was allowed, but for what one turn of each rounds off."""
+    cache, queue, asked = FeatureCache(HashModel(), max_bytes=0), FairQueue(Bounds(10_000, 100_000)), {}
+    for number, (tenant, count) in enumerate(asks):
+        pairs = pairs_of(*texts_of(f"{number}", count))
+        ask = Ask(tenant, None, np.empty((count, cache.width)), 1e9, None, None)  # type: ignore[arg-type]
+        if queue.join(ask, cache, [(row, pair, None) for row, pair in enumerate(pairs)], most_ahead=most) is None:
+            asked[number] = tenant
+    work = 0
+    seen: set[int] = set()
+    while taken := queue.take(1, now=0.0):
+        for text in taken:
+            number = int(text.pair[1].text.split()[0])
+            assert number in seen or work <= most + 2 * QUANTUM * len(set(asked.values()))
+            seen.add(number)
+            work += text.work
+    assert seen == set(asked)
+    assert not queue._work
 
 
 def test_asking_for_the_same_text_without_end_is_bounded_too() -> None:

@@ -81,7 +81,8 @@ def test_a_flooding_tenant_does_not_starve_a_small_one(crowded: World, monkeypat
             round_ = 0
             while not stop.is_set():
                 body = {"query": "q", "documents": documents(f"f {number} {round_}", 100)}
-                statuses.append(http.post("/v1/rerank", json=body).status_code)
+                answer = http.post("/v1/rerank", json=body, headers={"Idiolect-Timeout-Ms": "30000"})
+                statuses.append(answer.status_code)
                 round_ += 1
 
     with serving(crowded.app) as port, ThreadPoolExecutor(12) as pool:

@@ -33,12 +33,13 @@ Render = Callable[[Scored], Draft]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`seconds`: how long it may wait for the model, or for adapters."""
+    """`seconds`: how long it may wait for the model, or for adapters. `patience`: how much of that in a queue."""
 
     request: Request
     ask: ScoreRequest
     render: Render
     seconds: float
+    patience: float
 
 
 @dataclass(slots=True)

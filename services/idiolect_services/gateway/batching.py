@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +26,9 @@ from idiolect_services.gateway.statuses import StatusError
 
 GATHER_SECONDS = 0.002  # an idle server waits this long for others to join, a busy one not at all
 FORWARD_SECONDS = 0.1
+# Whoever would wait longer than this for a turn is refused at once, unless they said that they will wait. Their places
+# are needed for those who need no model: a number of texts, too, may be far more than a slow machine does in time.
+QUEUE_SECONDS = 5.0
 FIRST_WORK = 64  # of one forward, until its speed is known
 LEAST_WORK, MOST_WORK = 16, 4096
 SMOOTHING = 0.3  # weight of the newest forward in the estimate of the speed
@@ -72,6 +74,10 @@ class _Speed:
             return FIRST_WORK
         return int(min(max(self.per_second * FORWARD_SECONDS, LEAST_WORK), MOST_WORK))
 
+    def work_in(self, seconds: float) -> float:
+        """Any amount, until the speed is known."""
+        return math.inf if self.per_second is None else seconds * self.per_second
+
     def seconds_for(self, work: int) -> int:
         """Whole, at least 1."""
         seconds = work / self.per_second if self.per_second else 1.0
@@ -106,18 +112,20 @@ class Batcher:
         person: str | None,
         seconds: float,
         stacks: Sequence[Stacked] = (),
+        patience: float | None = None,
     ) -> Features:
         """[N, W] of the bare model, and under it as many rows more for each of `stacks`.
 
-        Raises StatusError: 429 beyond the tenant's share of the queue, 503 if the queue is full or it took over
-        `seconds`; and what the model raises. Cancelled, it leaves the queue.
+        Raises StatusError: 429 beyond the tenant's share of the queue, or if what they have sent already is estimated
+        to take over `patience` (if None: `seconds`); 503 if the queue is full or it took over `seconds`; and what the
+        model raises. Cancelled, it leaves the queue.
         """
         rows_NW, missing = _found(cache, tenant, pairs, person, stacks)
         if not missing:
             return rows_NW
         loop = asyncio.get_running_loop()
         ask = Ask(tenant, person, rows_NW, self._monotonic() + seconds, loop, loop.create_future(), cache.moment)
-        self._join(ask, cache, missing)
+        self._join(ask, cache, missing, seconds if patience is None else patience)
         try:
             async with asyncio.timeout(seconds):
                 await ask.done
@@ -129,9 +137,9 @@ class Batcher:
             raise
         return rows_NW
 
-    def _join(self, ask: Ask, cache: FeatureCache, missing: Sequence[Missing]) -> None:
+    def _join(self, ask: Ask, cache: FeatureCache, missing: Sequence[Missing], patience: float) -> None:
         with self._lock:
-            refused = self._queue.join(ask, cache, missing)
+            refused = self._queue.join(ask, cache, missing, self._speed.work_in(patience))
             if refused is None:
                 if self._queue.work >= self._speed.budget:
                     self._enough.set()
@@ -194,11 +202,11 @@ class Batcher:
 
     def _computed(self, texts: Sequence[Waiting]) -> list[_Outcome]:
         """Two models are only there while one takes over from the other."""
-        began = time.perf_counter()
+        began = self._monotonic()
         outcomes: list[_Outcome] = []
         for _, group in groupby(sorted(texts, key=lambda text: id(text.cache)), key=lambda text: id(text.cache)):
             outcomes += self._forward(list(group))
-        self._speed.saw(sum(text.work for text in texts), time.perf_counter() - began)
+        self._speed.saw(sum(text.work for text in texts), self._monotonic() - began)
         return outcomes
 
     def _forward(self, texts: Sequence[Waiting]) -> list[_Outcome]:

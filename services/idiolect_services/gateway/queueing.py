@@ -7,6 +7,7 @@ thread-safe: the batcher holds its lock around every call.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ _Key = tuple[int, str, str, str, str]  # (cache, tenant, prompt digest, text dig
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """Most texts, and most requests, that may wait. A tenant may always have one request waiting, however large, if
-    there is room, and so may all together."""
+    there is room, and so may all together. What these numbers mean in seconds depends on the machine: see `join`."""
 
     tenant_texts: int = 2_000
     texts: int = 8_000
@@ -64,6 +65,7 @@ class FairQueue:
         self._texts: dict[_Key, Waiting] = {}  # also those that are being computed
         self._queues: OrderedDict[str, OrderedDict[_Key, Waiting]] = OrderedDict()  # by tenant, whose turn it is first
         self._credit: dict[str, int] = {}
+        self._work: Counter[str] = Counter()  # by tenant; what of `work` is theirs
         self._asks: Counter[str] = Counter()  # by tenant; those that only wait for texts of others take no other room
         self._cut_short: str | None = None
         self.texts = self.work = self.shared = 0
@@ -73,11 +75,17 @@ class FairQueue:
     def tenants(self) -> int:
         return len(self._queues)
 
-    def join(self, ask: Ask, cache: FeatureCache, missing: Sequence[Missing]) -> Refusal | None:
-        """All of `missing` or nothing. Texts that wait already take no room."""
+    def join(
+        self, ask: Ask, cache: FeatureCache, missing: Sequence[Missing], most_ahead: float = math.inf
+    ) -> Refusal | None:
+        """All of `missing` or nothing. Texts that wait already take no room.
+
+        `most_ahead`: the work that may come before the first of `missing`. A tenant with nothing in the queue waits for
+        a turn of each other one, and is not asked.
+        """
         keys = [_key(cache, ask.tenant, pair, stack) for _, pair, stack in missing]
         new = len({key for key in keys if key not in self._texts})
-        refused = self._refused(ask.tenant, new)
+        refused = self._refused(ask.tenant, new, most_ahead)
         if refused is not None:
             return refused
         self._asks[ask.tenant] += 1
@@ -92,9 +100,10 @@ class FairQueue:
             ask.places.setdefault(text, []).append(index)
         return None
 
-    def _refused(self, tenant: str, new: int) -> Refusal | None:
+    def _refused(self, tenant: str, new: int, most_ahead: float) -> Refusal | None:
         own, bounds = len(self._queues.get(tenant, ())), self._bounds
-        if (own and own + new > bounds.tenant_texts) or self._asks[tenant] >= bounds.tenant_texts:
+        late = new and self._ahead(tenant, most_ahead)
+        if late or (own and own + new > bounds.tenant_texts) or self._asks[tenant] >= bounds.tenant_texts:
             self.refused_share += 1
             return "share"
         if (self.texts and self.texts + new > bounds.texts) or self._asks.total() >= bounds.texts:
@@ -102,11 +111,20 @@ class FairQueue:
             return "full"
         return None
 
+    def _ahead(self, tenant: str, most: float) -> bool:
+        """Whether more work than `most` is done before what the tenant sends now: all of their own, and as much of each
+        other tenant, who take turns with them. Counted only where it may be so: it looks at every tenant that waits."""
+        own = self._work[tenant]
+        if min(self.work, own * len(self._work)) <= most:
+            return False
+        return sum(min(own, work) for work in self._work.values()) > most
+
     def _add(self, key: _Key, text: Waiting) -> Waiting:
         self._texts[key] = text
         self._queues.setdefault(text.tenant, OrderedDict())[key] = text
         self.texts += 1
         self.work += text.work
+        self._work[text.tenant] += text.work
         return text
 
     def leave(self, ask: Ask) -> None:
@@ -136,8 +154,10 @@ class FairQueue:
         del queue[key]
         self.texts -= 1
         self.work -= text.work
+        self._work[text.tenant] -= text.work
         if not queue:
             del self._queues[text.tenant]
+            del self._work[text.tenant]
             self._credit.pop(text.tenant, None)  # who has nothing to send saves nothing up
 
     def take(self, budget: int, now: float) -> list[Waiting]:

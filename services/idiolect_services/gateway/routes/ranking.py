@@ -23,6 +23,7 @@ from idiolect.tenancy import Scope
 from idiolect_adapters.runtime.features import Features, Stacked, Text, all_digested
 from idiolect_services.directions import Directions, contributions_of
 from idiolect_services.gateway.answers import Call, Draft, Ready, Render, Scored
+from idiolect_services.gateway.batching import QUEUE_SECONDS
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
 from idiolect_services.gateway.fencing import Claim
@@ -54,7 +55,8 @@ TIMEOUT_HEADER = "Idiolect-Timeout-Ms"
 _TIMEOUT_NAME = TIMEOUT_HEADER.lower().encode()
 TIMEOUT_ABOUT = (
     "Milliseconds that the request may wait for the model, or for adapters that have to be loaded; then it is dropped "
-    "and answered with 503."
+    "and answered with 503. Without it a request is refused with 429 if its turn would come in more than "
+    f"{QUEUE_SECONDS:g} seconds."
 )
 
 Model = TypeVar("Model", bound=ForPerson)
@@ -151,7 +153,7 @@ class RankingRoutes:
 
     async def _serve(self, request: Request, ask: ScoreRequest, render: Render) -> Response:
         """On one model from the beginning to the end, also if another one takes over meanwhile."""
-        call = Call(request, ask, render, _seconds(request, self._services.settings.compute_seconds))
+        call = Call(request, ask, render, *_seconds(request, self._services.settings.compute_seconds))
         with self._services.live.lease() as models:
             return await self._serve_on(models, call)
 
@@ -187,7 +189,7 @@ class RankingRoutes:
     async def _computed(self, scorer: Scorer, stacks: Sequence[Stacked], call: Call) -> Computed:
         ask = call.ask
         waiting = self._gateway.batcher.features(
-            scorer.features, ask.tenant, ask.pairs, ask.subject, call.seconds, stacks
+            scorer.features, ask.tenant, ask.pairs, ask.subject, call.seconds, stacks, call.patience
         )
         rows_NW = await while_present(call.request, waiting)
         bare_NW, *others = np.split(rows_NW, 1 + len(stacks))
@@ -333,16 +335,18 @@ def unrecorded_of(result: ScoreResult) -> dict[str, str]:
     return {} if result.unrecorded is None else {"unrecorded": result.unrecorded}
 
 
-def _seconds(request: Request, most: float) -> float:
-    """Raises InvalidInputError. More than the server's own limit is the limit."""
+def _seconds(request: Request, most: float) -> tuple[float, float]:
+    """How long it may take, and may stand in a queue. Raises InvalidInputError. More than the server's own limit is the
+    limit; whoever names a time is taken at their word."""
     text = header(request.scope, _TIMEOUT_NAME)
     if text is None:
-        return most
+        return most, min(most, QUEUE_SECONDS)
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) > 0):
         raise InvalidInputError(
             f"the header {TIMEOUT_HEADER} is not a number of milliseconds.", mend="Send a whole number over 0."
         )
-    return min(int(text) / 1000.0, most)
+    seconds = min(int(text) / 1000.0, most)
+    return seconds, seconds
 
 
 def _claim(ask: ScoreRequest, ready: Ready) -> Claim:
