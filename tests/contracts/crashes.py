@@ -67,6 +67,11 @@ def listening(store: SqlStore, **listeners: Any) -> Iterator[None]:
             event.remove(store._database.engine, name, listener)
 
 
+def _in_transaction(connection: PreparedConnection) -> bool:
+    """Not where each statement is one by itself: what it wrote is committed already."""
+    return bool(connection._words) if isinstance(connection, PostgresConnection) else connection._begun
+
+
 @contextmanager
 def _prepared_too(before_cursor_execute: Any, commit: Any = None) -> Iterator[None]:
     """What goes straight to the driver is no event of the engine."""
@@ -86,7 +91,7 @@ def _prepared_too(before_cursor_execute: Any, commit: Any = None) -> Iterator[No
 
     def ending(end: Any) -> Any:
         def ended(connection: PreparedConnection) -> None:
-            if commit is not None:
+            if commit is not None and _in_transaction(connection):
                 commit(connection)
             end(connection)
 

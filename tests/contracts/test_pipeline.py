@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
 from postgres_server import PostgresServer
 from sqlalchemy import BigInteger, Connection, Integer, LargeBinary, Text, bindparam, func, literal, select, text
-from store_samples import TENANT, at, opt_in, publish_user, shown
+from store_samples import EVENT, TENANT, at, opt_in, publish_user, shown, template, version
 
 from idiolect.audit import AuditEvent
 from idiolect.errors import ConflictError, UnavailableError
 from idiolect.resets.plan import plan_reset
+from idiolect.stores.ports import PublishOutcome
 from idiolect.stores.recovery_log import RecoveryLog
-from idiolect.stores.sql import SqlStore, schema
+from idiolect.stores.sql import SqlStore, open_key_store, schema
 from idiolect.stores.sql.audit import append
+from idiolect.stores.sql.engine import Hold, hold
 from idiolect.stores.sql.people import STATES
 from idiolect.stores.sql.pipeline import MOST_PREPARED, PREPARED_AFTER, Pipeline, numbered
 from idiolect.stores.sql.prepared import together
 from idiolect.stores.sql.tenant_wall import NO_TENANT
-from people_keys import open_with_keys
+from people_keys import open_with_keys, wrapping_key
 
 REPLICAS = schema.replicas
+WAITING = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
 ECHO = select(bindparam("said", type_=Text).label("heard"))
 
 
@@ -182,6 +186,60 @@ def test_a_reset_holds_the_tenants_lock_for_three_journeys_and_sent_again_for_no
         other.execute("LOCK TABLE subjects IN ACCESS EXCLUSIVE MODE")
         assert store.apply_reset(TENANT, "ann", "x1", plan_reset("adapter"), at(2)) == done
     assert len(journeys) == 4 + 1
+
+
+@pytest.fixture
+def with_keys(store: SqlStore, postgres: PostgresServer) -> Iterator[SqlStore]:
+    """As `store`, but its keys too are on a server."""
+    keys = open_key_store(postgres.create_database("keys_of_few"), wrapping_key)
+    store._database.key_store, before = keys, store._database.key_store
+    yield store
+    store._database.key_store = before
+    keys.close()
+    postgres.drop_database("keys_of_few")
+
+
+def test_publishing_for_one_person_holds_the_tenants_lock_for_three_journeys_and_one_to_the_keys(
+    with_keys: SqlStore, journeys: list[int]
+) -> None:
+    """Whether the person has a key yet or not."""
+    opt_in(with_keys, "ann", "bob")
+    publish_user(with_keys, "v0", "bob")  # makes the tenant's key
+    journeys.clear()
+    publish_user(with_keys, "v1", "ann")
+    assert len(journeys) == 3 + 1
+    again = version("v2", "r-v2", "ann", parent="v1")
+    with_keys.publish("r-v2", template(), [again], at(1), reason="trained", actor="trainer")
+    assert len(journeys) == 2 * (3 + 1)
+    assert [one.version.id for one in with_keys.versions(TENANT, subject="ann")] == ["v1", "v2"]
+
+
+def test_the_rest_of_a_persons_training_holds_it_for_seven_journeys(store: SqlStore, journeys: list[int]) -> None:
+    opt_in(store, "ann")
+    journeys.clear()
+    run = store.reserve(TENANT, "comparison", "training", EVENT, ["ann"], 10.0, at(1)).run
+    assert len(journeys) == 3
+    store.settle(TENANT, run, at(2))
+    assert len(journeys) == 3 + 2
+    store.mark_trained(TENANT, ["ann"], at(1))
+    assert len(journeys) == 3 + 2 + 2
+
+
+def test_what_travels_with_the_lock_sees_the_reset_that_it_waited_for(store: SqlStore) -> None:
+    """The fence is asked about in the journey that asks for the lock, long before the reset is committed."""
+    opt_in(store, "ann")
+
+    def reset(connection: Connection) -> Future[PublishOutcome]:
+        hold(connection, TENANT, Hold.ERASE)
+        published = pool.submit(publish_user, store, "v1")
+        while not connection.scalar(WAITING) and not published.done():
+            pass
+        connection.execute(schema.subjects.update().values(generation=1))
+        return published
+
+    with ThreadPoolExecutor(1) as pool:
+        assert store._database.write(TENANT, reset).result().fenced == ("ann",)
+    assert list(store.versions(TENANT, subject="ann")) == []
 
 
 def test_a_change_that_fails_is_not_in_the_recovery_log(store: SqlStore, tmp_path: Path) -> None:

@@ -61,7 +61,11 @@ def trial(store: SqlStore) -> object:
 
 
 CHANGES: dict[str, Callable[[SqlStore], object]] = {
+    "reserve": lambda store: store.reserve(TENANT, "comparison", "training", EVENT, list(PEOPLE), 10.0, at(2)),
+    "settle": lambda store: store.settle(TENANT, store.runs(TENANT)[0].id, at(2)),
+    "mark trained": lambda store: store.mark_trained(TENANT, PEOPLE, at(2)),
     "publish": lambda store: release(store, "r9"),
+    "publish for one": lambda store: publish_user(store, "v9"),
     "publish staged": lambda store: release(store, "r9", staged=True),
     "publish a domain's": lambda store: publish_domain(store, "d9", minutes=3),
     "promote": lambda store: store.promote(TENANT, "v1", at(3), **WHY),

@@ -416,6 +416,16 @@ def test_keys_are_found_by_person_and_scope_whether_of_one_scope_or_of_several(s
     keys.close()
 
 
+def test_who_is_taken_for_new_and_is_not_keeps_their_keys(store_url: str) -> None:
+    keys = keys_beside(store_url)
+    ann, bob = ("ann", ADAPTERS), ("bob", ADAPTERS)
+    made = keys.ensure(TENANT, [ann], new=True)
+    both = keys.ensure(TENANT, [ann, bob], new=True)
+    assert both[ann] == made[ann]
+    assert keys.find(TENANT, {ann, bob}) == both == keys.ensure(TENANT, [ann, bob], new=True)
+    keys.close()
+
+
 def test_tenants_do_not_share_keys(store_url: str) -> None:
     keys = keys_beside(store_url)
     mine = keys.ensure(TENANT, [("ann", "adapters")])["ann", "adapters"]

@@ -29,7 +29,9 @@ def columns(count: int, version: str = "v", first: int = 0) -> dict[str, list[An
 
 
 def insert(store: SqlStore, of: dict[str, list[Any]], **how: Any) -> int:
-    return store._database.write(ALL_TENANTS, lambda connection: insert_columns(connection, schema.pointers, of, **how))
+    return store._database.write(
+        ALL_TENANTS, lambda connection: insert_columns(connection, schema.pointers, of, **how)()
+    )
 
 
 def stored(store: SqlStore) -> list[tuple[str, str, int]]:

@@ -22,10 +22,13 @@ class SubjectKeys(Protocol):
         """Whether it is a file that this process reads itself, not a server."""
         ...
 
-    def ensure(self, tenant: str, wanted: Iterable[Wanted], *, spread: bool = False) -> dict[Wanted, SubjectKey]:
+    def ensure(
+        self, tenant: str, wanted: Iterable[Wanted], *, spread: bool = False, new: bool = False
+    ) -> dict[Wanted, SubjectKey]:
         """The key of each, made now where there is none. On the disk before anything is sealed with it.
 
         `spread`: only a hint where to put them: those of the people between them will be asked for too.
+        `new`: only a hint that there are most likely none, so that they need not be looked for first.
         """
         ...
 

@@ -8,7 +8,7 @@ until the pointer moves again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, and_, bindparam, case, exists, func, select, text
@@ -17,6 +17,7 @@ from sqlalchemy.sql.elements import TextClause
 from idiolect.registry.pointers import PREVIOUS, Pointer
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import AnyRow
+from idiolect.stores.sql.prepared import ahead
 
 _A, _P, _V, _R = schema.arrivals.c, schema.pointers.c, schema.versions.c, schema.releases.c
 
@@ -96,7 +97,17 @@ IS_HERE = is_here()
 
 def arriving(connection: Connection, tenant: str, *, keep: bool = False) -> str | None:
     """The release that arrives. `keep` it so until the transaction ends (Postgres; a SQLite writer is alone)."""
-    release: str | None = connection.scalar(_KEPT if keep else _RELEASE, {"tenant": tenant})
+    return ask_arriving(connection, tenant, keep=keep)()
+
+
+def ask_arriving(connection: Connection, tenant: str, *, keep: bool = False) -> Callable[[], str | None]:
+    """As `arriving`, asked ahead."""
+    asked = ahead(connection, _KEPT if keep else _RELEASE, {"tenant": tenant})
+
+    def release() -> str | None:
+        row = asked().one_or_none()
+        return None if row is None else row.release
+
     return release
 
 

@@ -7,11 +7,13 @@ each row, which costs ten times as much as one statement that unfolds arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Table, text
+from sqlalchemy import Connection, Table, TextClause, text
+from sqlalchemy.dialects import postgresql
 
 from idiolect.stores.sql.engine import CHUNK
 
@@ -20,6 +22,7 @@ Columns = Mapping[str, Sequence[Any]]  # as the driver takes them, all of one le
 
 _MOST_PARAMETERS = 32_766  # of one statement in SQLite
 _MOST_ROWS = 1_000
+_POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def insert_columns(
@@ -30,8 +33,8 @@ def insert_columns(
     instead: Mapping[str, str] | None = None,
     unless_taken: bool = False,
     spread: bool = False,
-) -> int:
-    """How many rows were inserted or changed.
+) -> Callable[[], int]:
+    """Call what it gives for how many rows were inserted or changed: that is known once it travelled.
 
     With `instead`, columns of a row whose key is there are set to these expressions. No two rows may have the same key
     then. With `unless_taken`, a row is left out where one of its keys is there.
@@ -40,8 +43,10 @@ def insert_columns(
     # Names and expressions are our own, never a caller's.
     statement = f"INSERT INTO {table.name} ({', '.join(columns)}) %s {_on_conflict(table, instead, unless_taken)}"
     if connection.dialect.name == "sqlite":
-        return _listed(connection, statement, columns)
-    return _unfolded(connection, statement, table, columns, spread)
+        done = _listed(connection, statement, columns)
+    else:
+        done = _unfolded(connection, _unfolding(table, tuple(columns), statement), columns, spread)
+    return lambda: sum(one.rowcount for one in done)
 
 
 def _on_conflict(table: Table, instead: Mapping[str, str] | None, unless_taken: bool) -> str:
@@ -53,30 +58,34 @@ def _on_conflict(table: Table, instead: Mapping[str, str] | None, unless_taken: 
     return f"ON CONFLICT ({keys}) DO UPDATE SET {', '.join(f'{name} = {value}' for name, value in instead.items())}"
 
 
-def _listed(connection: Connection, statement: str, columns: Columns) -> int:
+def _listed(connection: Connection, statement: str, columns: Columns) -> list[Any]:
     width = len(columns)
     size = min(_MOST_ROWS, _MOST_PARAMETERS // width)
     values = list(chain.from_iterable(zip(*columns.values(), strict=True)))
     one = f"({', '.join('?' * width)})"
-    done = 0
+    done = []
     for start in range(0, len(values), size * width):
         some = tuple(values[start : start + size * width])
         listed = statement % f"VALUES {', '.join([one] * (len(some) // width))}"
-        done += connection.exec_driver_sql(listed, some).rowcount
+        done.append(connection.exec_driver_sql(listed, some))
     return done
 
 
-def _unfolded(connection: Connection, statement: str, table: Table, columns: Columns, spread: bool) -> int:
-    kinds = {name: table.c[name].type.compile(connection.dialect) for name in columns}
+@lru_cache(maxsize=64)
+def _unfolding(table: Table, names: Sequence[str], statement: str) -> TextClause:
+    kinds = {name: table.c[name].type.compile(_POSTGRES) for name in names}
     arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in kinds.items())
-    unfolding = text(statement % f"SELECT * FROM unnest({arrays})")  # noqa: S608  as above
+    return text(statement % f"SELECT * FROM unnest({arrays})")  # noqa: S608  as above
+
+
+def _unfolded(connection: Connection, unfolding: TextClause, columns: Columns, spread: bool) -> list[Any]:
     count = len(next(iter(columns.values())))
-    done = 0
+    done = []
     for start in range(0, count, CHUNK):
         places = range(start, min(start + CHUNK, count))
         ordered = places if spread else in_two_passes(places)
         some = {name: [values[place] for place in ordered] for name, values in columns.items()}
-        done += connection.execute(unfolding, some).rowcount
+        done.append(connection.execute(unfolding, some))
     return done
 
 

@@ -16,8 +16,9 @@ from idiolect.stores.ports import FeedbackSignal, RecordOutcome, ShownInference
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.engine import Hold, among, chunks, hold
 from idiolect.stores.sql.inference_rows import find_inference, inference_of, opened
+from idiolect.stores.sql.look_ups import FEW
 from idiolect.stores.sql.part import Part
-from idiolect.stores.sql.people import check_subject, enqueue, load_state, requeue
+from idiolect.stores.sql.people import ask_state, check_subject, enqueue, load_state, mark_trained, requeue
 from idiolect.stores.sql.quotas import TEXT_BYTES, take_today
 from idiolect.stores.sql.recording import Candidate, candidates_of, people_of, record_all
 from idiolect.stores.sql.rollout_members import note_answer
@@ -95,7 +96,8 @@ class Feedback(Part):
     def mark_trained(self, tenant: str, subjects: Sequence[str], upto: datetime) -> None:
         """`upto` is the time of the snapshot, not of the publish: what came in between is still new."""
         at, people = micros(upto), sorted(set(subjects))
-        self._database.write(tenant, lambda connection: _mark_trained(connection, tenant, people, at))
+        write = self._database.lasting_write if len(people) <= FEW else self._database.write
+        write(tenant, lambda connection: _mark_trained(connection, tenant, people, at))
 
 
 def _in_their_order(
@@ -246,7 +248,14 @@ def _drop_oldest(connection: Connection, tenant: str, subject: str) -> None:
 
 
 def _mark_trained(connection: Connection, tenant: str, subjects: Sequence[str], upto: int) -> None:
+    """Of few people by constant statements, none of which needs another one's answer."""
     hold(connection, tenant, Hold.ONE_RUN)
+    if len(subjects) <= FEW:
+        for subject in subjects:
+            ask_state(connection, tenant, subject, lock=True)
+            mark_trained(connection, tenant, subject, upto)
+            requeue(connection, tenant, [subject])
+        return
     people = schema.subjects.c
     for chunk in chunks(subjects):
         mine = and_(people.tenant == tenant, among(people.subject, chunk))

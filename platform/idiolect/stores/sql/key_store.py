@@ -102,10 +102,13 @@ class KeyStore:
     def embedded(self) -> bool:
         return self._database.is_sqlite
 
-    def ensure(self, tenant: str, wanted: Iterable[Wanted], *, spread: bool = False) -> dict[Wanted, SubjectKey]:
-        """The key of each, made now where there is none. On the disk before anything is sealed with it."""
+    def ensure(
+        self, tenant: str, wanted: Iterable[Wanted], *, spread: bool = False, new: bool = False
+    ) -> dict[Wanted, SubjectKey]:
+        """The key of each, made now where there is none. On the disk before anything is sealed with it. One journey for
+        few people if they have keys, or if it is known that they have none."""
         asked = set(wanted)
-        found = self.find(tenant, asked)
+        found = {} if new else self.find(tenant, asked)
         missing = sorted(asked - found.keys())
         if missing:
             wrapping = self._tenant_key(tenant)
@@ -113,9 +116,11 @@ class KeyStore:
                 made = [wrapping.new_subject_key(*one) for one in chunk]
                 columns = _columns_of(made, [wrapping.wrap(key) for key in made])
                 insert = partial(_insert_new, table=subject_keys, columns=columns, spread=spread)
-                new = self._database.lasting_write(NO_TENANT, insert)
+                few = len(chunk) <= FEW  # one statement, and done twice it does nothing the second time
+                write = self._database.lasting_statements if few else self._database.lasting_write
                 # Another process may have been first.
-                found |= zip(chunk, made, strict=True) if new == len(made) else self.find(tenant, chunk)
+                mine = write(NO_TENANT, insert) == len(made)
+                found |= zip(chunk, made, strict=True) if mine else self.find(tenant, chunk)
         return found
 
     def find(self, tenant: str, wanted: Collection[Wanted]) -> dict[Wanted, SubjectKey]:
@@ -240,4 +245,4 @@ def _columns_of(keys: Sequence[SubjectKey], wrapped: Sequence[bytes]) -> Columns
 
 
 def _insert_new(connection: Connection, table: Table, columns: Columns, *, spread: bool = False) -> int:
-    return insert_columns(connection, table, columns, unless_taken=True, spread=spread)
+    return insert_columns(connection, table, columns, unless_taken=True, spread=spread)()

@@ -1,13 +1,18 @@
-"""The ledger: charges that are final, made by one reserver of a tenant at a time."""
+"""The ledger: charges that are final, made by one reserver of a tenant at a time.
+
+Resets wait for whoever reserves, and for the head of the audit log, which settling takes. So for few people these are
+constant statements, and those that need no answer of another one travel together.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select, update
+from sqlalchemy import Connection, Insert, bindparam, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from idiolect.audit import AuditEvent
 from idiolect.errors import InvalidInputError, NotFoundError
@@ -16,16 +21,36 @@ from idiolect.privacy.events import GaussianEvent, Unit
 from idiolect.privacy.ledger import Account, Charge, LedgerRun, Reservation, RunState, fits
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.arrivals import RELEASE_IS_HERE
-from idiolect.stores.sql.audit import append
-from idiolect.stores.sql.engine import AnyRow, Hold, among, chunks, hold, insert
+from idiolect.stores.sql.audit import append, ask_head
+from idiolect.stores.sql.engine import AnyRow, Hold, among, chunks, hold
+from idiolect.stores.sql.look_ups import FEW, LookUp
 from idiolect.stores.sql.part import Part
-from idiolect.stores.sql.quotas import take_today
+from idiolect.stores.sql.prepared import ahead
+from idiolect.stores.sql.quotas import ask_today
 from idiolect.stores.sql.times import micros, moment
 
-_RUNS, _CHARGES = schema.ledger_runs.c, schema.ledger_charges.c
+_RUNS, _CHARGES, _ACCOUNTS = schema.ledger_runs.c, schema.ledger_charges.c, schema.ledger_accounts.c
 _OF_RUN = (_CHARGES.tenant == _RUNS.tenant) & (_CHARGES.run == _RUNS.id)
 _RHO = _RUNS.steps / (2.0 * _RUNS.noise_multiplier * _RUNS.noise_multiplier)  # GaussianEvent.rho
 _EARLIEST = -(2**62)  # fits the column; a window may be longer than the calendar
+
+_NEWEST = select(func.max(_RUNS.reserved_at).label("at")).where(_RUNS.tenant == bindparam("tenant"))
+_SPENT_EVER = select(_ACCOUNTS.subject, _ACCOUNTS.spent_rho, _ACCOUNTS.runs).where(
+    _ACCOUNTS.tenant == bindparam("tenant"), _ACCOUNTS.unit == bindparam("unit")
+)
+_SPENT_SINCE = (
+    select(_CHARGES.subject, func.sum(_RHO).label("spent_rho"), func.count().label("runs"))
+    .join(schema.ledger_runs, _OF_RUN)
+    .where(_CHARGES.tenant == bindparam("tenant"))
+    .where(_RUNS.unit == bindparam("unit"), _RUNS.reserved_at >= bindparam("since"))
+    .group_by(_CHARGES.subject)
+)
+_OF_FEW_EVER, _OF_FEW_SINCE = LookUp(_SPENT_EVER, _ACCOUNTS.subject), LookUp(_SPENT_SINCE, _CHARGES.subject)
+_NEW_RUN = schema.ledger_runs.insert().values({column.name: bindparam(column.name) for column in _RUNS})
+_NEW_CHARGE = schema.ledger_charges.insert().values({column.name: bindparam(column.name) for column in _CHARGES})
+_IS_RUN = (_RUNS.tenant == bindparam("of_tenant"), _RUNS.id == bindparam("of_run"))
+_KNOWN = select(_RUNS.id).where(*_IS_RUN)
+_SETTLED = update(schema.ledger_runs).where(*_IS_RUN, _RUNS.settled_at.is_(None)).values(settled_at=bindparam("at"))
 
 
 class Ledger(Part):
@@ -58,17 +83,16 @@ class Ledger(Part):
         }
         since = None if window is None else max(_EARLIEST, at - window // timedelta(microseconds=1))
         wanted = sorted(set(subjects))
-        return self._database.write(
-            tenant, lambda connection: _reserve(connection, run, event.rho, wanted, budget_rho, since)
-        )
+        write = self._database.lasting_write if len(wanted) <= FEW else self._database.write
+        return write(tenant, lambda connection: _reserve(connection, run, event.rho, wanted, budget_rho, since))
 
     def settle(self, tenant: str, run: str, now: datetime) -> None:
         at = micros(now)
-        self._database.write(tenant, lambda connection: _settle(connection, tenant, run, at))
+        self._database.lasting_write(tenant, lambda connection: _settle(connection, tenant, run, at))
 
     def account(self, tenant: str, unit: Unit, subject: str, *, since: datetime | None = None) -> Account:
         with self._database.reading(tenant) as connection:
-            found = _spent(connection, tenant, unit, [subject], micros(since))
+            found = _ask_spent(connection, tenant, unit, [subject], micros(since))()
         spent_rho, runs = found.get(subject, (0.0, 0))
         return Account(subject, unit, spent_rho, runs)
 
@@ -110,80 +134,82 @@ def _reserve(
 
     Where the clock went back, more charges count than need to, and none is freed.
     """
-    hold(connection, run["tenant"], Hold.ONE_RUN)
-    stamped = run | {"reserved_at": _ledger_time(connection, run["tenant"], run["reserved_at"])}
-    spent = _spent(connection, run["tenant"], run["unit"], subjects, since)
+    tenant = run["tenant"]
+    hold(connection, tenant, Hold.ONE_RUN)
+    ledger_time = _ask_ledger_time(connection, tenant)
+    spent_asked = _ask_spent(connection, tenant, run["unit"], subjects, since)
+    take_today = ask_today(connection, tenant, "trainings")
+    stamped = run | {"reserved_at": ledger_time(run["reserved_at"])}
+    spent = spent_asked()
     granted = [subject for subject in subjects if fits(spent.get(subject, (0.0, 0))[0], rho, budget_rho)]
     if granted:
-        take_today(connection, run["tenant"], "trainings", run["reserved_at"])
+        take_today(run["reserved_at"], 1)
     over = None if granted else stamped["reserved_at"]  # nobody may be read, so nothing is left to settle
-    connection.execute(schema.ledger_runs.insert(), stamped | {"accounts": len(granted), "settled_at": over})
+    connection.execute(_NEW_RUN, stamped | {"accounts": len(granted), "settled_at": over})
     charge(connection, run, rho, granted)
+    head = ask_head(connection, tenant)
     said = {"unit": run["unit"], "accounts": len(granted), "refused": len(subjects) - len(granted), "rho": rho}
     event = AuditEvent("trainer", "ledger.reserve", f"run {run['id']}", run["purpose"], said)
     extra = {"run": stamped, "rho": rho, "subjects": granted}
-    append(connection, run["tenant"], event, run["reserved_at"], extra)
+    append(connection, tenant, event, run["reserved_at"], extra, head)
     return Reservation(run["id"], rho, frozenset(granted), frozenset(subjects).difference(granted))
 
 
-def _ledger_time(connection: Connection, tenant: str, now: int) -> int:
-    """`now`, but never before an earlier run of the tenant."""
-    newest = connection.scalar(select(func.max(_RUNS.reserved_at)).where(_RUNS.tenant == tenant))
-    return now if newest is None else max(now, newest)
+def _ask_ledger_time(connection: Connection, tenant: str) -> Callable[[int], int]:
+    """Gives back the time that it is given, but never one before an earlier run of the tenant."""
+    newest = ahead(connection, _NEWEST, {"tenant": tenant})
+
+    def ledger_time(now: int) -> int:
+        earlier = newest().one().at
+        return now if earlier is None else max(now, earlier)
+
+    return ledger_time
 
 
-def _spent(
+def _ask_spent(
     connection: Connection, tenant: str, unit: str, subjects: Collection[str], since: int | None
-) -> dict[str, tuple[float, int]]:
+) -> Callable[[], dict[str, tuple[float, int]]]:
     """(rho, number of runs) of those who were charged at all."""
-    spent: dict[str, tuple[float, int]] = {}
-    for chunk in chunks(sorted(subjects)):
-        query = _charged_ever(tenant, unit, chunk) if since is None else _charged_since(tenant, unit, chunk, since)
-        spent.update((row.subject, (row.spent_rho, row.runs)) for row in connection.execute(query))
-    return spent
+    names = {"tenant": tenant, "unit": unit} | ({} if since is None else {"since": since})
+    if len(subjects) <= FEW:
+        statements = (_OF_FEW_EVER if since is None else _OF_FEW_SINCE).asked(subjects, names)
+    else:
+        query, subject = (_SPENT_EVER, _ACCOUNTS.subject) if since is None else (_SPENT_SINCE, _CHARGES.subject)
+        statements = [(query.where(among(subject, chunk)), names) for chunk in chunks(sorted(subjects))]
+    asked = [ahead(connection, *one) for one in statements]
+    return lambda: {row.subject: (row.spent_rho, row.runs) for rows in asked for row in rows()}
 
 
-def _charged_ever(tenant: str, unit: str, subjects: Sequence[str]) -> Select[Any]:
-    table = schema.ledger_accounts.c
-    return select(table.subject, table.spent_rho, table.runs).where(
-        table.tenant == tenant, table.unit == unit, among(table.subject, subjects)
-    )
+def _charged(made: sqlite.Insert | postgresql.Insert) -> Insert:
+    """What becomes of an account, which may be new."""
+    named: dict[str, Any] = {column.name: bindparam(column.name) for column in _ACCOUNTS}
+    more = {"spent_rho": _ACCOUNTS.spent_rho + made.excluded.spent_rho, "runs": _ACCOUNTS.runs + made.excluded.runs}
+    return made.values(named).on_conflict_do_update(index_elements=["tenant", "unit", "subject"], set_=more)
 
 
-def _charged_since(tenant: str, unit: str, subjects: Sequence[str], since: int) -> Select[Any]:
-    return (
-        select(_CHARGES.subject, func.sum(_RHO).label("spent_rho"), func.count().label("runs"))
-        .join(schema.ledger_runs, _OF_RUN)
-        .where(_CHARGES.tenant == tenant, among(_CHARGES.subject, subjects))
-        .where(_RUNS.unit == unit, _RUNS.reserved_at >= since)
-        .group_by(_CHARGES.subject)
-    )
+_CHARGED = {
+    "sqlite": _charged(sqlite.insert(schema.ledger_accounts)),
+    "postgresql": _charged(postgresql.insert(schema.ledger_accounts)),
+}
 
 
 def charge(connection: Connection, run: dict[str, Any], rho: float, subjects: Sequence[str]) -> None:
-    accounts, tenant = schema.ledger_accounts.c, run["tenant"]
-    statement = insert(connection, schema.ledger_accounts)
-    charge = statement.on_conflict_do_update(
-        index_elements=["tenant", "unit", "subject"],
-        set_={"spent_rho": accounts.spent_rho + statement.excluded.spent_rho, "runs": accounts.runs + 1},
-    )
+    tenant, unit = run["tenant"], run["unit"]
     for chunk in chunks(subjects):
-        connection.execute(
-            charge, [{"tenant": tenant, "unit": run["unit"], "subject": s, "spent_rho": rho, "runs": 1} for s in chunk]
-        )
-        connection.execute(
-            schema.ledger_charges.insert(), [{"tenant": tenant, "subject": s, "run": run["id"]} for s in chunk]
-        )
+        accounts = [{"tenant": tenant, "unit": unit, "subject": s, "spent_rho": rho, "runs": 1} for s in chunk]
+        connection.execute(_CHARGED[connection.dialect.name], accounts)
+        connection.execute(_NEW_CHARGE, [{"tenant": tenant, "subject": s, "run": run["id"]} for s in chunk])
 
 
 def _settle(connection: Connection, tenant: str, run: str, at: int) -> None:
-    table = schema.ledger_runs.c
-    mine = (table.tenant == tenant, table.id == run)
-    if connection.scalar(select(table.id).where(*mine)) is None:
+    mine = {"of_tenant": tenant, "of_run": run}
+    known = ahead(connection, _KNOWN, mine)
+    settled = connection.execute(_SETTLED, mine | {"at": at})
+    head = ask_head(connection, tenant)
+    if known().one_or_none() is None:
         raise NotFoundError(f"the ledger has no run {run[:80]!r}.", mend="List the runs of this tenant.")
-    change = update(schema.ledger_runs).where(*mine, table.settled_at.is_(None)).values(settled_at=at)
-    if connection.execute(change).rowcount:
-        append(connection, tenant, AuditEvent("trainer", "ledger.settle", f"run {run}"), at)
+    if settled.rowcount:
+        append(connection, tenant, AuditEvent("trainer", "ledger.settle", f"run {run}"), at, head=head)
 
 
 def _state(row: AnyRow) -> RunState:

@@ -7,6 +7,7 @@ written out. An entry's `place` is its order: its id, or the number of its relea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
@@ -25,6 +26,7 @@ from sqlalchemy import (
 
 from idiolect.registry.pointers import LIVE
 from idiolect.stores.sql import schema
+from idiolect.stores.sql.prepared import ahead
 
 _M, _V, _R = schema.pointer_history.c, schema.versions.c, schema.releases.c
 _TOLD = ("tenant", "subject", "domain", "name", "old_version", "version", "at", "reason", "actor")
@@ -44,9 +46,16 @@ def replaced_by(version: Any) -> ColumnElement[str | None]:
 
 def number_of_release(connection: Connection, tenant: str, release: str, at: int, reason: str, actor: str) -> int:
     """Its entry, of nobody in particular. To be made while every pointer that moves with it is locked."""
+    return ask_number(connection, tenant, release, at, reason, actor)()
+
+
+def ask_number(
+    connection: Connection, tenant: str, release: str, at: int, reason: str, actor: str
+) -> Callable[[], int]:
+    """As `number_of_release`, asked ahead."""
     told = {"name": "release", "old_version": None, "version": release, "at": at, "reason": reason, "actor": actor}
-    number: int = connection.execute(_NUMBER, {"tenant": tenant, "subject": "", "domain": ""} | told).one()[0]
-    return number
+    asked = ahead(connection, _NUMBER, {"tenant": tenant, "subject": "", "domain": ""} | told)
+    return lambda: asked().one()[0]
 
 
 def moves_of(tenant: str, subject: str, domain: str) -> Subquery:

@@ -61,6 +61,11 @@ _GIVEN = and_(_C.tenant == bindparam("of_tenant"), _C.subject == bindparam("of_s
 _LAST_GIVEN = select(func.coalesce(func.max(_C.id), 0)).where(_GIVEN)
 _RENEW = update(schema.comparisons).where(_GIVEN).values(generation=bindparam("new_generation"))
 _FORGET_TRAINING = update(schema.subjects).where(_OF_PERSON).values(trained_until=bindparam("until"))
+_MARK_TRAINED = (
+    update(schema.subjects)
+    .where(_OF_PERSON, or_(_S.trained_until.is_(None), _S.trained_until < bindparam("until")))
+    .values(trained_until=bindparam("until"))
+)
 _LAST_PURGE = select(func.coalesce(func.max(_T.seq), 0))
 
 
@@ -224,6 +229,11 @@ def tombstoned(connection: Connection, tenant: str, subjects: Collection[str]) -
             connection.scalars(select(table.subject).where(table.tenant == tenant, among(table.subject, chunk)))
         )
     return found
+
+
+def mark_trained(connection: Connection, tenant: str, subject: str, upto: int) -> None:
+    """Never up to an earlier time than before."""
+    connection.execute(_MARK_TRAINED, {"of_tenant": tenant, "of_subject": subject, "until": upto})
 
 
 def requeue(connection: Connection, tenant: str, subjects: Collection[str]) -> None:

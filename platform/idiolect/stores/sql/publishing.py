@@ -1,6 +1,8 @@
 """Publishing a release: who is fenced is decided here, then everything is written or nothing.
 
-This is one transaction; a release that does not fit a batch comes in several, by the same rules (`arriving`).
+This is one transaction; a release that does not fit a batch comes in several, by the same rules (`arriving`). It
+keeps resets of its tenant waiting, so for few people it makes as few journeys as a reset: what is there is asked
+together, what is new is written together, and only the keys of people, which lie elsewhere, are looked up in between.
 """
 
 from __future__ import annotations
@@ -28,14 +30,15 @@ from idiolect.stores.sql.arrivals import (
     LIVE_VERSION,
     RELEASE_IS_HERE,
     REPLACED,
-    arriving,
+    ask_arriving,
     tell_arriving,
 )
-from idiolect.stores.sql.audit import append
+from idiolect.stores.sql.audit import append, ask_head
 from idiolect.stores.sql.bulk import Columns, insert_columns
 from idiolect.stores.sql.engine import AnyRow, Hold, among, hold
 from idiolect.stores.sql.large_weights import Large, blob_digest, doom_unused
-from idiolect.stores.sql.moves import number_of_release, replaced
+from idiolect.stores.sql.moves import ask_number, replaced
+from idiolect.stores.sql.prepared import ahead
 from idiolect.stores.sql.sealing import keys_of_adapters, sealed_weights
 from idiolect.subject_keys import SubjectKey
 
@@ -91,6 +94,14 @@ class Shared:
 
     weights_head: bytes  # of what is sealed in rows
     key_id: str  # that signed all of them; empty if it was not one
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What stands as a release comes that is not staged."""
+
+    live: Mapping[Owner, AnyRow]
+    arriving: str | None  # another release
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,22 +185,29 @@ def publish(
     connection: Connection, publication: Publication, content: bytes, keys: Callable[[], SubjectKeys], large: Large
 ) -> PublishOutcome:
     """`large`: what was put into blobs for it."""
-    tenant = publication.template.tenant
+    tenant, versions = publication.template.tenant, in_order(publication)
     hold(connection, tenant, Hold.ONE_RUN)
-    earlier = earlier_outcome(connection, publication, content)
+    asked = ask_earlier(connection, publication, content)
+    divided = ask_divided(connection, publication, versions)
+    standing = None if publication.staged else _ask_before(connection, tenant, versions)
+    earlier = asked()
     if earlier is not None:
         doom_unused(connection, large, large.keys(), publication.at)
         return earlier
-    kept, fenced = divide(connection, publication, in_order(publication))
+    kept, fenced = divided()
+    before = None if standing is None else standing()
     thrown_away = [version.id for version in publication.versions if version.subject in fenced]
     doom_unused(connection, large, thrown_away, publication.at)
     outcome = PublishOutcome(len(kept), tuple(sorted(fenced)))
     shared = shared_by(publication.template, kept, large)
     insert_release(connection, publication, content, outcome, shared)
-    _write(connection, publication, kept, shared, keys, large)
-    if not publication.staged:
-        _enter(connection, publication)
-    append(connection, tenant, event_of(publication, outcome), publication.at)
+    _write(connection, publication, kept, shared, keys, large, before)
+    number = None if publication.staged else _ask_number(connection, publication)
+    head = ask_head(connection, tenant)
+    if number is not None:
+        named = {"of_tenant": tenant, "of_release": publication.release, "number": number()}
+        connection.execute(_NUMBERED, named)
+    append(connection, tenant, event_of(publication, outcome), publication.at, head=head)
     return outcome
 
 
@@ -197,11 +215,15 @@ def in_order(publication: Publication) -> list[Version]:
     return sorted(publication.versions, key=lambda version: (version.subject, version.domain))
 
 
-def _enter(connection: Connection, publication: Publication) -> None:
-    """Into the history of pointers, last: they are locked now, and whoever moves one later comes later there too."""
+def _ask_number(connection: Connection, publication: Publication) -> Callable[[], int]:
+    """In the history of pointers, last: they are locked now, and whoever moves one later comes later there too."""
     tenant, release = publication.template.tenant, publication.release
-    number = number_of_release(connection, tenant, release, publication.at, publication.reason, publication.actor)
-    connection.execute(_NUMBERED, {"of_tenant": tenant, "of_release": release, "number": number})
+    return ask_number(connection, tenant, release, publication.at, publication.reason, publication.actor)
+
+
+def _ask_before(connection: Connection, tenant: str, versions: Sequence[Version]) -> Callable[[], Before]:
+    live, coming = _ask_live(connection, tenant, versions), ask_arriving(connection, tenant)
+    return lambda: Before(live(), coming())
 
 
 def event_of(publication: Publication, outcome: PublishOutcome) -> AuditEvent:
@@ -221,52 +243,75 @@ def event_of(publication: Publication, outcome: PublishOutcome) -> AuditEvent:
 
 def earlier_outcome(connection: Connection, publication: Publication, content: bytes) -> PublishOutcome | None:
     """None too if it is arriving. Raises ConflictError if its id means something else."""
+    return ask_earlier(connection, publication, content)()
+
+
+def ask_earlier(
+    connection: Connection, publication: Publication, content: bytes
+) -> Callable[[], PublishOutcome | None]:
+    """As `earlier_outcome`, asked ahead."""
     names = {"tenant": publication.template.tenant, "release": publication.release}
-    row = connection.execute(_EARLIER, names).one_or_none()
-    if row is None:
-        return None
-    if row.content != content:
-        raise ConflictError(
-            f"the release {publication.release} exists with other content.", mend="Publish under a new id."
-        )
-    return PublishOutcome(row.versions, tuple(json.loads(row.fenced))) if row.is_here else None
+    asked = ahead(connection, _EARLIER, names)
+
+    def outcome() -> PublishOutcome | None:
+        row = asked().one_or_none()
+        if row is None:
+            return None
+        if row.content != content:
+            raise ConflictError(
+                f"the release {publication.release} exists with other content.", mend="Publish under a new id."
+            )
+        return PublishOutcome(row.versions, tuple(json.loads(row.fenced))) if row.is_here else None
+
+    return outcome
 
 
-def divide(
-    connection: Connection, publication: Publication, versions: Sequence[Version]
-) -> tuple[list[Version], list[str]]:
+Divided = tuple[list[Version], list[str]]
+
+
+def divide(connection: Connection, publication: Publication, versions: Sequence[Version]) -> Divided:
     """Those of `versions` that may be published, and the people of the others."""
+    return ask_divided(connection, publication, versions)()
+
+
+def ask_divided(connection: Connection, publication: Publication, versions: Sequence[Version]) -> Callable[[], Divided]:
+    """As `divide`, asked ahead: where they stand is kept so by the lock."""
     if publication.template.scope != "user":
-        return list(versions), []
-    fences = _fences(connection, publication.template.tenant, [version.subject for version in versions])
-    kept: list[Version] = []
-    fenced: list[str] = []
-    for version in versions:
-        if is_fenced(version, fences.get(version.subject)):
-            fenced.append(version.subject)
-        else:
-            kept.append(version)
-    return kept, fenced
+        return lambda: (list(versions), [])
+    people = [version.subject for version in versions]
+    asked = _ask_people(connection, _FENCES, _FENCE, _S.subject, publication.template.tenant, people)
+
+    def divided() -> Divided:
+        fences = {row.subject: _fence_of(row) for row in asked()}
+        kept: list[Version] = []
+        fenced: list[str] = []
+        for version in versions:
+            if is_fenced(version, fences.get(version.subject)):
+                fenced.append(version.subject)
+            else:
+                kept.append(version)
+        return kept, fenced
+
+    return divided
 
 
-def _fences(connection: Connection, tenant: str, subjects: Sequence[str]) -> Mapping[str, Fence]:
-    return {
-        row.subject: Fence(row.opted_in, row.generation, -1 if row.tombstone is None else row.tombstone)
-        for row in _of_people(connection, _FENCES, _FENCE, _S.subject, tenant, subjects)
-    }
+def _fence_of(row: AnyRow) -> Fence:
+    return Fence(row.opted_in, row.generation, -1 if row.tombstone is None else row.tombstone)
 
 
-def _of_people(
+def _ask_people(
     connection: Connection,
     of_many: Select[Any],
     of_one: Select[Any],
     subject: ColumnElement[str],
     tenant: str,
     subjects: Collection[str],
-) -> list[AnyRow]:
+) -> Callable[[], list[AnyRow]]:
     if len(subjects) > FEW:
-        return list(connection.execute(of_many.where(among(subject, subjects)), {"tenant": tenant}))
-    return [row for one in subjects for row in connection.execute(of_one, {"tenant": tenant, "subject": one})]
+        asked = [ahead(connection, of_many.where(among(subject, subjects)), {"tenant": tenant})]
+    else:
+        asked = [ahead(connection, of_one, {"tenant": tenant, "subject": one}) for one in subjects]
+    return lambda: [row for rows in asked for row in rows()]
 
 
 def shared_by(template: ReleaseTemplate, kept: Sequence[Version], large: Large) -> Shared:
@@ -308,18 +353,19 @@ def _write(
     shared: Shared,
     keys: Callable[[], SubjectKeys],
     large: Large,
+    before: Before | None,
 ) -> None:
+    """`before`: None for what is staged, which moves no pointer."""
     if not kept:
         return
     tenant = publication.template.tenant
     columns = version_columns(publication, kept, shared, keys_for(keys, tenant, kept), large)
-    if publication.staged:
+    if before is None:
         insert_columns(connection, schema.versions, columns)
         return
-    live = live_of(connection, tenant, kept)
-    insert_columns(connection, schema.versions, columns | {"replaced": replaced_of(kept, live)})
-    insert_columns(connection, schema.pointers, _pointers(tenant, kept, live), instead=REPLACED)
-    if arriving(connection, tenant) is not None:
+    insert_columns(connection, schema.versions, columns | {"replaced": replaced_of(kept, before.live)})
+    insert_columns(connection, schema.pointers, _pointers(tenant, kept, before.live), instead=REPLACED)
+    if before.arriving is not None:
         tell_arriving(connection, tenant, schema.versions.c.subject.in_({version.subject for version in kept}))
 
 
@@ -327,8 +373,10 @@ def keys_for(
     keys: Callable[[], SubjectKeys], tenant: str, versions: Sequence[Version], *, spread: bool = False
 ) -> Mapping[str, SubjectKey]:
     """To seal them with. Asked for while no reset runs, or a person would get a new one after it."""
-    people = [version.subject for version in versions if version.subject]
-    return keys_of_adapters(keys(), tenant, people, spread=spread) if people else {}
+    of_people = [version for version in versions if version.subject]
+    people = [version.subject for version in of_people]
+    new = all(version.parent is None for version in of_people)  # most likely: a reset takes key and adapter together
+    return keys_of_adapters(keys(), tenant, people, spread=spread, new=new) if people else {}
 
 
 def version_columns(
@@ -395,6 +443,10 @@ def pointer_columns(tenant: str, pointers: Sequence[tuple[Version, str, str]]) -
 
 def live_of(connection: Connection, tenant: str, batch: Sequence[Version]) -> dict[Owner, AnyRow]:
     """Live pointers by owner, of `batch` or more: a domain's batch has one subject, "", and few domains."""
+    return _ask_live(connection, tenant, batch)()
+
+
+def _ask_live(connection: Connection, tenant: str, batch: Sequence[Version]) -> Callable[[], dict[Owner, AnyRow]]:
     subjects = sorted({version.subject for version in batch})
-    rows = _of_people(connection, _LIVE, _LIVE_OF_ONE, _P.subject, tenant, subjects)
-    return {(row.subject, row.domain): row for row in rows}
+    asked = _ask_people(connection, _LIVE, _LIVE_OF_ONE, _P.subject, tenant, subjects)
+    return lambda: {(row.subject, row.domain): row for row in asked()}

@@ -6,7 +6,7 @@ each opt-in raises it, nothing lowers it, and only when it reaches the quota are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, func, select, update
@@ -19,6 +19,7 @@ from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import insert
 from idiolect.stores.sql.look_ups import LookUp
 from idiolect.stores.sql.part import Part
+from idiolect.stores.sql.prepared import ahead
 from idiolect.stores.sql.times import micros
 
 _Q, _S = schema.quotas.c, schema.subjects.c
@@ -69,19 +70,28 @@ def _set(connection: Connection, tenant: str, name: str, most: int | None, at: i
 
 def take_today(connection: Connection, tenant: str, name: str, at: int, amount: int = 1) -> None:
     """So much more today. Raises QuotaExceededError, after which what it was for must not be done."""
-    day = at // DAY_MICROS
-    mine = {"tenant": tenant, "name": name}
-    quota = connection.execute(_TODAY, mine).one_or_none()
-    if quota is None:
-        return
-    used = quota.used if quota.day >= day else 0  # a clock that went back frees nothing
-    if used + amount > quota.most:
-        raise QuotaExceededError(
-            f"the quota of {quota.most} {QUOTAS[name]} is used up.",
-            mend="Try again after midnight UTC, or ask the operator for more.",
-            retry_after_s=max(1, ((max(day, quota.day) + 1) * DAY_MICROS - at) // 1_000_000),
-        )
-    connection.execute(_TAKE, {"of": tenant, "called": name, "today": max(day, quota.day), "taken": used + amount})
+    ask_today(connection, tenant, name)(at, amount)
+
+
+def ask_today(connection: Connection, tenant: str, name: str) -> Callable[[int, int], None]:
+    """As `take_today`, asked ahead: call what this gives with the time and how much."""
+    asked = ahead(connection, _TODAY, {"tenant": tenant, "name": name})
+
+    def take(at: int, amount: int) -> None:
+        quota = asked().one_or_none()
+        if quota is None:
+            return
+        day = at // DAY_MICROS
+        used = quota.used if quota.day >= day else 0  # a clock that went back frees nothing
+        if used + amount > quota.most:
+            raise QuotaExceededError(
+                f"the quota of {quota.most} {QUOTAS[name]} is used up.",
+                mend="Try again after midnight UTC, or ask the operator for more.",
+                retry_after_s=max(1, ((max(day, quota.day) + 1) * DAY_MICROS - at) // 1_000_000),
+            )
+        connection.execute(_TAKE, {"of": tenant, "called": name, "today": max(day, quota.day), "taken": used + amount})
+
+    return take
 
 
 def take_place(connection: Connection, tenant: str) -> None:

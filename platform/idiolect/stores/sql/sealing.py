@@ -93,9 +93,9 @@ def open_weights(key: SubjectKey, subject: str, version_id: str, generation: int
 
 
 def keys_of_adapters(
-    keys: SubjectKeys, tenant: str, people: Iterable[str], *, spread: bool = False
+    keys: SubjectKeys, tenant: str, people: Iterable[str], *, spread: bool = False, new: bool = False
 ) -> dict[str, SubjectKey]:
-    found = keys.ensure(tenant, ((one, ADAPTERS) for one in people), spread=spread)
+    found = keys.ensure(tenant, ((one, ADAPTERS) for one in people), spread=spread, new=new)
     return {key.subject: key for key in found.values()}
 
 
