@@ -4,7 +4,8 @@ unevenly."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 from virtual_time import Crew, Killed, VirtualLoop
 
 from idiolect.errors import UnavailableError
+from idiolect.resets.fence import ANSWER_SECONDS
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -27,6 +29,7 @@ class Weather:
     lost_hints: float
     doubled_hints: float
     drift: float  # clocks run faster or slower by up to so much
+    ambushes: float  # share of last looks after which an answer is held back, while its person changes their mind
 
     @staticmethod
     def drawn(chance: random.Random) -> Weather:
@@ -39,6 +42,7 @@ class Weather:
             lost_hints=chance.choice([0.0, 0.3, 1.0]),
             doubled_hints=chance.choice([0.0, 0.3]),
             drift=0.07,  # fence: clocks that run equally fast to within a sixth, so 1.07 / 0.93 is allowed
+            ambushes=chance.choice([0.0, 0.5]),
         )
 
 
@@ -62,6 +66,35 @@ class SkewedClock:
         return of_its_own / self._rate
 
 
+LAST_LOOKS = ("subject", "record_inferences")
+HELD_SECONDS = ANSWER_SECONDS / 1.15  # less than an answer may take after its look, by any process' clock
+
+
+class Ambush:
+    """Holds answers back between the last look at their person and the moment at which they leave: until the reset
+    that comes meanwhile is answered, or they may hardly leave any more. By chance alone that is hit too seldom."""
+
+    def __init__(self, crew: Crew, chance: random.Random, share: float) -> None:
+        self._crew, self._chance, self._share = crew, chance, share
+        self._coming = 0  # answers to resets
+
+    @contextmanager
+    def laid(self) -> Iterator[None]:
+        """While somebody changes their mind."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+
+    def hold(self, looked_at: float) -> None:
+        if self._coming and self._chance.random() < self._share:
+            self._crew.pause(max(0.0, looked_at + HELD_SECONDS - self._crew.loop.now), held=True)
+
+    def answered(self) -> None:
+        self._crew.let_go()
+
+
 class Health(Protocol):
     @property
     def dead(self) -> bool: ...
@@ -80,19 +113,30 @@ class FaultyStore:
     embedded = False
 
     def __init__(
-        self, store: Any, process: Health, crew: Crew, chance: random.Random, weather: Weather, committed: Committed
+        self,
+        store: Any,
+        process: Health,
+        crew: Crew,
+        chance: random.Random,
+        weather: Weather,
+        ambush: Ambush,
+        committed: Committed,
     ) -> None:
         self._store, self._process, self._crew = store, process, crew
         self._chance, self._weather, self._committed = chance, weather, committed
+        self._ambush = ambush
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            began = self._crew.loop.now
             self._on_the_way(self._weather.errors)
             result = method(*args, **kwargs)
             self._committed(name, args, kwargs, result)
             self._on_the_way(self._weather.lost_answers)
+            if name in LAST_LOOKS:
+                self._ambush.hold(began)
             return result
 
         return call

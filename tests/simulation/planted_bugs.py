@@ -100,6 +100,10 @@ PLANTED: dict[str, tuple[Planted, str]] = {
         _always("idiolect.stores.sql.publishing.is_fenced", False),
         "answered reset",  # nothing is published after it, nothing is left behind by it
     ),
+    "a reset waits for no other process": (
+        _instead_of("idiolect_services.gateway.fencing.RESET_SECONDS", 0.0),
+        "nothing older than an answered reset is served",
+    ),
     "a reset refunds what was spent": (_refunded, "what was spent never falls"),
     "a revoked release is still resolved": (
         _instead_of("idiolect.stores.sql.resolving._fitting", _without_revocation(resolving._fitting)),

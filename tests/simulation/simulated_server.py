@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from faulty_parts import Bus, Committed, FaultyStore, SkewedClock, Weather
+from faulty_parts import Ambush, Bus, Committed, FaultyStore, SkewedClock, Weather
 from serving_world import HashModel
 from starlette.requests import ClientDisconnect, Request
 from virtual_time import Crew, CrewExecutor, VirtualLoop
@@ -88,6 +88,7 @@ class Surroundings:
     store: Any  # the real one
     bus: Bus
     weather: Weather
+    ambush: Ambush
     settings: Settings
     signer: Signer
     pseudonym: Callable[[str, str], str]
@@ -115,7 +116,9 @@ class ServerProcess:
         self.dead = self.cut_off = False
         self._tasks: dict[asyncio.Task[Any], None] = {}  # in the order in which they began
         clock = self.clock = SkewedClock(around.loop, chance, around.weather.drift)
-        store: Any = FaultyStore(around.store, self, around.crew, chance, around.weather, around.committed)
+        store: Any = FaultyStore(
+            around.store, self, around.crew, chance, around.weather, around.ambush, around.committed
+        )
         self.model = SlowModel(around.crew, chance)
         features = FeatureCache(self.model, max_bytes=CACHED_TEXTS)
         bank = AdapterBank(

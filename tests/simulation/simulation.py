@@ -10,7 +10,7 @@ import random
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 from unittest import mock
 
-from faulty_parts import START, Bus, Weather
+from faulty_parts import START, Ambush, Bus, Weather
 from oracle import Ask, Oracle, Person, ViolationError
 from serving_world import signed_version, some_weights, template_for
 from simulated_server import Call, ServerProcess, SlowModel, Surroundings
@@ -192,12 +192,14 @@ class Story:
             self.oracle.learn(template, version)
         weather = Weather.drawn(chance)
         self.oracle.note(str(weather))
+        self._ambush = Ambush(crew, chance, weather.ambushes)
         self._around = Surroundings(
             loop,
             crew,
             scene.store,
             Bus(loop, chance, weather),
             weather,
+            self._ambush,
             scene.settings,
             scene.signer,
             subject_of,
@@ -358,7 +360,8 @@ class Story:
                 if then == "in":
                     self.oracle.asks_in(person)
                 rush = [self._rush(tenant, user) for _ in range(3 if then in ("fenced", "out") else 0)]
-                await self._all([*rush, self._changes(call, person, then)])
+                with self._ambush.laid() if rush else nullcontext():
+                    await self._all([*rush, self._changes(call, person, then)])
                 await asyncio.sleep(self._chance.uniform(0.0, 0.020))
 
     async def _rush(self, tenant: str, user: str) -> None:
@@ -394,6 +397,7 @@ class Story:
         def leaves(_server: ServerProcess, status: int, answer: Any) -> None:
             if status == 200 and then in ("fenced", "out"):
                 self.oracle.fenced(person, answer["generation"], out=then == "out")
+                self._ambush.answered()
 
         return leaves
 

@@ -90,11 +90,14 @@ class _Worker:
         self.back.acquire()
         self.crew.current = before
 
-    def pause(self, seconds: float) -> None:
+    def pause(self, seconds: float, *, held: bool) -> None:
         """On the worker's own thread."""
-        self.crew.loop.call_later(seconds, self.resume)
+        timer = self.crew.loop.call_later(seconds, self.resume)
+        if held:
+            self.crew.held[self] = timer
         self.back.release()
         self.go.acquire()
+        self.crew.held.pop(self, None)
         if self.dead():
             raise Killed
 
@@ -105,6 +108,7 @@ class Crew:
     def __init__(self, loop: VirtualLoop) -> None:
         self.loop = loop
         self.idle: list[_Worker] = []
+        self.held: dict[_Worker, asyncio.TimerHandle] = {}
         self.current: _Worker | None = None
 
     def start(self, job: Callable[[], None], dead: Callable[[], bool]) -> None:
@@ -112,10 +116,17 @@ class Crew:
         worker.job, worker.dead = job, dead
         worker.resume()
 
-    def pause(self, seconds: float) -> None:
-        """Let others go on. On the event loop's own thread nobody can."""
+    def pause(self, seconds: float, *, held: bool = False) -> None:
+        """Let others go on. On the event loop's own thread nobody can. `held`: until `let_go`, if that comes first."""
         if self.current is not None:
-            self.current.pause(seconds)
+            self.current.pause(seconds, held=held)
+
+    def let_go(self) -> None:
+        """Whoever is held goes on, once whoever calls this has come to an end."""
+        for worker, timer in self.held.items():
+            timer.cancel()
+            self.loop.call_soon(worker.resume)
+        self.held.clear()
 
     def dismiss(self) -> None:
         for worker in self.idle:
