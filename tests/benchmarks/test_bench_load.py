@@ -5,8 +5,12 @@ from __future__ import annotations
 import ast
 import math
 import os
+import runpy
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -119,6 +123,46 @@ def test_without_locust_it_says_how_to_get_it_before_anything_is_made(
     with pytest.raises(ConfigurationError, match="locust is not set up"):
         load_bench.measure(tmp_path / "home", tmp_path, Work(), None)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the load's script defines. locust is in an environment of its own; here its names stand for nothing."""
+    locust = {"FastHttpUser": object, "task": lambda _weight: lambda call: call}
+    monkeypatch.setitem(sys.modules, "locust", SimpleNamespace(**locust))
+    monkeypatch.setitem(sys.modules, "locust.env", SimpleNamespace(Environment=object))
+    return runpy.run_path(str(Path(load_bench.__file__).with_name("peer_locust.py")))
+
+
+def test_callers_who_begin_together_call_at_moments_of_their_own_and_evenly(
+    load: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    plan = {"port": 1, "secret": "s", "callers": 40, "rate": 80.0, "seconds": 60.0}
+    kind = load["callers_of"](load["Run"](plan, name="a"))
+    begins = []
+    for _ in range(40):
+        now[0] = 0.0
+        caller = kind()
+        caller.on_start()
+        begins.append(now[0])
+        for call in range(1, 4):
+            now[0] += 0.1  # its answer takes so long
+            now[0] += caller.wait_time()
+            assert now[0] == pytest.approx(begins[-1] + 0.5 * call)
+    assert 0.0 <= min(begins) < 0.1 < 0.4 < max(begins) < 0.5
+    now[0] += 2.0  # what is late is not made up for
+    assert caller.wait_time() == 0.0
+    assert caller.wait_time() == pytest.approx(0.5)
+
+
+def test_callers_without_a_rate_never_wait(load: dict[str, Any]) -> None:
+    plan = {"port": 1, "secret": "s", "callers": 4, "rate": None, "seconds": 60.0}
+    caller = load["callers_of"](load["Run"](plan))()
+    caller.on_start()
+    assert caller.wait_time() == 0.0
 
 
 def test_the_load_calls_nothing_but_loopback_and_imports_nothing_of_ours() -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Importing it makes sockets and sleeps of this process cooperative.
-from locust import FastHttpUser, constant_throughput, task  # type: ignore[import-not-found,unused-ignore]
+from locust import FastHttpUser, task  # type: ignore[import-not-found,unused-ignore]
 from locust.env import Environment  # type: ignore[import-not-found,unused-ignore]
 
 QUERIES = 20
@@ -45,6 +45,11 @@ class Run:
     def ends(self) -> float:
         return float(self.began + self.plan["seconds"])
 
+    @property
+    def pause(self) -> float:
+        """Seconds from one call of a caller to the next; 0 for those who never wait."""
+        return self.plan["callers"] / self.plan["rate"] if self.plan["rate"] else 0.0
+
     def answered(self, answer: list[Any]) -> None:
         if len(self.answers) < MAX_ANSWERS:
             self.answers.append(answer)
@@ -61,9 +66,16 @@ class Caller(FastHttpUser):  # type: ignore[misc]
     def on_start(self) -> None:
         self.random = random.Random(f"{self.planned.name}/{next(self.planned.numbers)}")  # noqa: S311
         self.shown: tuple[str, str] | None = None
-        rate = self.planned.plan["rate"]
-        if rate is not None:
-            time.sleep(self.random.random() * self.planned.plan["callers"] / rate)
+        wait = self.random.random() * self.planned.pause
+        self.due = time.monotonic() + wait
+        time.sleep(wait)
+
+    def wait_time(self) -> float:
+        """Until its next call, evenly from its first one on. locust's own pacing counts from the moment at which all
+        callers were made, so they would all call at once, and then nobody for a while."""
+        now = time.monotonic()
+        self.due = max(self.due + self.planned.pause, now)
+        return float(self.due - now)
 
     def call(self, kind: str, method: str, path: str, body: Any = None) -> Any:
         sent = time.monotonic()
@@ -128,11 +140,9 @@ class Caller(FastHttpUser):  # type: ignore[misc]
 
 
 def callers_of(run: Run) -> type[Caller]:
-    rate, callers = run.plan["rate"], run.plan["callers"]
     headers = {"Authorization": f"Bearer {run.plan['secret']}", "Content-Type": "application/json"}
-    pace = {} if rate is None else {"wait_time": constant_throughput(rate / callers)}
     host = f"http://127.0.0.1:{run.plan['port']}"
-    return type("PlannedCaller", (Caller,), {"host": host, "default_headers": headers, "planned": run, **pace})
+    return type("PlannedCaller", (Caller,), {"host": host, "default_headers": headers, "planned": run})
 
 
 def run(plan: dict[str, Any]) -> list[list[Any]]:
