@@ -174,6 +174,7 @@ class Backbone:
         """Always float32: what another precision makes of the weights is made again in every load."""
         encoder: Any = self.encoder if self._source is None else _read_encoder(self._source)
         encoder.save_pretrained(folder, safe_serialization=True)
+        self.tokenize([("", "")])  # the tokenizer saves how it cut last: always the same, or a digest tells of that
         self.tokenizer.save_pretrained(folder)
 
     def tokenize(self, pairs: Sequence[tuple[str, str]], most: int | None = None) -> Tokens:

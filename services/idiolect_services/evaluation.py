@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version as package_version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ SERVED = ("global", "+ domain", "+ user")
 SHARED = SERVED[:2]  # what a gain is measured over
 # At five pairs and epsilon 1 one draw says little: a mean gain then moves by half a point and more from draw to draw.
 TRIAL_DRAWS = 16
+GAVE = "so many pairs"
 
 
 def evaluate_dataset(
@@ -43,9 +46,10 @@ def evaluate_dataset(
     """Every stack that is live; and for each n of `pairs` what user adapters from everybody's first n comparisons in
     the data set would do at the epsilon of the settings, trained for this alone and thrown away: means of TRIAL_DRAWS.
 
-    Raises NotFoundError for an unknown data set, InvalidInputError for one that was not declared public: a metric on
-    private data would be a release that nobody charged.
+    Raises NotFoundError for an unknown data set, InvalidInputError for one that holds nobody out, or that was not
+    declared public: a metric on private data would be a release that nobody charged.
     """
+    pairs = tuple(dict.fromkeys(pairs))
     if not all(1 <= count <= MAX_COMPARISONS for count in pairs):
         raise InvalidInputError(
             f"adapters are trained on 1 to {MAX_COMPARISONS} comparisons.", mend="Correct the numbers of pairs."
@@ -58,17 +62,44 @@ def evaluate_dataset(
             f"data set {dataset!r} was not declared public.",
             mend="Metrics on private data would leak it; import with --public.",
         )
-    model = installation.load_live_model()
     data = installation.store.evaluation_data(tenant, dataset)
+    _check_held_out(data, dataset, pairs)
+    model = installation.load_live_model()
     features_I_P = _features(installation, model, tenant, data, progress)
     live = _Live(installation, model, tenant, data, features_I_P)
     stacks = [*live.stacks(), *(live.trial(count) for count in pairs)]
     judged = [one for part in data.parts for one in _judged(data, part, stacks, model.temperature)]
-    about = {"data set": dataset, "tenant": tenant, "global model": model.digest[:12]}
+    about = {
+        "data set": dataset,
+        "tenant": tenant,
+        "global model": model.digest[:12],
+        "made": f"{installation.clock.now():%Y-%m-%d %H:%M} UTC by idiolect {package_version('idiolect')}",
+        "live user adapters": live.told(),
+    }
     if pairs:
         about["epsilon of adapters from so many pairs"] = f"{installation.settings.user_epsilon:g}"
         about["draws of their noise, averaged"] = str(TRIAL_DRAWS)
+        about[GAVE] = _who_gave(data, pairs)
     return Evaluation(f"Evaluation of {dataset}", about, _counts(data), tuple(judged))
+
+
+def _check_held_out(data: EvaluationData, dataset: str, pairs: Sequence[int]) -> None:
+    if not data.parts:
+        raise InvalidInputError(
+            f"data set {dataset!r} holds nobody out, so there is nothing to evaluate on.",
+            mend="An importer holds out a tenth of the people who said enough: import more of them, or who said more.",
+        )
+    if pairs and not len(data.adaptation):
+        raise InvalidInputError(
+            f"nobody who is held out of data set {dataset!r} has agreed to an adapter.",
+            mend="Import it with --opt-in if they have, or leave --pairs out.",
+        )
+
+
+def _who_gave(data: EvaluationData, pairs: Sequence[int]) -> str:
+    gave_P = np.bincount(data.adaptation.person_C, minlength=len(data.people))
+    told = ", ".join(f"{int((gave_P >= count).sum()):,} gave {count}" for count in pairs)
+    return f"of {len(gave_P):,} people {told}; whoever gave fewer is tried with those"
 
 
 def _judged(
@@ -125,6 +156,7 @@ class _Live:
         under_I_P = self._domains.applied(data.items, features_I_P)
         self._global_I, self._domain_I = features_I_P[:, 0], under_I_P[:, 0]
         self._taste_I_K = under_I_P[:, 1 : 1 + model.user_rank]
+        self._releases: Counter[str] = Counter()  # of the user adapters that are live
 
     def stacks(self) -> list[tuple[str, Scores]]:
         """From the global model up to what each person is served at full strength."""
@@ -150,6 +182,13 @@ class _Live:
             (domain, lambda _person, item: self._domain_I[item]),
             (user, served),
         ]
+
+    def told(self) -> str:
+        """After `stacks`: of how many people user adapters are live, and at which epsilon each was trained."""
+        found = (self._installation.store.release(self._tenant, release) for release in self._releases)
+        epsilons = {None if release is None else release.epsilon for release in found}
+        at = ", ".join(sorted("none" if epsilon is None else f"{epsilon:.2g}" for epsilon in epsilons))
+        return f"of {self._releases.total():,} of {len(self._data.people):,} people{at and f', at epsilon {at}'}"
 
     def trial(self, count: int) -> tuple[str, Scores]:
         """User adapters from the first `count` comparisons of everybody, trained as `idiolect train users` would."""
@@ -183,6 +222,7 @@ class _Live:
         resolved = self._installation.store.resolve(self._tenant, person, None).user
         if resolved is None:
             return None
+        self._releases[resolved.release] += 1
         return live_adapter(self._installation, self._tenant, resolved, self._domains.engine)
 
     def _scored_under(self, number: int, own: Lora) -> FloatArray:

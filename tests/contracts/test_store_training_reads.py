@@ -238,6 +238,18 @@ def test_evaluation_parts_come_back_apart(store: Store) -> None:
     assert [data.people[person] for person in data.parts["test_new"].person_C] == ["bob"]
 
 
+def test_an_evaluation_lists_its_texts_as_their_data_set_did_whichever_of_them_were_preferred(store: Store) -> None:
+    listed = items(12)
+    later_wins = tuple(Comparison("ann", n, n - 1) for n in range(11, 1, -1))
+    store.import_dataset(TENANT, dataset(items=listed, evaluation={"test": later_wins}), PUBLIC, at(0))
+    turned = dataset("turned", "2", items=listed[::-1], evaluation={"test": later_wins})
+    store.import_dataset(TENANT, turned, PUBLIC, at(0))
+    assert store.evaluation_data(TENANT, "votes").items == listed[1:]
+    assert store.evaluation_data(TENANT, "turned").items == listed[::-1][1:]
+    pairs_ = store.evaluation_data(TENANT, "votes").parts["test"]
+    assert pairs_.chosen_C.tolist() == list(range(10, 0, -1))
+
+
 def test_an_unknown_data_set_is_not_found(store: Store) -> None:
     with pytest.raises(NotFoundError, match="votes"):
         store.evaluation_data(TENANT, "votes")

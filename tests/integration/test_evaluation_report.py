@@ -15,7 +15,7 @@ from idiolect.stores.ports import ImportOptions
 from idiolect_services import evaluation
 from idiolect_services.cli import app
 from idiolect_services.datasets import import_dataset
-from idiolect_services.evaluation import evaluate_dataset
+from idiolect_services.evaluation import GAVE, evaluate_dataset
 
 ITEMS = tuple(Item("d", "p", "word " * (n + 1)) for n in range(6))
 
@@ -83,6 +83,37 @@ def test_adapters_of_the_first_pairs_are_tried_as_training_makes_them_and_neithe
     for count in (0, 51):
         with pytest.raises(InvalidInputError, match="1 to 50"):
             evaluate_dataset(home.installation, TENANT, "odd", lambda *_: None, pairs=(count,))
+
+
+def test_it_says_how_many_people_gave_so_many_pairs(home: Home, tmp_path: Path) -> None:
+    held_out(home, "odd", opt_in=True)
+    about = evaluate_dataset(home.installation, TENANT, "odd", lambda *_: None, pairs=(2, 3, 4, 2)).about
+    assert about[GAVE] == "of 3 people 1 gave 2, 1 gave 3, 0 gave 4; whoever gave fewer is tried with those"
+    arguments = ["eval", "odd", "--tenant", TENANT, "--pairs", "4", "--home", str(tmp_path / "home")]
+    result = CliRunner().invoke(app, arguments)
+    assert "of 3 people 0 gave 4" in " ".join(result.output.split())
+
+
+def test_it_says_whose_adapters_are_live_and_at_which_epsilon(home: Home) -> None:
+    held_out(home, "odd", opt_in=True)
+
+    def live() -> str:
+        return evaluate_dataset(home.installation, TENANT, "odd", lambda *_: None).about["live user adapters"]
+
+    assert live() == "of 0 of 3 people"
+    home.trainer(user_epsilon=1.5).train_users(TENANT)
+    assert live() == "of 1 of 3 people, at epsilon 1.5"
+
+
+def test_where_nobody_is_held_out_or_agreed_to_adapters_it_is_said_so_instead_of_showing_nothing(home: Home) -> None:
+    held_out(home, "silent")
+    with pytest.raises(InvalidInputError, match="agreed to an adapter") as raised:
+        evaluate_dataset(home.installation, TENANT, "silent", lambda *_: None, pairs=(1,))
+    assert "--opt-in" in raised.value.mend
+    shared = PreferenceDataset("all", "a" * 64, ITEMS, comparisons=(Comparison("old", 0, 1),))
+    import_dataset(home.installation, TENANT, shared, ImportOptions(public=True, opt_in=False), lambda *_: None)
+    with pytest.raises(InvalidInputError, match="holds nobody out"):
+        evaluate_dataset(home.installation, TENANT, "all", lambda *_: None)
 
 
 def test_private_and_unknown_data_sets_are_not_evaluated(home: Home) -> None:

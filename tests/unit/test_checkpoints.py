@@ -82,6 +82,30 @@ def test_a_training_that_was_killed_reads_no_text_twice_and_chooses_no_constant_
     assert all(np.array_equal(whole.head.tensors()[name], tensor) for name, tensor in model.head.tensors().items())
 
 
+STAGES = ["reading all texts", "global model without a tenth", "private recipes", "global model"]
+
+
+@pytest.mark.parametrize("tune", [False, True])
+def test_a_training_that_was_killed_anywhere_ends_in_the_model_of_one_that_was_not(
+    tiny_bert: Path, tmp_path: Path, tune: bool
+) -> None:
+    """Its digest is of every byte: weights, contrasts, and the recipes, which are chosen under noise."""
+
+    def digest(root: Path, stages: Stages) -> str:
+        options = replace(OPTIONS, tune=tune)
+        return build_global(root, Backbone.load(tiny_bert), data(), options, {}, stages).digest
+
+    whole = digest(tmp_path / "whole", Stages())
+    for stage in STAGES[:2] + ["tuning the encoder", "reading all texts again"] * tune + STAGES[2:]:
+        with pytest.raises(Killed):
+            digest(tmp_path / "killed", Stages(die_at=stage))
+        assert folders(tmp_path / "killed")
+    assert digest(tmp_path / "killed", Stages()) == whole
+    with pytest.raises(Killed):
+        digest(tmp_path / "once", Stages(die_at="private recipes"))
+    assert digest(tmp_path / "once", Stages()) == whole
+
+
 def test_a_training_that_was_killed_does_not_tune_its_encoder_twice(tiny_bert: Path, tmp_path: Path) -> None:
     def tune(root: Path, stages: Stages) -> PreferenceModel:
         options = replace(OPTIONS, tune=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -41,11 +42,11 @@ STATEMENTS = [statement(1, "parks"), statement(2, "roads"), statement(3, "fish")
 
 @pytest.fixture
 def benchmark(polis, write_rows):
-    """People `old` and `new`; statements 1 to 4 are known, 5 and 6 are new."""
+    """People `old` and `new`; of statements 1 to 7 only 5 and 6 are new."""
 
     def write(lines: list[dict[str, Any]] | None = None, split: Any = None) -> Path:
-        votes = [vote(user, n, 1 if n % 2 else -1) for user in ("old", "new") for n in range(1, 7)]
-        folder = polis([statement(n) for n in range(1, 7)], votes)
+        votes = [vote(user, n, 1 if n % 2 else -1) for user in ("old", "new") for n in range(1, 8)]
+        folder = polis([statement(n) for n in range(1, 8)], votes)
         usual_split = {"seed": 1, "new_users": ["new", "absent"], "new_items": [["Town", 5], ["Town", 6]]}
         (folder / "benchmark_split.json").write_text(json.dumps(usual_split if split is None else split))
         return write_rows("benchmark_new_users.jsonl.gz", [line()] if lines is None else lines)
@@ -54,7 +55,7 @@ def benchmark(polis, write_rows):
 
 
 def line(**columns: Any) -> dict[str, Any]:
-    usual = {"user": "new", "conv": "Town", "adapt": [[1, 2], [1, 4]], "test_known": [[3, 4]], "test_new": [[5, 6]]}
+    usual = {"user": "new", "conv": "Town", "adapt": [[1, 2], [1, 7]], "test_known": [[3, 4]], "test_new": [[5, 6]]}
     return {**usual, **columns}
 
 
@@ -82,6 +83,26 @@ def test_the_later_of_two_votes_counts_in_whatever_order_they_come(polis) -> Non
     assert values(dataset) == {("a", "parks"): -1.0, ("a", "fish"): 1.0}
 
 
+def test_a_vote_that_was_given_again_is_no_contradiction(polis) -> None:
+    votes = [vote("a", 1, value) for value in (1, 1, 1, -1, -1)] + [vote("a", 2, 1)]
+    report = load_polis(polis(STATEMENTS, votes)).report
+    assert (report["votes_said_again"], report["votes_replaced_by_a_later_one"]) == (3, 1)
+
+
+def test_a_flood_and_answers_that_are_all_alike_are_counted(polis) -> None:
+    statements = [statement(n) for n in range(1_100)]
+    votes = [vote("flood", n, (1, -1)[n % 2]) for n in range(1_100)]
+    votes += [vote("same", n, 1) for n in range(20)] + [vote("shy", n, -1) for n in range(9)]
+    votes += [vote("fair", n, 1 if n else -1) for n in range(20)]
+    folder = polis(statements, votes)
+    (folder / "benchmark_split.json").write_text('{"new_users": ["shy"], "new_items": []}')
+    with gzip.open(folder / "benchmark_new_users.jsonl.gz", "wt") as file:
+        file.write(json.dumps(line(user="shy", adapt=[[1, 2]], test_known=[], test_new=[])))
+    report = load_polis(folder).report
+    assert report["people_with_over_1000_answers"] == 1
+    assert report["people_whose_answers_are_all_alike"] == 1
+
+
 def test_every_vote_that_was_read_is_accounted_for(polis) -> None:
     at = 1_500_000_000_000
     statements = [statement(n) for n in range(1, 13)] + [statement(20, "Wohnen", lang="de"), statement(21, " ")]
@@ -93,7 +114,7 @@ def test_every_vote_that_was_read_is_accounted_for(polis) -> None:
     dataset = load_polis(polis(statements, [*votes, vote("p1", 99, 1)]))
     report = dataset.report
     assert report["votes_held_out"] > 0
-    gone = ("in_other_languages", "pass", "replaced_by_a_later_one", "held_out")
+    gone = ("in_other_languages", "pass", "said_again", "replaced_by_a_later_one", "held_out")
     left_out = ("left_out_unknown_statement", "left_out_statement_left_out")
     left = ("in_other_languages", "left_out_empty_text", "with_a_text_read_before", "moderated_out_unvoted")
     assert report["statements_read"] == report["items"] + sum(report[f"statements_{name}"] for name in left)
@@ -113,8 +134,18 @@ def test_only_the_languages_asked_for_are_read(polis) -> None:
     assert set(values(german)) == {("a", "Wohnen"), ("b", "Wohnen")}
     assert len(both.ratings) == 3
     assert len({english.digest, german.digest, both.digest}) == 3
-    with pytest.raises(InvalidInputError, match=r"no statement in fr"):
+    with pytest.raises(InvalidInputError, match=r"no statement in fr, but in en \(3\), de \(1\)"):
         load_polis(folder, languages=frozenset({"fr"}))
+
+
+def test_a_language_covers_its_regions_in_upper_and_lower_case_and_no_language_that_begins_like_it(polis) -> None:
+    tags = ["en", "EN", "en-US", "EN-gb", "enm", "de-AT"]
+    statements = [statement(n, f"in {tag}", lang=tag) for n, tag in enumerate(tags)]
+    folder = polis(statements, [vote("a", n, 1) for n in range(len(tags))])
+    read = {tags: load_polis(folder, languages=frozenset(tags)) for tags in (("en",), ("En-us", "DE"))}
+    assert [item.language for item in read["en",].items] == ["en", "EN", "en-US", "EN-gb"]
+    assert read["en",].report["votes_in_other_languages"] == 2
+    assert [item.language for item in read["En-us", "DE"].items] == ["en-US", "de-AT"]
 
 
 def test_statements_of_one_conversation_with_the_same_text_are_one_item(polis) -> None:
@@ -153,6 +184,16 @@ def test_statements_moderated_out_before_anybody_voted_on_them_are_dropped(polis
     assert [item.text for item in dataset.items] == ["out, voted on", "in, unvoted"]
     assert values(dataset) == {("a", "out, voted on"): 1.0}
     assert dataset.report["statements_moderated_out_unvoted"] == 2
+
+
+@pytest.mark.parametrize("topic", [None, "", "no such column"])
+def test_a_conversation_without_a_topic_is_read_all_the_same(topic: str | None, polis) -> None:
+    statements = [statement(n, topic=topic) for n in range(3)] + [statement(7)]
+    for row in statements[:3] * (topic == "no such column"):
+        del row["topic"]
+    dataset = load_polis(polis(statements, [vote("a", 0, 1), vote("a", 1, -1)]))
+    assert [item.prompt for item in dataset.items] == ["Do you agree?"] * 3 + ["Our town"]
+    assert dataset.report["statements_without_a_topic"] == 3
 
 
 def test_unknown_and_unusable_statements_are_left_out_with_their_votes_and_counted(polis) -> None:
@@ -205,8 +246,8 @@ def test_a_benchmark_split_is_used_exactly_and_in_its_order(benchmark) -> None:
     dataset = load_polis(benchmark())
     assert dataset.new_people == {"new"}
     assert {rating.person for rating in dataset.ratings} == {"old"}
-    assert sorted(rating.item for rating in dataset.ratings) == [0, 1, 2, 3]
-    assert dataset.adaptation == (Comparison("new", 0, 1, source="vote"), Comparison("new", 0, 3, source="vote"))
+    assert sorted(rating.item for rating in dataset.ratings) == [0, 1, 2, 3, 6]
+    assert dataset.adaptation == (Comparison("new", 0, 1, source="vote"), Comparison("new", 0, 6, source="vote"))
     assert [(pair.chosen, pair.rejected) for pair in dataset.evaluation["test_known"]] == [(2, 3)]
     assert [(pair.chosen, pair.rejected) for pair in dataset.evaluation["test_new"]] == [(4, 5)]
 
@@ -233,7 +274,7 @@ def test_a_benchmark_that_leaks_or_is_malformed_is_refused(columns: dict[str, An
 
 @pytest.mark.parametrize(
     "split",
-    [[], {"new_users": ["new"]}, {"new_users": [1], "new_items": []}, {"new_users": [], "new_items": [1]}],
+    [[], {"new_users": ["new"]}, {"new_users": [1.5], "new_items": []}, {"new_users": [], "new_items": [1]}],
 )
 def test_a_malformed_split_is_refused(split: Any, benchmark) -> None:
     with pytest.raises(InvalidInputError, match=r"benchmark_split\.json"):
@@ -260,6 +301,40 @@ def test_people_of_the_benchmark_who_did_not_vote_are_counted_and_not_made_up(be
     dataset = load_polis(benchmark([line(), line(user="absent")]))
     assert {pair.person for pair in all_pairs(dataset)} == {"new"}
     assert dataset.report["benchmark_people_without_votes"] == 1
+
+
+def test_a_benchmark_may_name_people_by_numbers_as_the_votes_do(polis, write_rows) -> None:
+    folder = polis([statement(n) for n in range(1, 7)], [vote(user, n, 1) for user in (7, 8) for n in range(1, 7)])
+    (folder / "benchmark_split.json").write_text(
+        json.dumps({"new_users": [8], "new_items": [["Town", 5], ["Town", 6]]})
+    )
+    dataset = load_polis(write_rows("benchmark_new_users.jsonl.gz", [line(user=8)]))
+    assert dataset.new_people == {"8"}
+    assert {rating.person for rating in dataset.ratings} == {"7"}
+
+
+def test_a_statement_that_a_person_adapts_to_is_not_asked_again(benchmark) -> None:
+    later = line(adapt=[], test_known=[[3, 2]], test_new=[])
+    dataset = load_polis(benchmark([line(adapt=[[1, 2]], test_known=[[1, 3], [3, 4]]), later]))
+    assert [(pair.chosen, pair.rejected) for pair in dataset.evaluation["test_known"]] == [(2, 3)]
+    assert dataset.report["benchmark_people_pairs_of_adapted_statements"] == 2
+    with pytest.raises(InvalidInputError, match=r"2 of 3 pairs to test on have a statement that their person adapts"):
+        load_polis(benchmark([line(adapt=[[1, 2]], test_known=[[1, 3], [4, 2]])]))
+
+
+def test_a_known_statement_with_the_text_of_a_new_one_is_not_asked_as_known(polis, write_rows) -> None:
+    """Those two are one item: nobody was trained on it, so the pair belongs to neither part."""
+    texts = ["same", "b", "c", "d", "same", "f"]
+    votes = [vote(user, n, 1) for user in ("old", "new") for n in range(1, 7)]
+    folder = polis([statement(n, text) for n, text in enumerate(texts, 1)], votes)
+    split = {"new_users": ["new"], "new_items": [["Town", 5], ["Town", 6]]}
+    (folder / "benchmark_split.json").write_text(json.dumps(split))
+    rows = [line(adapt=[[1, 2], [2, 4]], test_known=[[1, 3], [3, 3]])]
+    dataset = load_polis(write_rows("benchmark_new_users.jsonl.gz", rows))
+    assert [(pair.chosen, pair.rejected) for pair in dataset.adaptation] == [(1, 3)]
+    assert dataset.evaluation["test_known"] == ()
+    assert [(pair.chosen, pair.rejected) for pair in dataset.evaluation["test_new"]] == [(0, 4)]
+    assert dataset.report["benchmark_people_pairs_not_usable"] == 3
 
 
 def all_pairs(dataset: PreferenceDataset) -> list[Comparison]:

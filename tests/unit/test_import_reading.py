@@ -59,7 +59,6 @@ def broken_gzip_files() -> dict[str, bytes]:
     return {
         "truncated": whole[: len(whole) // 2],
         "a wrong checksum": whole[:-8] + b"\0" * 8,
-        "not gzip": b"just some text\n",
         "gzip and then something else": whole + b"garbage",
         "a damaged middle": whole[:200] + b"\xff" * 100 + whole[300:],
     }
@@ -71,6 +70,24 @@ def test_a_broken_gzip_file_is_refused_and_named(what: str, tmp_path: Path) -> N
     with pytest.raises(InvalidInputError, match=r"ratings\.jsonl\.gz line \d+") as raised:
         load_ratings(tmp_path)
     assert raised.value.mend
+
+
+def test_a_file_that_only_misses_its_compression_is_said_to(tmp_path: Path) -> None:
+    (tmp_path / "ratings.jsonl.gz").write_bytes(lines(GOOD))
+    with pytest.raises(InvalidInputError, match="is not compressed") as raised:
+        load_ratings(tmp_path)
+    assert "gzip" in raised.value.mend
+    (tmp_path / "ratings.jsonl.gz").rename(tmp_path / "ratings.jsonl")
+    with pytest.raises(InvalidInputError, match=r"ratings\.jsonl\.gz does not exist") as raised:
+        load_ratings(tmp_path)
+    assert raised.value.mend == f"Compress {tmp_path / 'ratings.jsonl'} with gzip."
+
+
+def test_a_broken_line_is_said_to_be_broken_where_it_is_and_nowhere_else(tmp_path: Path) -> None:
+    path = plain_ratings(tmp_path, lines(GOOD) * 3 + b'{"user": "u", "item": "x\n')
+    with pytest.raises(InvalidInputError) as raised:
+        load_ratings(path)
+    assert raised.value.message == f"{path} line 4: not valid JSON (Invalid control character at character 25)."
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,17 @@ def test_with_matplotlib_every_figure_is_drawn_twice_and_shown_on_the_page(tmp_p
         assert (f"]({figure.name})" in page.read_text()) == (figure.suffix == ".svg")
 
 
+@pytest.mark.parametrize("stacks", [1, 9])
+def test_figures_of_one_slice_or_many_stacks_are_drawn_without_a_warning(stacks: int, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    alike = pairs(*[(person, 0, 1) for person in (0, 1) for _ in range(5)])
+    one = [judge(Pairs("test", ITEMS, alike), f"stack {n}", np.ones(10), 1.0) for n in range(stacks)]
+    many = [judge(Pairs("mixed", ITEMS, MIXED), f"stack {n}", np.ones(8), 1.0) for n in range(stacks)]
+    page, *figures = save_report(tmp_path, Evaluation("x", {}, {}, (*one, *many)))
+    assert {figure.stem for figure in figures} == {"accuracy", "calibration_test", "calibration_mixed", "slices_mixed"}
+    assert "1.000 (1.000 .. 1.000)" in page.read_text()
+
+
 def test_names_from_the_data_cannot_become_markup() -> None:
     page = render(evaluation(), [])
     assert "a\\|b \\<i\\>" in page

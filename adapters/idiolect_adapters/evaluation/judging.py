@@ -135,8 +135,8 @@ def worst_mean(shares_P: FloatArray) -> float:
 
 
 def biases(pairs: Pairs, margin_D_C: FloatArray) -> tuple[Bias, ...]:
-    """Verbosity and position. A score never sees which text came first, so a position bias above chance tells of order
-    that leaked into the data."""
+    """Verbosity and position: `items` are in the order of their data set, which lists first what was shown first. A
+    score never sees it, so an excess over people tells of order that leaked into the texts."""
     words_I = np.array([len(item.text.split()) for item in pairs.items], dtype=np.float64)
     chosen, rejected = pairs.comparisons.chosen_C, pairs.comparisons.rejected_C
     return (

@@ -11,9 +11,22 @@ from pathlib import Path
 
 from idiolect.errors import InvalidInputError
 from idiolect_adapters.evaluation.accuracy import Accuracy
-from idiolect_adapters.evaluation.judging import Judged
+from idiolect_adapters.evaluation.judging import Judged, SliceScore
 
 PAGE = "report.md"
+STACKS_NOTE = (
+    "Accuracy is the share of a person's pairs in their order, averaged over people with at least 4 pairs; the worst "
+    "tenth are those of them with the lowest. The calibration error is how far stated probabilities are from what "
+    "happened. A gain is taken within each person, over the stack that is named."
+)
+BIASES_NOTE = (
+    "How often the model, and how often people, preferred the longer text, or the one that the data set lists first, "
+    "of pairs that differ in it. Only the excess of the model over people is its own. A score never sees an order."
+)
+SLICES_NOTE = (
+    "Pairs and people of each slice; of people, those with at least 4 pairs within it. A slice of few people says "
+    "little, and one person alone has no interval."
+)
 NO_FIGURES = "No figures: matplotlib is not installed (pip install 'idiolect[plots]')."
 
 
@@ -92,8 +105,7 @@ def _overview(judged: Sequence[Judged]) -> list[str]:
         )
         for one in judged
     ]
-    note = "Accuracy is the share of a person's pairs in their order, averaged over people with at least 4 pairs."
-    return ["## Stacks", "", note, "", *_table(head, rows)]
+    return ["## Stacks", "", STACKS_NOTE, "", *_table(head, rows)]
 
 
 def _biases(judged: Sequence[Judged]) -> list[str]:
@@ -110,27 +122,36 @@ def _biases(judged: Sequence[Judged]) -> list[str]:
         for one in judged
         for bias in one.biases
     ]
-    return ["## Biases", "", *_table(("part", "stack", "what", "model", "people", "excess", "pairs"), rows)]
+    return [
+        "## Biases",
+        "",
+        BIASES_NOTE,
+        "",
+        *_table(("part", "stack", "what", "model", "people", "excess", "pairs"), rows),
+    ]
 
 
 def _slices(judged: Sequence[Judged]) -> list[str]:
-    head = ("slice", "", "pairs", "people", "accuracy", "95% over people", "calibration error")
-    lines = ["## Slices", ""]
-    for one in judged:
-        rows = [
-            (
-                each.kind,
-                each.value,
-                f"{each.pairs:,}",
-                f"{each.accuracy.people:,}",
-                figure(each.accuracy.value),
-                interval(each.accuracy),
-                figure(each.calibration_error),
-            )
-            for each in one.slices
-        ]
-        lines += [f"### {_escaped(one.part)}, {_escaped(one.stack)}", "", *_table(head, rows)]
+    """Per part, the stacks side by side."""
+    lines = ["## Slices", "", SLICES_NOTE, ""]
+    for part in dict.fromkeys(one.part for one in judged):
+        own = [one for one in judged if one.part == part]
+        for what, told in (("accuracy (95% over people)", _accuracy), ("calibration error", _error)):
+            head = ("slice", "", "pairs", "people", *(one.stack for one in own))
+            rows = [
+                (same[0].kind, same[0].value, f"{same[0].pairs:,}", f"{same[0].accuracy.people:,}", *map(told, same))
+                for same in zip(*(one.slices for one in own), strict=True)
+            ]
+            lines += [f"### {_escaped(part)}: {what}", "", *_table(head, rows)]
     return lines
+
+
+def _accuracy(slice_: SliceScore) -> str:
+    return f"{figure(slice_.accuracy.value)} ({interval(slice_.accuracy)})"
+
+
+def _error(slice_: SliceScore) -> str:
+    return figure(slice_.calibration_error)
 
 
 def figure(number: float) -> str:
@@ -138,6 +159,9 @@ def figure(number: float) -> str:
 
 
 def interval(accuracy: Accuracy) -> str:
+    """None of one person alone."""
+    if accuracy.people < 2:
+        return "-"
     return f"{figure(accuracy.low)} .. {figure(accuracy.high)}"
 
 

@@ -20,7 +20,6 @@ from idiolect_adapters.contrasts import choose_contrasts
 from idiolect_adapters.evaluation.calibration import fit_temperature
 from idiolect_adapters.preference import Head, PreferenceModel, Recipes, join_features, project_features, save_model
 from idiolect_adapters.training.checkpoints import Checkpoint, identity_of, read_texts
-from idiolect_adapters.training.clip_noise import SecureNoise
 from idiolect_adapters.training.descent import Recipe
 from idiolect_adapters.training.encoder_tuning import check_tunable, tuned_weights, with_weights
 from idiolect_adapters.training.global_model import GlobalOptions, Lesson, learn_texts, learn_votes, train_global
@@ -39,6 +38,17 @@ TUNING_SHARE, TUNING_MAX_PEOPLE = 0.1, 500
 PAIRS_PER_PERSON = 160
 # Per subject: what a domain has in common is seen through few items, however many people rated them.
 DOMAIN_PRIOR, DOMAIN_STEPS = 0.5, 6
+
+
+class _Trials:
+    """Noise that public people's adapters are tried under. It protects nobody, and is the same for the same data, so
+    that a training that goes on after a kill chooses the same recipes."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def normal(self, shape: tuple[int, ...]) -> FloatArray:
+        return self._rng.normal(size=shape)
 
 
 class Stages(Protocol):
@@ -97,7 +107,7 @@ def build_global(
         first = learn_texts(lesson, seen_I_H, options, shown)
         temperature = fit_temperature(_margins(projected(first), held_out), held_out.weight_C.astype(np.float64))
         chosen = choose_user_recipes(
-            projected(_cooled(first, temperature)), rank, pairs, SecureNoise(), stages.stage("private recipes")
+            projected(_cooled(first, temperature)), rank, pairs, _Trials(options.seed), stages.stage("private recipes")
         )
         return {"temperature": temperature, "recipes": chosen.to_json()}
 

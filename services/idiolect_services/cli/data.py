@@ -58,10 +58,14 @@ def run_import(
     with bars() as shown:
         dataset = read_dataset(kind, path, shown.stage(f"reading {kind}"), languages)
         with open_installation(settings) as installation:
+            replaced = any(info.name == dataset.name for info in installation.store.datasets(tenant))
             outcome = import_dataset(installation, tenant, dataset, options, shown.stage("storing"))
-    console.print(f"{dataset.name} {'was there already' if outcome.unchanged else 'imported'}.")
+    imported = "imported, in place of what it was before" if replaced else "imported"
+    console.print(f"{dataset.name} {'was there already' if outcome.unchanged else imported}.")
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right")
     for name, count in outcome.counts.items():
         table.add_row(f"{count:,}", name.replace("_", " "))
     console.print(table)
+    if not any(dataset.evaluation.values()):
+        console.print("Nobody is held out, so idiolect eval can't measure anything on it: too few people said enough.")

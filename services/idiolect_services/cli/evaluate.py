@@ -44,7 +44,7 @@ def evaluate(
     Example: idiolect eval polis --pairs 5 --pairs 50 --epsilon 1 --report polis-report
     """
     from idiolect_adapters.evaluation.report import check_folder, save_report
-    from idiolect_services.evaluation import TRIAL_DRAWS, evaluate_dataset
+    from idiolect_services.evaluation import GAVE, TRIAL_DRAWS, evaluate_dataset
 
     if report is not None:
         check_folder(report)
@@ -53,10 +53,11 @@ def evaluate(
         evaluation = evaluate_dataset(installation, tenant, dataset, shown.stage("reading texts"), pairs or ())
     for part in dict.fromkeys(one.part for one in evaluation.judged):
         _show([one for one in evaluation.judged if one.part == part])
+    console.print(f"Live user adapters: {evaluation.about['live user adapters']}.", markup=False)
     if pairs:
         console.print(
             f"Adapters of so many pairs were tried at epsilon {settings.user_epsilon:g}, {TRIAL_DRAWS} times: the "
-            "table shows means over the draws of noise."
+            f"table shows means over the draws of noise. Pairs: {evaluation.about[GAVE]}."
         )
     if report is not None:
         page, *drawn = save_report(report, evaluation)

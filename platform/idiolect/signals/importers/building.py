@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from idiolect.errors import InvalidInputError
 from idiolect.ids import check_name, check_subject_id, text_digest
@@ -13,6 +14,8 @@ from idiolect.signals.importers.reading import DataFiles
 from idiolect.signals.importers.rows import Row
 
 MAX_TEXT_CHARS = 20_000
+FLOOD = 1_000  # answers of one person
+ALIKE = 10  # so many answers or more, all of the same value
 _MAX_NAME_CHARS = 64
 _SUFFIX_CHARS = 8
 # Legal in JSON, but not every database can store NUL, and none a lone surrogate, as UTF-8 text.
@@ -119,11 +122,32 @@ def build_dataset(
             "ratings": len(ratings),
             "comparisons": len(comparisons),
             "people": len({rating.person for rating in ratings} | {pair.person for pair in comparisons}),
+            **_odd_people(ratings, comparisons),
             "new_people": len(holdout.new_people),
             "adaptation": len(holdout.adaptation),
             **{part: len(pairs) for part, pairs in holdout.evaluation.items()},
         },
     )
+
+
+def _odd_people(ratings: Sequence[Rating], comparisons: Sequence[Comparison]) -> dict[str, int]:
+    """Nothing is learned from answers that are all alike, and a bounded amount from any number of them; both are said
+    because they are what a bot does."""
+    said = Counter(rating.person for rating in ratings)
+    unlike = {rating.person for rating, first in _first_values(ratings) if rating.value != first}
+    alike = sum(count >= ALIKE and person not in unlike for person, count in said.items())
+    said.update(pair.person for pair in comparisons)
+    return {
+        f"people_with_over_{FLOOD}_answers": sum(count > FLOOD for count in said.values()),
+        "people_whose_answers_are_all_alike": alike,
+    }
+
+
+def _first_values(ratings: Sequence[Rating]) -> Iterator[tuple[Rating, float]]:
+    """Each rating with the value of the same person's first."""
+    first: dict[str, float] = {}
+    for rating in ratings:
+        yield rating, first.setdefault(rating.person, rating.value)
 
 
 def _told(counts: Mapping[str, int]) -> str:

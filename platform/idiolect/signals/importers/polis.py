@@ -1,17 +1,19 @@
 """Polis: agree and disagree votes on short statements, in public conversations.
 
 `comments.jsonl.gz` has conv, lang, topic, comment, text, moderated; `votes.jsonl.gz` has conv, user, comment, vote
-(1 agree, -1 disagree, 0 pass), t. A conversation is a domain, its topic the prompt, a statement an item.
+(1 agree, -1 disagree, 0 pass), t. A conversation is a domain, its topic (if it has one) the prompt, a statement an
+item.
 
 The last vote of a person on a statement counts, by its time where both have one and else by its place in the file; a
-later pass withdraws an earlier vote. Statements of one conversation with the same text are one item. With
+later pass withdraws an earlier vote. A language that is asked for covers its regions: `en` also `en-GB` (RFC 4647,
+3.3.1). Statements of one conversation with the same text are one item. With
 `benchmark_split.json` and `benchmark_new_users.jsonl.gz` in the folder, the split is exactly theirs; without them, one
 of the same kind is made from hashes of the ids.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from idiolect.stores.ports import Progress, no_progress
 
 COMMENTS = "comments.jsonl.gz"
 VOTES = "votes.jsonl.gz"
+NO_TOPIC = "Do you agree?"  # the prompt of a conversation that names no topic
 ENGLISH = frozenset({"en"})
 SOURCE = "vote"
 _RULE = HoldoutRule(source=SOURCE, new_item_share=0.3, min_known_items=2, min_known_pairs=8)
@@ -54,12 +57,6 @@ def load_polis(
     benchmark = has_benchmark(path)
     files = DataFiles(path, (COMMENTS, VOTES, *(BENCHMARK_FILES if benchmark else ())), progress)
     everything = _read_statements(files, languages)
-    if not everything.items:
-        asked = ", ".join(sorted(languages or ())) or "any language"
-        raise InvalidInputError(
-            f"{path / COMMENTS} has no statement in {asked}.",
-            mend="Ask for another one with --language, or for all of them with --language all.",
-        )
     all_votes = _read_votes(files, everything)
     statements, votes = _without_unvoted(files, everything, all_votes)
     holdout = (
@@ -82,13 +79,18 @@ def _read_statements(files: DataFiles, languages: frozenset[str] | None) -> _Sta
     source = files.source(COMMENTS, "statements")
     names, table, item_ids, moderated = DomainNames(), ItemTable(), list[str](), dict[int, bool]()
     index: dict[str, dict[str, int]] = defaultdict(dict)
+    others = Counter[str]()
     for row in source:
         conversation, comment = row.identifier("conv"), row.identifier("comment")
         if comment in index[conversation]:
             source.leave_out("repeated_id")
             continue
         item, is_moderated = _statement(row, names[conversation]), row.integer("moderated") < 0
+        if item.prompt == NO_TOPIC:
+            source.count("without_a_topic")
         mark = _mark(source, item, languages)
+        if mark == _OTHER_LANGUAGE:
+            others[item.language] += 1
         if mark is None:
             mark = table.add(item)
             moderated[mark] = is_moderated and moderated.get(mark, True)
@@ -97,17 +99,28 @@ def _read_statements(files: DataFiles, languages: frozenset[str] | None) -> _Sta
             else:
                 source.count("with_a_text_read_before")
         index[conversation][comment] = mark
+    if not table.items:
+        raise _no_statement(files, languages, others)
     out = frozenset(item for item, is_out in moderated.items() if is_out)
     return _Statements(table.items, item_ids, index, out)
 
 
+def _no_statement(files: DataFiles, languages: frozenset[str] | None, others: Counter[str]) -> InvalidInputError:
+    asked = ", ".join(sorted(languages or ())) or "any language"
+    there = ", ".join(f"{language} ({count:,})" for language, count in others.most_common(10))
+    return InvalidInputError(
+        f"{files.folder / COMMENTS} has no statement in {asked}{there and f', but in {there}'}.",
+        mend="Ask for another one with --language, or for all of them with --language all.",
+    )
+
+
 def _statement(row: Row, domain: str) -> Item:
-    return Item(domain, prompt=row.text("topic"), text=row.text("text"), language=row.language("lang"))
+    return Item(domain, prompt=row.text_or("topic", NO_TOPIC), text=row.text("text"), language=row.language("lang"))
 
 
 def _mark(source: Source, item: Item, languages: frozenset[str] | None) -> int | None:
     """None for a statement that is to be an item."""
-    if languages is not None and item.language not in languages:
+    if languages is not None and not any(_covers(asked, item.language) for asked in languages):
         source.count("in_other_languages")
         return _OTHER_LANGUAGE
     reason = unusable_text(item.text) or unusable_text(item.prompt)
@@ -115,6 +128,10 @@ def _mark(source: Source, item: Item, languages: frozenset[str] | None) -> int |
         source.leave_out(reason)
         return _LEFT_OUT
     return None
+
+
+def _covers(asked: str, tag: str) -> bool:
+    return f"{tag.lower()}-".startswith(f"{asked.lower()}-")
 
 
 def _read_votes(files: DataFiles, statements: _Statements) -> Votes:
@@ -135,7 +152,7 @@ def _read_votes(files: DataFiles, statements: _Statements) -> Votes:
             if known is not None:
                 known, given = (given, known) if _is_before(time, known[1]) else (known, given)
                 if known[0]:
-                    source.count("replaced_by_a_later_one")
+                    source.count("said_again" if known[0] == given[0] else "replaced_by_a_later_one")
             votes[person][item] = given
     return {person: {item: vote for item, vote in given.items() if vote[0]} for person, given in votes.items()}
 

@@ -28,6 +28,8 @@ from idiolect.signals.importers.rows import CsvRow, Row
 from idiolect.stores.ports import Progress
 
 _FETCH_AGAIN = "Fetch the file again from where it is published."
+_COMPRESS = "Compress it with gzip, or fetch it again from where it is published."
+_GZIP = b"\x1f\x8b"  # RFC 1952
 _PROGRESS_EVERY_ROWS = 5_000
 _CHUNK_BYTES = 1 << 20
 
@@ -102,6 +104,8 @@ class DataFiles:
         with file:
             hashed = _HashedFile(file)
             plain = io.BufferedReader(hashed, _CHUNK_BYTES)
+            if name.endswith(".gz") and plain.peek(2)[:2] not in (_GZIP, b""):
+                raise InvalidInputError(f"{path} is not compressed, although its name says so.", mend=_COMPRESS)
             stream: Any = gzip.GzipFile(fileobj=plain) if name.endswith(".gz") else plain
             yield stream, hashed
         self._finished(name, hashed.hexdigest())
@@ -219,7 +223,11 @@ def parse_object(where: str, number: int, line: str) -> dict[str, Any]:
     try:
         value = _DECODER.decode(line)
     except (ValueError, RecursionError) as error:
-        problem = f"{where} line {number}: not valid JSON ({error})."
+        # What the decoder counts as lines begins anew with each of ours.
+        what = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            what = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
+        problem = f"{where} line {number}: not valid JSON ({what})."
         raise InvalidInputError(problem, mend=_FETCH_AGAIN) from error
     if not isinstance(value, dict):
         raise InvalidInputError(
@@ -252,7 +260,10 @@ def _check_folder(folder: Path, names: Sequence[str]) -> None:
 def _size_of_regular_file(path: Path) -> int:
     found = stat_or_none(path)
     if found is None:
-        raise InvalidInputError(f"{path} does not exist.", mend=f"Put {path.name} into {path.parent}.")
+        plain = path.with_suffix("")
+        waits = path.suffix == ".gz" and stat_or_none(plain) is not None
+        mend = f"Compress {plain} with gzip." if waits else f"Put {path.name} into {path.parent}."
+        raise InvalidInputError(f"{path} does not exist.", mend=mend)
     if not stat.S_ISREG(found.st_mode):  # a folder; or a pipe, which could be waited on forever
         raise InvalidInputError(f"{path} is not a file.", mend=f"Put the file {path.name} there instead.")
     return found.st_size

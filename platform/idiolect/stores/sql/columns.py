@@ -16,11 +16,11 @@ BLOCK = 8_192
 
 
 class Columns:
-    """One numbering of people and items, shared by all columns that are built with it."""
+    """One numbering of people and items, shared by all columns that are built with it. `items` come first."""
 
-    def __init__(self) -> None:
+    def __init__(self, items: Iterable[int] = ()) -> None:
         self._people: dict[str, int] = {}
-        self._items: dict[int, int] = {}
+        self._items: dict[int, int] = {item: index for index, item in enumerate(items)}
 
     @property
     def people(self) -> tuple[str, ...]:

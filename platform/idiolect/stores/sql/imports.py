@@ -234,8 +234,10 @@ def _store_items(connection: Connection, tenant: str, dataset: int, items: Seque
     store_texts(connection, tenant, digests)
     rows = [(item.domain, digests[item.prompt], digests[item.text], item.language, item.task) for item in items]
     ids = store_items(connection, tenant, rows)
-    for chunk in chunks(sorted(set(ids))):
-        connection.execute(schema.dataset_items.insert(), [{"dataset": dataset, "item": item} for item in chunk])
+    position = {item: place for place, item in reversed(list(enumerate(ids)))}
+    for chunk in chunks(sorted(position)):
+        linked = [{"dataset": dataset, "item": item, "position": position[item]} for item in chunk]
+        connection.execute(schema.dataset_items.insert(), linked)
     return ids
 
 

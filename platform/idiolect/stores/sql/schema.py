@@ -236,6 +236,7 @@ dataset_items = Table(
     metadata,
     Column("dataset", _ROW_ID, primary_key=True, autoincrement=False),
     Column("item", _ROW_ID, primary_key=True, autoincrement=False),
+    Column("position", Integer),  # in the data set; not known of those imported before there was such a column
     Index("dataset_items_by_item", "item"),
     sqlite_with_rowid=False,
 )

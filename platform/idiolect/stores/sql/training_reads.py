@@ -8,7 +8,7 @@ of storing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +104,8 @@ class TrainingReads(Part):
         )
 
     def evaluation_data(self, tenant: str, dataset: str) -> EvaluationData:
-        """Raises NotFoundError for an unknown data set."""
-        columns = Columns()
+        """Items that are asked about are in the order of the data set, whichever of them were preferred. Raises
+        NotFoundError for an unknown data set."""
         with self._database.reading(tenant) as connection:
             id_ = connection.scalar(select(_D.id).where(_D.tenant == tenant, _D.name == dataset))
             if id_ is None:
@@ -115,11 +115,19 @@ class TrainingReads(Part):
                 .where(_E.tenant == tenant, _E.dataset == id_)
                 .order_by(_E.id)
             ).all()
+            columns = Columns(_in_order(connection, id_, {item for row in rows for item in (row.chosen, row.rejected)}))
             parts = _parts(columns, rows)
             adapted = _opened(self._database.keys, tenant, connection.execute(_adaptation(tenant, id_)))
             adaptation = columns.comparisons(adapted)
             items = load_items(connection, self._database.keys, tenant, columns.items)
         return EvaluationData(items, columns.people, parts, adaptation)
+
+
+def _in_order(connection: Connection, dataset: int, items: Collection[int]) -> list[int]:
+    """As the data set lists them."""
+    links = schema.dataset_items.c
+    listed = select(links.item).where(links.dataset == dataset).order_by(links.position, links.item)
+    return [item for item in connection.scalars(listed) if item in items]
 
 
 def _rows(connection: Connection, queries: Iterable[Select[Any]]) -> Iterator[AnyRow]:
