@@ -78,8 +78,9 @@ def choose_contrasts(
     projected_I_P: FloatArray, user_rank: int, pairs: Sequence[tuple[str, str]], votes_I: FloatArray
 ) -> Contrasts:
     """`projected_I_P` is [score, user directions, domain directions] of public items, `votes_I` how much was said of
-    each: where nothing was, an item is no candidate."""
-    known = np.flatnonzero(votes_I > 0)
+    each, no person's flood counting for much. Candidates are those that one whole voice judged, if there are any, at
+    least as often as the median one of them: else who floods texts of their own would have them shown to everybody."""
+    known = np.flatnonzero(votes_I >= 1) if (votes_I >= 1).any() else np.flatnonzero(votes_I > 0)
     if len(known):
         known = known[votes_I[known] >= np.median(votes_I[known])]
     found = [

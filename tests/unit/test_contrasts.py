@@ -58,6 +58,12 @@ def test_what_nobody_or_hardly_anybody_judged_is_never_shown() -> None:
     assert chosen(np.zeros(ITEMS)).user[0] == Contrast()
 
 
+def test_texts_that_only_a_flood_judged_are_not_shown_however_many_they_are() -> None:
+    votes = np.where(np.arange(ITEMS) < 20, 10.0, 0.03)
+    assert numbers(chosen(votes).user[0], "high") == [19, 18, 17]
+    assert numbers(chosen(np.full(ITEMS, 0.25)).user[0], "high") == [79, 78, 77]
+
+
 def test_a_direction_that_tells_nothing_apart_shows_nothing() -> None:
     assert chosen().domain[-1] == Contrast()
 

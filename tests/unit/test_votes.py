@@ -62,5 +62,27 @@ def test_a_flood_of_one_person_weighs_no_more_than_the_bound() -> None:
     assert np.isclose(total[1], 2.0)
 
 
+def test_a_flood_on_items_of_its_own_brings_few_of_them_and_drops_nobody_elses() -> None:
+    many = tuple(Item("d", "p", f"text {n}") for n in range(5_000))
+    shared = [(person, item, float(item % 2)) for person in (0, 1) for item in range(10)]
+    flood = [(2, item, float(item % 2)) for item in (*range(8), *range(10, 5_000))]
+    data = SharedData(many, ("x", "y", "flood"), ratings(*shared, *flood), comparisons())
+    found = votes_of(data, np.ones(3, dtype=np.bool_), np.random.default_rng(0))
+    seen = found.seen_items()
+    assert set(range(10)) <= set(seen.tolist())
+    assert len(seen) == 10 + MAX_SAY
+    assert len(np.unique(seen[10:] // 1_000)) == 5  # at random, not the first ones
+    assert (found.person_V < 2).sum() == 20
+    assert np.isclose(found.weight_V[found.person_V == 2].sum(), MAX_SAY)
+
+
+def test_who_judges_very_much_of_what_others_judge_too_is_read_whole() -> None:
+    many = tuple(Item("d", "p", f"text {n}") for n in range(500))
+    rows = [(n % 2, n, float(n % 3 > 0)) for n in range(500)] + [(2, n, float(n % 3 > 1)) for n in range(500)]
+    data = SharedData(many, ("x", "y", "eager"), ratings(*rows), comparisons())
+    found = votes_of(data, np.ones(3, dtype=np.bool_), np.random.default_rng(0))
+    assert (found.person_V == 2).sum() == 500
+
+
 def test_no_data_gives_no_votes() -> None:
     assert len(votes(ratings(), comparisons())) == 0

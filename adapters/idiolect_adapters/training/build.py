@@ -31,6 +31,7 @@ from idiolect_adapters.training.tuning import (
     typical_curvature,
     user_curvature,
 )
+from idiolect_adapters.training.votes import MAX_SAY
 
 FloatArray = NDArray[np.float64]
 
@@ -170,9 +171,12 @@ def _ratings_of(data: SharedData, mask_P: NDArray[np.bool_]) -> Ratings:
 
 
 def _times_judged(data: SharedData) -> FloatArray:
-    """[I]"""
-    judged = np.concatenate([data.ratings.item_R, data.comparisons.chosen_C, data.comparisons.rejected_C])
-    return np.bincount(judged, minlength=len(data.items)).astype(np.float64)
+    """[I], with at most MAX_SAY for all that one person judged."""
+    pairs = data.comparisons
+    judged = np.concatenate([data.ratings.item_R, pairs.chosen_C, pairs.rejected_C])
+    person = np.concatenate([data.ratings.person_R, pairs.person_C, pairs.person_C])
+    share_P = np.minimum(1.0, MAX_SAY / np.maximum(np.bincount(person, minlength=len(data.people)), 1))
+    return np.bincount(judged, share_P[person], minlength=len(data.items)).astype(np.float64)
 
 
 def _domain_recipe(direction_I_M: FloatArray, margin_C: FloatArray, pairs: Comparisons) -> Recipe:

@@ -18,7 +18,9 @@ from idiolect_adapters.training.pairs import groups
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-MAX_SAY = 300.0  # the total weight of one person's votes: nobody's flood moves an item far
+# The total weight of one person's votes, so that nobody's flood moves an item far; and how many votes of a flood on
+# items that nobody else judges are read, so that nobody's texts crowd out the others'.
+MAX_SAY = 300.0
 MAX_VOTES = 2_000_000  # more are thinned by whole people: half a GB of statistics at rank 6, and minutes of rounds
 
 
@@ -47,6 +49,10 @@ def votes_of(data: SharedData, keep_P: NDArray[np.bool_], rng: np.random.Generat
     kept = keep_P[person_V] & _thinned(person_V, len(keep_P), rng)
     person_V = person_V[kept]
     item_V, liked_V, weight_V = (np.concatenate([rated[i], compared[i]])[kept] for i in (1, 2, 3))
+    flood_P = np.bincount(person_V, weight_V, minlength=len(keep_P)) > MAX_SAY
+    if flood_P.any():
+        read_V = _few_of_their_own(person_V, item_V, flood_P, rng)
+        person_V, item_V, liked_V, weight_V = (column[read_V] for column in (person_V, item_V, liked_V, weight_V))
     total_P = np.bincount(person_V, weight_V, minlength=len(keep_P))
     weight_V = weight_V * np.minimum(1.0, MAX_SAY / np.maximum(total_P, 1e-12))[person_V]
     return Votes(person_V, item_V.astype(np.int64), liked_V, weight_V, len(keep_P), len(data.items))
@@ -82,3 +88,16 @@ def _thinned(person_V: IntArray, people: int, rng: np.random.Generator) -> NDArr
     chosen_P = np.zeros(people, dtype=np.bool_)
     chosen_P[order[fits]] = True
     return chosen_P[person_V]
+
+
+def _few_of_their_own(
+    person_V: IntArray, item_V: IntArray, flood_P: NDArray[np.bool_], rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """All votes but those beyond MAX_SAY, at random, of each flood on items that only floods judge."""
+    flood_V = flood_P[person_V]
+    own = rng.permutation(np.flatnonzero(flood_V & ~np.isin(item_V, item_V[~flood_V])))
+    own = own[np.argsort(person_V[own], kind="stable")]
+    place = np.arange(len(own)) - np.searchsorted(person_V[own], person_V[own])
+    read_V = np.ones(len(person_V), dtype=np.bool_)
+    read_V[own[place >= MAX_SAY]] = False
+    return read_V
