@@ -11,8 +11,10 @@ from serving_world import World, assert_problem, scores
 from typer.testing import CliRunner
 
 from idiolect.canonical import canonical_json
+from idiolect.settings import Settings
 from idiolect.tenancy import Scope
 from idiolect_services.cli import app as command_line
+from idiolect_services.wiring import open_installation
 
 PATH = "/v1/users/ann"
 
@@ -124,6 +126,9 @@ def test_the_log_says_who_erased_and_who_changed_the_consent(world: World, by: s
 
 
 def test_the_command_erases_and_prints_the_receipt(tmp_path: Path) -> None:
+    with open_installation(Settings(home=tmp_path)) as installation:
+        installation.store.create_tenant("demo", installation.clock.now())
+
     def run() -> dict[str, Any]:
         result = CliRunner().invoke(command_line, ["user", "erase", "ann", "--home", str(tmp_path)])
         assert result.exit_code == 0, result.output

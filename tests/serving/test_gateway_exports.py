@@ -21,12 +21,14 @@ from idiolect.clock import SystemClock
 from idiolect.errors import ConflictError, CorruptArtifactError, UnavailableError
 from idiolect.privacy.events import GaussianEvent
 from idiolect.resets.plan import plan_reset
+from idiolect.settings import Settings
 from idiolect.stores.sql import person_pages
 from idiolect.tenancy import Scope
 from idiolect_services.cli import app as command_line
 from idiolect_services.exports import Exporter
 from idiolect_services.gateway import streaming
 from idiolect_services.gateway.routes import exports as routes
+from idiolect_services.wiring import open_installation
 
 PATH = "/v1/users/ann/exports"
 LISTS = (
@@ -288,6 +290,9 @@ def test_resets_are_in_the_export_and_what_they_erased_is_not(world: World) -> N
 
 
 def test_the_command_writes_a_file_of_its_owners_alone(tmp_path: Path) -> None:
+    with open_installation(Settings(home=tmp_path / "home")) as installation:
+        installation.store.create_tenant("demo", installation.clock.now())
+
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(command_line, ["user", *arguments, "--home", str(tmp_path / "home")])
 
@@ -306,6 +311,8 @@ def test_an_export_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest
         raise UnavailableError("gone.")
 
     monkeypatch.setattr(Exporter, "chunks", broken)
+    with open_installation(Settings(home=tmp_path / "home")) as installation:
+        installation.store.create_tenant("demo", installation.clock.now())
     target = tmp_path / "ann.zip"
     result = CliRunner().invoke(command_line, ["user", "export", "ann", str(target), "--home", str(tmp_path / "home")])
     assert isinstance(result.exception, UnavailableError)

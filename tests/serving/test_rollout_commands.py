@@ -21,6 +21,9 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
+    with open_installation(Settings(home=tmp_path)) as installation:
+        installation.store.create_tenant("demo", installation.clock.now())
+
     def call(*arguments: str) -> str:
         result = CliRunner().invoke(app, ["rollout", *arguments, "--home", str(tmp_path)])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -53,6 +56,30 @@ def test_a_rollout_is_started_listed_shown_and_aborted(run: Run) -> None:
     run("abort", rollout, "--reason", "enough")
     assert shown(run, rollout)["state"] == "aborted"
     assert "no rollout is running" in run("evaluate")
+
+
+def test_no_state_is_cut_off_in_the_list(run: Run) -> None:
+    rollout = started(run)
+    run("abort", rollout, "--reason", "enough")
+    listed = run("list")
+    assert "aborted" in listed
+    assert "not enough" in listed
+    assert max(map(len, listed.splitlines())) <= 80
+    assert "…" not in listed
+
+
+def test_nothing_is_rolled_out_for_a_tenant_that_there_is_not(run: Run) -> None:
+    rollout = started(run)
+    calls = [
+        ("start", "--strength", "0.5", "--reason", "half?"),
+        ("list",),
+        ("show", rollout),
+        *((action, rollout, "--reason", "x") for action in ("hold", "resume", "abort")),
+    ]
+    for call in calls:
+        with pytest.raises(NotFoundError, match="there is no tenant 'dmeo'"):
+            run(*call, "--tenant", "dmeo")
+    assert shown(run, rollout)["state"] == "running"
 
 
 def test_a_draft_is_resumed_into_running(run: Run) -> None:

@@ -20,5 +20,8 @@ def test_a_terminal_is_told_nothing_by_what_somebody_wrote(text: str) -> None:
 
 
 def test_what_people_write_stays_as_it_is() -> None:
+    with console.capture() as said:
+        console.print(":bomb: at :10:")
+    assert ":bomb: at :10:" in said.get()
     for text in ("two\nlines\tand a tab", "Grüße, 你好, שלום, 👩\u200d🔬", "a [b] c"):
         assert visible(text) == text

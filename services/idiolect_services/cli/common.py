@@ -20,8 +20,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from idiolect.errors import IdiolectError, InvalidInputError
+from idiolect.errors import IdiolectError, InvalidInputError, NotFoundError
 from idiolect.settings import Settings, load_settings
+from idiolect.stores.ports import Store
+from idiolect_services.wiring import Installation, open_installation
 
 # What a terminal obeys, and what turns the order of a line around.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -43,8 +45,8 @@ class _Terminal(Console):
         self.print(_HIGHLIGHTER(visible(JSON(json or "null", **options).text.plain)), soft_wrap=True)
 
 
-console = _Terminal()
-errors = _Terminal(stderr=True)
+console = _Terminal(emoji=False)  # :bomb: in a reason stays what somebody wrote
+errors = _Terminal(stderr=True, emoji=False)
 
 Home = Annotated[
     Path | None, typer.Option("--home", help="Folder that holds all state (default: IDIOLECT_HOME or ~/.idiolect).")
@@ -70,6 +72,24 @@ DEBUG = "IDIOLECT_DEBUG"
 
 def settings_for(home: Path | None, **overrides: object) -> Settings:
     return load_settings(home=home, **overrides)
+
+
+@contextmanager
+def open_for(settings: Settings, tenant: str) -> Iterator[Installation]:
+    """For a command about one tenant. Raises NotFoundError, as `check_tenant` does."""
+    with open_installation(settings) as installation:
+        check_tenant(installation.store, tenant)
+        yield installation
+
+
+def check_tenant(store: Store, tenant: str) -> str:
+    """The tenant. Raises NotFoundError for one that there is not: nothing is done for a misspelt name."""
+    if not store.tenant_exists(tenant):
+        raise NotFoundError(
+            f"there is no tenant {tenant[:80]!r}.",
+            mend="Check the name; idiolect keys create and idiolect import make a new one.",
+        )
+    return tenant
 
 
 def run_app(app: typer.Typer) -> None:

@@ -10,8 +10,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, console, settings_for
-from idiolect_services.wiring import open_installation
+from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, console, open_for, settings_for
 
 if TYPE_CHECKING:  # it imports what takes seconds
     from idiolect_adapters.evaluation.judging import Judged
@@ -49,7 +48,7 @@ def evaluate(
     if report is not None:
         check_folder(report)
     settings = settings_for(home, user_epsilon=epsilon)
-    with open_installation(settings) as installation, bars() as shown:
+    with open_for(settings, tenant) as installation, bars() as shown:
         evaluation = evaluate_dataset(installation, tenant, dataset, shown.stage("reading texts"), pairs or ())
     for part in dict.fromkeys(one.part for one in evaluation.judged):
         _show([one for one in evaluation.judged if one.part == part])

@@ -16,10 +16,10 @@ from idiolect.privacy.forecast import forecast as forecast_of
 from idiolect.privacy.ledger import Charge, LedgerRun
 from idiolect.privacy.policy import budget_of, delta_of_run
 from idiolect.settings import Settings
-from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, settings_for
+from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, open_for, settings_for
 from idiolect_services.cli.privacy_audit import audit
 from idiolect_services.spent import delta_for_forecast, delta_for_person
-from idiolect_services.wiring import Installation, open_installation
+from idiolect_services.wiring import Installation
 
 app = typer.Typer(
     help="What was spent of the privacy budgets, what is left, and whether the claims hold.", no_args_is_help=True
@@ -56,7 +56,7 @@ def show(
     Example: idiolect privacy show --user brief-01 --unit subject
     """
     units = UNITS if unit is None else (unit.unit,)
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         if user is None:
             runs = installation.store.runs(tenant, unit=None if unit is None else unit.unit, limit=limit)
             _show_runs(installation.settings, runs)
@@ -80,7 +80,7 @@ def forecast(
     Example: idiolect privacy forecast --epsilon 2 --user brief-01
     """
     settings = settings_for(home)
-    with open_installation(settings) as installation:
+    with open_for(settings, tenant) as installation:
         budget = budget_of(settings, unit.unit, delta_for_forecast(installation.store, settings, tenant, unit.unit))
         event = _planned(settings, budget, epsilon, steps)
         subject = None if user is None else _known(installation, tenant, user)
@@ -88,7 +88,8 @@ def forecast(
     found = forecast_of(spent_rho, budget, event)
     console.print(f"budget: {_budget_line(budget)}")
     console.print(f"spent: epsilon {found.epsilon_now:.2f}")
-    console.print(f"room for {'more than ' if found.more else ''}{found.runs} trainings at epsilon {epsilon:g} each")
+    trainings = "1 training" if found.runs == 1 and not found.more else f"{found.runs:,} trainings"
+    console.print(f"room for {'more than ' if found.more else ''}{trainings} at epsilon {epsilon:g} each")
     for number, after in enumerate(found.epsilon_after[:SHOWN], 1):
         console.print(f"  after {number}: epsilon {after:.2f}")
 

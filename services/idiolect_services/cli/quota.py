@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
-from idiolect.ids import check_name
 from idiolect.quotas import QUOTAS
-from idiolect_services.cli.common import Home, console, settings_for
-from idiolect_services.wiring import open_installation
+from idiolect_services.cli.common import Home, console, open_for, settings_for
 
 app = typer.Typer(help="What a tenant may use at most; nothing is bounded unless it is set.", no_args_is_help=True)
 
@@ -41,8 +39,8 @@ def show(tenant: Name, home: Home = None) -> None:
 
     Example: idiolect tenant quota show acme
     """
-    with open_installation(settings_for(home)) as installation:
-        found = installation.store.quotas(check_name("tenant", tenant), installation.clock.now())
+    with open_for(settings_for(home), tenant) as installation:
+        found = installation.store.quotas(tenant, installation.clock.now())
     for quota in found:
         console.print(f"{quota.name}: {quota.used:,} of {quota.most:,} {QUOTAS[quota.name]}")
     if not found:
@@ -60,6 +58,6 @@ def remove(tenant: Name, quota: What, home: Home = None) -> None:
 
 
 def _set(tenant: str, quota: str, most: int | None, home: Home) -> None:
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         now = installation.clock.now()
-        installation.store.set_quota(check_name("tenant", tenant), quota, most, now)
+        installation.store.set_quota(tenant, quota, most, now)

@@ -16,8 +16,7 @@ from idiolect.registry.resolution import ReleaseSummary
 from idiolect.registry.weights import verify_version
 from idiolect.stores.ports import StoredVersion
 from idiolect_services.cli import registry_files, registry_moves, registry_peft
-from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, settings_for
-from idiolect_services.wiring import open_installation
+from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, console, open_for, settings_for
 
 app = typer.Typer(help="Look at releases and versions, and move what is live.", no_args_is_help=True)
 app.command("promote")(registry_moves.promote)
@@ -45,7 +44,7 @@ def list_registry(
 
     Example: idiolect registry list --limit 5
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         if versions or user is not None:
             subject = None if user is None else installation.pseudonym(tenant, user)
             _show_versions(installation.store.versions(tenant, subject=subject, limit=limit))
@@ -100,7 +99,7 @@ def show(
 
     Example: idiolect registry show 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         stored = installation.store.version(tenant, version)
         if stored is None:
             raise NotFoundError(
@@ -124,7 +123,7 @@ def card(
 
     Example: idiolect registry card 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         found = installation.store.versions(tenant, release=release, limit=1)
         if found:
             verify_version(found[0].template, installation.store.with_weights(found[0]).version, installation.signer)
@@ -133,4 +132,5 @@ def card(
         raise NotFoundError(
             f"tenant {tenant!r} has no version of release {release[:80]!r}.", mend="See: idiolect registry list."
         )
-    typer.echo(render_card(found[0].template, summary.versions, summary.revoked), nl=False)
+    text = render_card(found[0].template, summary.versions, summary.revoked)
+    console.print(text, end="", markup=False, highlight=False, soft_wrap=True)

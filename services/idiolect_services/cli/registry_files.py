@@ -11,9 +11,8 @@ from typing import Annotated
 import typer
 
 from idiolect.errors import ConfigurationError
-from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Reason, Tenant, console, settings_for
+from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Reason, Tenant, console, open_for, settings_for
 from idiolect_services.release_transfer import ImportReport, export_release, import_release
-from idiolect_services.wiring import open_installation
 
 
 def export(
@@ -26,7 +25,7 @@ def export(
 
     Example: idiolect registry export 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b chat.release
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         now = installation.clock.now()
         lines = export_release(installation.store, installation.signer, tenant, release, now, actor=OPERATOR)
         size = _write(file, lines)
@@ -69,7 +68,7 @@ def import_(
 
     Example: idiolect registry import chat.release --reason "trained in Berlin" --from-key 59f3...
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         now = installation.clock.now()
         try:
             with file.open("rb") as opened:

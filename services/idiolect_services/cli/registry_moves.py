@@ -20,10 +20,10 @@ from idiolect.registry.pointers import Adapter
 from idiolect.stores.blobs.port import BlobInfo, unused
 from idiolect.stores.ports import Store
 from idiolect_adapters.evaluation.version_diff import PROBES, WeightsDiff
-from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Reason, Tenant, console, settings_for
+from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Reason, Tenant, console, open_for, settings_for
 from idiolect_services.model_blobs import blobs_of_model
 from idiolect_services.registry_diff import FieldChange, Source, diff_releases, diff_versions
-from idiolect_services.wiring import Installation, open_installation
+from idiolect_services.wiring import Installation
 
 if TYPE_CHECKING:  # it imports torch
     from idiolect_adapters.runtime.loras import LoraEngine
@@ -43,7 +43,7 @@ def promote(
 
     Example: idiolect registry promote 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b --reason "better on support"
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         store, now = installation.store, installation.clock.now()
         if _is_release(store, tenant, what):
             moved = store.promote_release(tenant, what, now, reason=reason, actor=OPERATOR)
@@ -71,7 +71,7 @@ def rollback(
     """
     if sum(given is not None for given in (user, domain, release)) != 1:
         raise InvalidInputError("it is not clear what to roll back.", mend="Give one of --user, --domain, --release.")
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         store, now = installation.store, installation.clock.now()
         if release is not None:
             store.revoke_release(tenant, release, now, reason=reason, actor=OPERATOR)
@@ -92,7 +92,7 @@ def revoke(
 
     Example: idiolect registry revoke 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b --reason "trained on bad data"
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         now = installation.clock.now()
         installation.store.revoke_release(tenant, release, now, reason=reason, actor=OPERATOR)
     console.print(f"release {release} is revoked.")
@@ -109,7 +109,7 @@ def history(
 
     Example: idiolect registry history --domain support-chat
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         adapter = _adapter(installation, tenant, user, domain)
         moves = installation.store.pointer_history(tenant, adapter, limit=limit)
         pointers = installation.store.pointers(tenant, adapter)
@@ -145,7 +145,7 @@ def diff(
 
     Example: idiolect registry diff 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5b 0197b1a2-3c4d-7e5f-8a9b-0c1d2e3f4a5c
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         source = Source(
             installation.store,
             installation.signer,
@@ -211,7 +211,7 @@ def lineage(
     """
     if (version is None) == (user is None):
         raise InvalidInputError("it is not clear whose lineage is meant.", mend="Give a version's id or --user.")
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         if version is not None:
             _show_origin(installation.store, tenant, version)
         else:
@@ -268,7 +268,7 @@ def gc(
     """
     if math.isnan(older_than_days):  # it passes any comparison with a bound
         raise InvalidInputError("--older-than-days is not a number.", mend="Use one from 0 to 36500.")
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         store, now = installation.store, installation.clock.now()
         older_than = now - timedelta(days=older_than_days)
         models = unused_models(installation, older_than.timestamp())

@@ -10,8 +10,8 @@ import typer
 from idiolect.errors import ConfigurationError, ConflictError, InvalidInputError, NotFoundError
 from idiolect.ids import check_name
 from idiolect.registry.pointers import Adapter
-from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Reason, Tenant, console, settings_for
-from idiolect_services.wiring import Installation, open_installation
+from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Reason, Tenant, console, open_for, settings_for
+from idiolect_services.wiring import Installation
 
 
 def add_peft(
@@ -40,7 +40,7 @@ def add_peft(
         raise InvalidInputError("it is not clear whose adapter this is.", mend="Give one of --user and --domain.")
     settings = settings_for(home)
     config, weights = peft_bytes(folder, settings.max_adapter_bytes)
-    with open_installation(settings) as installation:
+    with open_for(settings, tenant) as installation:
         model = installation.load_live_model()
         registrar = Registrar(installation.store, LoraEngine(model), installation.signer, installation.clock)
         version = registrar.register(
@@ -73,7 +73,7 @@ def export_peft(
 
     if folder.exists():
         raise ConflictError(f"{folder} exists already.", mend="Name a new folder.")
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         stored = installation.whole_version(tenant, version)
         if stored is None:
             raise NotFoundError(

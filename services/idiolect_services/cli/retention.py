@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from idiolect_services.cli.common import OPERATOR, Home, console, settings_for
+from idiolect_services.cli.common import OPERATOR, Home, console, open_for, settings_for
 from idiolect_services.retention import sweep_all
 from idiolect_services.wiring import open_installation
 
@@ -26,7 +26,7 @@ def set_retention(
     Example: idiolect tenant retention set acme 90
     """
     settings = settings_for(home)
-    with open_installation(settings) as installation:
+    with open_for(settings, tenant) as installation:
         installation.store.set_retention(tenant, days, installation.clock.now(), actor=OPERATOR)
     console.print(f"texts of {tenant} are kept for {days or settings.retention_days:,} days.")
 
@@ -38,7 +38,7 @@ def show(tenant: Name, home: Home = None) -> None:
     Example: idiolect tenant retention show acme
     """
     settings = settings_for(home)
-    with open_installation(settings) as installation:
+    with open_for(settings, tenant) as installation:
         own = installation.store.retention(tenant)
     whose = "its own" if own else "the installation's"
     console.print(f"{own or settings.retention_days:,} days ({whose})")

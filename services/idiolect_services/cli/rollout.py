@@ -13,7 +13,7 @@ from idiolect.audit import INSTALLATION
 from idiolect.errors import InvalidInputError
 from idiolect.rollouts.plan import DEFAULT_GUARDRAILS, METRICS, Candidate, CandidateKind, Guardrail, Plan, Rollout
 from idiolect.stores.ports import Store
-from idiolect_services.cli.common import DEFAULT_TENANT, Home, Reason, Tenant, console, settings_for
+from idiolect_services.cli.common import DEFAULT_TENANT, Home, Reason, Tenant, check_tenant, console, settings_for
 from idiolect_services.rollout_views import detail_of
 from idiolect_services.rollouts import evaluate_all
 from idiolect_services.wiring import open_installation
@@ -59,7 +59,7 @@ def start(
     candidate = _candidate(release, version, strength, global_model)
     plan = Plan(_shares(steps), _guardrails(margin), min_people, per_person, slow_ms, alpha)
     with open_installation(settings_for(home)) as installation:
-        owner = INSTALLATION if candidate.kind == "global" else tenant
+        owner = INSTALLATION if candidate.kind == "global" else check_tenant(installation.store, tenant)
         made = installation.store.create_rollout(
             owner, candidate, plan, installation.clock.now(), reason=reason, actor=ACTOR, start=not draft
         )
@@ -121,12 +121,15 @@ def list_rollouts(
     """
     with open_installation(settings_for(home)) as installation:
         store = installation.store
-        found = [*store.rollouts(tenant, limit=limit), *store.rollouts(INSTALLATION, limit=limit)]
+        found = list(store.rollouts(INSTALLATION, limit=limit))
+        if not found:
+            check_tenant(store, tenant)
+        found += store.rollouts(tenant, limit=limit)
     found = sorted(found, key=lambda rollout: rollout.created_at, reverse=True)[:limit]
     table = Table(box=None)
     table.add_column("rollout", no_wrap=True, min_width=36)
     for name in ("candidate", "state", "share", "verdict"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name != "verdict")  # it may take two lines: more than 80 columns are cut
     for rollout in found:
         table.add_row(rollout.id, rollout.candidate.kind, rollout.state, f"{rollout.share:.2%}", rollout.verdict)
     console.print(table)
@@ -201,7 +204,7 @@ def _steer(action: str, rollout: str, reason: str, tenant: str, home: Path | Non
 
 def _owner(store: Store, tenant: str, rollout: str) -> str:
     """A global model's rollout is the installation's, whatever the tenant."""
-    return INSTALLATION if store.rollout(INSTALLATION, rollout) is not None else tenant
+    return INSTALLATION if store.rollout(INSTALLATION, rollout) is not None else check_tenant(store, tenant)
 
 
 def _say(rollout: Rollout) -> None:

@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 
 from idiolect.errors import InvalidInputError, NotFoundError
-from idiolect.ids import check_name
 from idiolect.upstreams import HostRules
-from idiolect_services.cli.common import Home, console, settings_for
+from idiolect_services.cli.common import Home, console, open_for, settings_for
 from idiolect_services.cli.quota import app as quota_app
 from idiolect_services.cli.retention import app as retention_app
 from idiolect_services.upstream_settings import new_upstream
-from idiolect_services.wiring import open_installation
 
 app = typer.Typer(help="Settings of one tenant.", no_args_is_help=True)
 upstream_app = typer.Typer(help="The OpenAI-compatible server that its completions come from.", no_args_is_help=True)
@@ -46,11 +44,10 @@ def set_upstream(
     api_key = None if key_from is None else _key_in(key_from)
     settings = settings_for(home)
     rules = HostRules.parse(settings.upstream_hosts)
-    with open_installation(settings) as installation:
+    with open_for(settings, tenant) as installation:
         now = installation.clock.now()
-        name = check_name("tenant", tenant)
-        upstream = new_upstream(rules, installation.vault, name, base_url, model, api_key, now)
-        installation.store.set_upstream(name, upstream)
+        upstream = new_upstream(rules, installation.vault, tenant, base_url, model, api_key, now)
+        installation.store.set_upstream(tenant, upstream)
     console.print(f"completions of {tenant} come from {base_url}.", soft_wrap=True)
 
 
@@ -60,7 +57,7 @@ def show(tenant: Name, home: Home = None) -> None:
 
     Example: idiolect tenant upstream show acme
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         upstream = installation.store.upstream(tenant)
     if upstream is None:
         raise NotFoundError(f"tenant {tenant[:80]!r} has no upstream.", mend="Set one: idiolect tenant upstream set.")
@@ -74,7 +71,7 @@ def remove(tenant: Name, home: Home = None) -> None:
 
     Example: idiolect tenant upstream remove acme
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         installation.store.remove_upstream(tenant)
     console.print(f"tenant {tenant} has no upstream.")
 

@@ -8,8 +8,7 @@ import typer
 
 from idiolect.errors import BudgetExceededError, InvalidInputError, NotFoundError
 from idiolect.signals.context import declared
-from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, console, settings_for
-from idiolect_services.wiring import open_installation
+from idiolect_services.cli.common import DEFAULT_TENANT, Home, Tenant, bars, console, open_for, settings_for
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds; each command imports what it needs when it runs
     from idiolect_services.passage import CarryReport
@@ -81,7 +80,7 @@ def train_global(
             "a private training keeps the encoder of the live model as it is.", mend="Leave --tune out."
         )
     settings = settings_for(home, global_epsilon=epsilon, delta=delta, domain_sample_rate=sample_rate)
-    with open_installation(settings) as installation, bars() as shown:
+    with open_for(settings, tenant) as installation, bars() as shown:
         live = installation.store.live_global() if if_none else None
         if live is not None:
             console.print(f"global model {live[:12]} is live already.")
@@ -127,7 +126,7 @@ def carry_adapters(
     """
     from idiolect_services.training_runs import carry_adapters
 
-    with open_installation(settings_for(home)) as installation, bars() as shown:
+    with open_for(settings_for(home), tenant) as installation, bars() as shown:
         report = carry_adapters(installation, tenant, shown, to)
     _say_carried(report)
 
@@ -171,7 +170,7 @@ def train_domain(
     from idiolect_services.training_runs import open_trainer
 
     settings = settings_for(home, domain_epsilon=epsilon, delta=delta, domain_sample_rate=sample_rate)
-    with open_installation(settings) as installation, bars() as shown:
+    with open_for(settings, tenant) as installation, bars() as shown:
         trainer = open_trainer(installation)
         inner = LoraOptions(layers) if layers else None
         context = declared(task or (), language or ())
@@ -211,7 +210,7 @@ def train_users(
     from idiolect_services.training_runs import open_trainer
 
     settings = settings_for(home, user_epsilon=epsilon, delta=delta)
-    with open_installation(settings) as installation, bars() as shown:
+    with open_for(settings, tenant) as installation, bars() as shown:
         subjects = [installation.pseudonym(tenant, name) for name in user] if user else None
         trainer = open_trainer(installation)
         _say("users", trainer.train_users(tenant, subjects, shown.stage("reading texts"), staged=staged))

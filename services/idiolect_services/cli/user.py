@@ -21,9 +21,9 @@ from idiolect.resets.fence import RESET_SECONDS
 from idiolect.resets.plan import ResetPlan, plan_erasure, plan_reset
 from idiolect.resets.purges import progress_of
 from idiolect.resets.receipt import signed_receipt
-from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Tenant, console, settings_for
+from idiolect_services.cli.common import DEFAULT_TENANT, OPERATOR, Home, Tenant, console, open_for, settings_for
 from idiolect_services.exports import Exporter, PeftFiles
-from idiolect_services.wiring import Installation, open_installation
+from idiolect_services.wiring import Installation
 
 app = typer.Typer(help="Look at one person's state, export, reset or erase it.", no_args_is_help=True)
 
@@ -45,7 +45,7 @@ def show(
     Example: idiolect user show brief-01
     """
     settings = settings_for(home)
-    with open_installation(settings) as installation:
+    with open_for(settings, tenant) as installation:
         subject = installation.pseudonym(tenant, user)
         state = installation.store.subject(tenant, subject)
         resolution = installation.store.resolve(tenant, subject, None)
@@ -57,7 +57,8 @@ def show(
     console.print(f"generation: {state.generation}   adapter: {resolution.user.id if resolution.user else 'none'}")
     delta = delta_of(settings, 1)
     epsilon = filter_epsilon(spent.spent_rho, delta)
-    console.print(f"privacy spent: epsilon {epsilon:.2f} at delta {delta:g} per comparison, in {spent.runs} trainings")
+    trainings = "1 training" if spent.runs == 1 else f"{spent.runs:,} trainings"
+    console.print(f"privacy spent: epsilon {epsilon:.2f} at delta {delta:g} per comparison, in {trainings}")
     for one in told:
         console.print(f"direction {one['direction']}: {one['weight']:+.2f}. {one['says']}", markup=False)
         for end in ("high", "low"):
@@ -89,7 +90,7 @@ def reset(
 
     Example: idiolect user reset brief-01 --scope adapter
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         _carry_out(installation, tenant, user, plan_reset(scope.value, domain))
 
 
@@ -104,7 +105,7 @@ def erase(
 
     Example: idiolect user erase brief-01
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         _carry_out(installation, tenant, user, plan_erasure())
 
 
@@ -122,7 +123,7 @@ def export(
 
     Example: idiolect user export brief-01 brief-01.zip
     """
-    with open_installation(settings_for(home)) as installation:
+    with open_for(settings_for(home), tenant) as installation:
         now, subject = installation.clock.now(), installation.pseudonym(tenant, user)
         exporter = Exporter(installation.store, installation.signer, _peft(installation) if peft else None)
         try:
