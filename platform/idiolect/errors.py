@@ -24,6 +24,7 @@ class IdiolectError(Exception):
     """Base of the tree. `message` names the culprit, `mend` says what to do about it."""
 
     code = "internal"
+    retry_after_s: float | None = None  # trying again is of use after so many seconds
 
     def __init__(self, message: str, *, mend: str = "", code: str | None = None) -> None:
         super().__init__(f"{message} {mend}".strip())
@@ -83,3 +84,9 @@ class ConfigurationError(IdiolectError):
 
 class UnavailableError(IdiolectError):
     code = "unavailable"
+
+    def __init__(
+        self, message: str, *, mend: str = "", code: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message, mend=mend, code=code)
+        self.retry_after_s = retry_after_s

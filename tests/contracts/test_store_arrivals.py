@@ -623,6 +623,7 @@ def test_another_release_of_the_tenant_waits_and_gives_way_while_this_one_lives(
         ):
             pool.submit(publish, rival, "rival").result()
         assert no.value.code == "release_arriving"  # so the API says so, and not that it can't be reached
+        assert no.value.retry_after_s == 30
 
     def alive(_seconds: float) -> None:
         with tampering(ready) as connection:

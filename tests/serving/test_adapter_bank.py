@@ -15,7 +15,7 @@ from idiolect.registry.manifest import TensorSpec, Version, manifest_bytes
 from idiolect.registry.resolution import ResolvedVersion
 from idiolect.registry.signing import Signer
 from idiolect.stores.ports import StoredVersion
-from idiolect_adapters.runtime.bank import HEAD_B, AdapterBank, Owner
+from idiolect_adapters.runtime.bank import BREAK_SECONDS, HEAD_B, AdapterBank, Owner, away_for
 
 MODEL, SIGNER, CLOCK = HashModel(), Signer(b"\x07" * 32), SystemClock()
 ANN = Owner("acme", "user", "ann")
@@ -229,3 +229,9 @@ def test_damaged_memory_is_noticed() -> None:
         leased.slab.rows_S_K[leased.slot] = np.nan
     with pytest.raises(IdiolectError, match="damaged"):
         bank.check_integrity()
+
+
+def test_loads_ahead_of_need_give_way_but_never_for_long() -> None:
+    assert away_for(0.0) == BREAK_SECONDS
+    assert away_for(0.005) > away_for(0.0)
+    assert away_for(3600.0) == away_for(60.0) < 0.2

@@ -47,6 +47,7 @@ MAX_LOADS = 4
 LOADS_AHEAD = 1  # beside those; more would not load faster, since verifying holds the interpreter
 BREAK_SECONDS = 0.0005  # after each of these
 STAYS_AWAY = 3  # times as long as it had to wait for the interpreter the last time
+AWAY_AT_MOST = 0.1  # seconds: a process that was stopped for a minute is not busy, so its loads go on at once
 MAX_PREFETCHES = 10_000  # waiting; more are dropped, since whoever needs them loads them
 
 
@@ -235,7 +236,7 @@ class AdapterBank:
         """Between two loads ahead of need: to whoever wants the interpreter. Who was kept waiting for it stays away for
         longer, so that serving hardly notices; on an idle server hundreds are loaded in a second. One sleep and not
         two: each time that somebody comes back, whoever computes is interrupted."""
-        wanted = BREAK_SECONDS + STAYS_AWAY * self._waited
+        wanted = away_for(self._waited)
         began = time.monotonic()
         time.sleep(wanted)
         late = time.monotonic() - began - wanted
@@ -410,6 +411,11 @@ class AdapterBank:
         self._ahead.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             self._prefetching = 0  # those that are called off never say that they are done
+
+
+def away_for(waited_s: float) -> float:
+    """Seconds between two loads ahead of need, after a wait of `waited_s` for the interpreter."""
+    return BREAK_SECONDS + min(STAYS_AWAY * waited_s, AWAY_AT_MOST)
 
 
 def _key(wanted: ResolvedVersion) -> Digest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -70,8 +71,8 @@ def problem_from(error: IdiolectError, request: Request) -> Response:
     extra: dict[str, Any] = {"errors": error.errors} if isinstance(error, FieldsError) else {}
     mend = _TRY_AGAIN if _is_ours(error) else error.mend
     response = problem(request, status, **refusal_of(error), mend=mend, **extra)
-    if isinstance(error, StatusError | QuotaExceededError) and error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(error.retry_after_s)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, StatusError):
         response.raw_headers.extend(error.headers)
     return response
@@ -125,8 +126,8 @@ def message_of(detail: str, mend: str, errors: Sequence[Mapping[str, str]]) -> s
 def _headers(status: int) -> dict[str, str]:
     if status == 401:
         return {"WWW-Authenticate": 'Bearer realm="idiolect"'}
-    if status == 503:
-        return {"Retry-After": "1"}
+    if status in (429, 503):
+        return {"Retry-After": "1"}  # where nothing better is known
     return {}
 
 

@@ -57,6 +57,7 @@ from idiolect.subject_keys import SubjectKey
 
 BATCH = 1_000  # a release of no more is published in one transaction
 _SPAN = 10 * BATCH  # within which versions come in two passes
+ARRIVING_SECONDS = 30  # when to come back to a tenant whose other release still arrives
 _LOOKS = 50  # for a sign of life, while waiting for another release
 
 _A, _V, _R, _P = schema.arrivals.c, schema.versions.c, schema.releases.c, schema.pointers.c
@@ -333,6 +334,7 @@ def _make_way(database: Database, other: AnyRow, publication: Publication) -> No
                 f"the release {other.release} of the same tenant is arriving, and two do not arrive together.",
                 mend="Publish this one again when that one is listed.",
                 code="release_arriving",
+                retry_after_s=ARRIVING_SECONDS,
             )
     give_up(database, other, publication.at, publication.actor)
 
