@@ -110,6 +110,12 @@ def told(said: bytes) -> list[dict[str, Any]]:
 
 TWO_READINGS = {
     "two lengths": POST + b"Content-Length: 0\r\nContent-Length: 5\r\n\r\n",
+    "a length and chunks": POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunks before there were any": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "another HTTP": b"GET /first HTTP/2.0\r\nHost: x\r\n\r\n",
+    "two callers": GET + b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n",
+    "two types": POST + b"Content-Type: a/b\r\ncontent-type: c/d\r\nContent-Length: 0\r\n\r\n",
+    "two keys": POST + b"Idempotency-Key: a\r\nIdempotency-Key: b\r\nContent-Length: 0\r\n\r\n",
     "a signed length": POST + b"Content-Length: +0\r\n\r\n",
     "another coding": POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
     "a coding before chunked": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
@@ -259,3 +265,13 @@ def test_requests_sent_ahead_are_answered_in_their_order(port: int) -> None:
 @pytest.mark.parametrize("junk", [b"junk\r\n\r\n", b"GET /second HTTP/1.1\r\n\r\n", b"GET /" + b"a" * MUCH])
 def test_the_refusal_of_a_later_request_is_not_taken_for_the_answer_to_an_earlier(port: int, junk: bytes) -> None:
     assert not talk(port, POST + b"Content-Length: 2\r\n\r\nab" + junk).startswith(SHUT)
+
+
+@pytest.mark.parametrize("to", [b"h2c", b"websocket"])
+def test_who_asks_for_another_protocol_is_answered_in_this_one_and_fills_no_log(
+    port: int, caplog: pytest.LogCaptureFixture, to: bytes
+) -> None:
+    asked = GET + b"Connection: Upgrade, close\r\nUpgrade: " + to + b"\r\n\r\n"
+    (said,) = told(talk(port, asked))
+    assert said["path"] == "/first"
+    assert caplog.records == []

@@ -1,11 +1,12 @@
-"""HTTP/1.1 as uvicorn reads it with h11, with an end to clients that begin a request and do not go on, and with answers
-that leave in one piece."""
+"""HTTP/1.1 as uvicorn reads it with h11, with one reading of every request, an end to clients that begin one and do not
+go on, and answers that leave in one piece."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from idiolect_services.gateway.bodies import READ_SECONDS
@@ -13,6 +14,32 @@ from idiolect_services.gateway.gathered import Gathered
 
 # For a request's head, and for what is still sent of a body once its answer is given. The body itself: see `bodies`.
 HEAD_SECONDS = READ_SECONDS
+HEAD_BYTES = 64 << 10
+
+
+# A proxy in front may go by the last one, and this server goes by the first.
+ONCE = (b"authorization", b"content-type", b"idempotency-key")
+
+
+class OneReading(h11.Connection):
+    """h11 takes one of two possible readings of these; whoever stands in front may take the other, and then think that
+    something else was asked for, or by somebody else."""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            _refuse_two_readings(event)
+        return event
+
+
+def _refuse_two_readings(request: h11.Request) -> None:
+    names = [name for name, _ in request.headers]
+    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version < b"1.1"):
+        raise h11.RemoteProtocolError("two ways to tell where the body ends")
+    if not request.http_version.startswith(b"1."):
+        raise h11.RemoteProtocolError("another HTTP")
+    if any(names.count(name) > 1 for name in ONCE):
+        raise h11.RemoteProtocolError("a header that says one thing, twice")
 
 
 class Wire(H11Protocol):
@@ -20,7 +47,11 @@ class Wire(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = OneReading(h11.SERVER, HEAD_BYTES)
         self._cut_off: asyncio.TimerHandle | None = None
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """It is answered as if nothing were asked, and nobody writes into the log by asking (curl --http2 does)."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
