@@ -144,6 +144,15 @@ def test_a_rerank_client_is_answered_where_it_looks(world: World, path: str, bod
     assert there.json()["results"] == here.json()["results"]
 
 
+def test_what_a_client_sends_for_a_field_that_was_not_set_is_no_mistake(world: World) -> None:
+    """vLLM's own request says 0 for all documents; others send every field, as null."""
+    unset = {"top_n": 0, "return_documents": None, "rank_fields": None, "max_tokens_per_doc": None}
+    answer = world.api(world.key()).post("/rerank", VLLM_RERANK | unset)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["results"]) == len(VLLM_RERANK["documents"])
+    assert "document" not in answer.json()["results"][0]
+
+
 def test_a_document_may_have_a_number_for_an_id(world: World) -> None:
     documents = [{"text": text, "id": number} for number, text in enumerate(TEXTS)]
     answer = world.api(world.key()).post("/v2/rerank", COHERE_V2 | {"documents": documents, "top_n": 3}).json()

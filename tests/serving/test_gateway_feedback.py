@@ -72,6 +72,9 @@ def test_every_kind_becomes_comparisons(world: World, kind: str, value: Any, com
         {"occurred_at": "yesterday"},
         {"occurred_at": "2026-01-01T00:00:00"},
         {"occurred_at": "9999-01-01T00:00:00Z"},
+        {"occurred_at": "0001-01-01T00:00:00+14:00"},  # of no year in UTC: it was taken, and no export could be made
+        {"occurred_at": "9999-12-31T23:59:59-14:00"},
+        {"occurred_at": "1970-01-01T00:00:00Z"},
     ],
 )
 def test_a_signal_that_can_not_be_meant_is_refused_and_leaves_nothing(world: World, fields: dict[str, Any]) -> None:

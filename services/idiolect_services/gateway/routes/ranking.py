@@ -272,7 +272,7 @@ class RankingRoutes:
         result = scored.result
         scores = result.score_N
         # Python's sort is stable even when reversed, so ties stay in the order of the request.
-        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: call.top_n]
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: call.top_n or None]
         relevance = relevance_of(scores, scored.model.temperature)
         shown = _shown(ask, scored, order) if result.unrecorded is None else None
         entries: list[dict[str, Any]] = [

@@ -24,6 +24,8 @@ def _instant(value: object) -> object:
         raise ValueError("must be an RFC 3339 time such as 2026-05-01T12:00:00Z") from None
     if moment.tzinfo is None:
         raise ValueError("must name its zone, such as Z or +02:00")
+    if not 1970 < moment.year < 9999:  # in UTC it might be of no year that can be written
+        raise ValueError("must lie between the years 1971 and 9998")
     return moment
 
 

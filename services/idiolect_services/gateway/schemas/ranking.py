@@ -61,13 +61,13 @@ class RerankRequest(ForPerson):
         description="Candidates, as texts or as {text, id}.",
         examples=[["Hold the button for ten seconds.", {"id": "b", "text": "Of course! Let me walk you through it."}]],
     )
-    top_n: int | None = Field(None, ge=1, description="Return the best `top_n` only; all if larger or not given.")
-    return_documents: bool = Field(False, description="Return each document's text with its result.")
+    top_n: int | None = Field(None, ge=0, description="Return the best `top_n` only; all if larger, 0 or not given.")
+    return_documents: bool | None = Field(None, description="Return each document's text with its result.")
 
     @property
     def says_more(self) -> bool:
         """Whether a result says more of its document than its place and scores."""
-        return self.explain or self.return_documents or set(map(type, self.documents)) != {str}
+        return self.explain or self.return_documents is True or set(map(type, self.documents)) != {str}
 
 
 # The names under which clients of vLLM send the two sides, besides text_1 and text_2.

@@ -44,7 +44,7 @@ class AdapterDetail(ResponseModel):
 class ReleaseEntry(ResponseModel):
     id: str
     scope: str
-    created_at: str
+    created_at: datetime
     versions: int
     revoked: bool
     epsilon: float | None = Field(description="null where nothing is claimed.")
