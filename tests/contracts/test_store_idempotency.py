@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import pytest
 from sqlalchemy import func, select
-from store_samples import TENANT, at, opt_in, shown, signal
+from store_samples import TENANT, at, opt_in, shown, signal, template, version
 
 from idiolect.errors import ConflictError, InvalidInputError
-from idiolect.stores.people_ports import KeptAnswer
+from idiolect.registry.pointers import Adapter
+from idiolect.rollouts.plan import Candidate, Plan, Rollout
+from idiolect.stores.people_ports import ClaimedKey, KeptAnswer
 from idiolect.stores.ports import Store
 from idiolect.stores.sql import SqlStore, idempotency, schema
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS
@@ -21,7 +24,7 @@ ANSWER = KeptAnswer(202, b'{"id":"s"}')
 def claim(
     store: Store, fingerprint: bytes = ONE, *, key: str = "k", tenant: str = TENANT, owner: str = "", minutes: float = 0
 ) -> KeptAnswer | None:
-    return store.claim_key(tenant, owner, key, fingerprint, at(minutes), at(minutes + 60))
+    return store.claim_key(tenant, owner, key, fingerprint, at(minutes), at(minutes + 60)).answer
 
 
 def kept(store: SqlStore) -> int:
@@ -121,3 +124,48 @@ def test_a_signal_that_comes_again_with_other_content_is_a_conflict(store: Store
             store.add_feedback(TENANT, person, changed, at(2))
         assert caught.value.code == "signal_id_reused"
     assert len(store.personal_snapshot(TENANT).comparisons) == 2
+
+
+def test_what_is_rolled_back_under_one_key_at_the_same_time_goes_back_once(store: Store) -> None:
+    store.set_global("g" * 64, at(0), reason="first", actor="admin")
+    opt_in(store, "ann")
+    for number, name in enumerate(("first", "second", "third", "fourth")):
+        made = [version(name, f"r-{name}", "ann")]
+        store.publish(f"r-{name}", template(), made, at(number), reason="trained", actor="trainer")
+    claim(store, minutes=5)
+    once, adapter = ClaimedKey("", "k", ONE), Adapter("user", "ann")
+
+    def roll_back(_: int) -> str | None:
+        return store.rollback(TENANT, adapter, at(6), reason="worse", actor="admin", once=once).version
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(roll_back, range(4))) == {"third"}
+    assert claim(store, minutes=7) == KeptAnswer(204, b"")
+    assert store.rollback(TENANT, adapter, at(8), reason="worse", actor="admin").version == "second"
+
+
+def test_a_rollout_that_is_made_twice_at_the_same_time_is_made_once(store: Store) -> None:
+    store.create_tenant(TENANT, at(0))
+    halved = Candidate("setting", "", 0.5)
+
+    def make(_: int = 0) -> Rollout:
+        plan = Plan((0.5,))
+        return store.create_rollout(
+            TENANT, halved, plan, at(1), reason="half?", actor="admin", start=True, rollout_id="key-1"
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(make, range(4)))
+    assert {one.id for one in made} == {"key-1"}
+    assert len(store.rollouts(TENANT)) == 1
+    begun = len(store.rollout_history(TENANT, "key-1"))
+    assert make().id == "key-1"
+    assert len(store.rollout_history(TENANT, "key-1")) == begun
+
+
+def test_a_key_is_held_since_it_was_claimed_and_afresh_once_it_was_forgotten(store: Store) -> None:
+    def since(minutes: float) -> datetime:
+        return store.claim_key(TENANT, "", "k", ONE, at(minutes), at(minutes + 60)).since
+
+    assert [since(0), since(1), since(59)] == [at(0)] * 3
+    assert [since(60), since(61)] == [at(60)] * 2

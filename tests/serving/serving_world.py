@@ -217,7 +217,10 @@ class Api:
         return asyncio.run(self._send(method, path, **options))
 
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        headers = self._headers | dict(options.pop("headers", {}))
+        given = options.pop("headers", {})
+        headers = given if isinstance(given, list) else list(given.items())  # a list may hold a name twice
+        names = {name.lower() for name, _ in headers}
+        headers = [*((name, value) for name, value in self._headers.items() if name.lower() not in names), *headers]
         transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, headers=headers, **options)

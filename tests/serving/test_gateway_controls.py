@@ -49,6 +49,18 @@ def test_if_match_lets_the_current_revision_through(world: World, tag: str) -> N
     assert api.put(PATH, {"strength": 0.5}, headers={"If-Match": tag}).status_code == 200
 
 
+def test_the_tags_of_if_match_may_be_spread_over_several_headers(world: World) -> None:
+    api = world.api(world.key())
+    tag = api.put(PATH, {"opted_in": True}).headers["etag"]
+    for order in (1, -1):
+        spread = [("If-Match", one) for one in ('"7"', tag)[::order]]
+        changed = api.put(PATH, {"strength": 0.5}, headers=spread)
+        assert changed.status_code == 200, changed.text
+        tag = changed.headers["etag"]
+    stale = api.put(PATH, {"strength": 1.0}, headers=[("If-Match", '"7"'), ("If-Match", '"8"')])
+    assert_problem(stale, 412, "precondition_failed")
+
+
 @pytest.mark.parametrize("tag", ['"0"', 'W/"1"', "1", "", '"x"', '"1', '"-1"', '"' + "9" * 40 + '"'])
 def test_if_match_refuses_everything_else_and_changes_nothing(world: World, tag: str) -> None:
     api = world.api(world.key())
@@ -213,6 +225,7 @@ def test_the_ledger_shows_every_run(world: World) -> None:
 def test_health_and_readiness_need_no_key(world: World) -> None:
     assert world.api().get("/healthz").json() == {"status": "ok"}
     assert world.api().get("/readyz").json() == {"status": "ok"}
+    assert [world.api().send("HEAD", path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
 
 
 FILES = {"/exports": "application/zip", "/card": "text/markdown", "/export": "application/x-ndjson"}

@@ -215,7 +215,11 @@ def test_if_match_guards_a_change(trial: Trial) -> None:
     assert steer(trial.api, started["id"], "hold", headers={"If-Match": shown.headers["etag"]}).status_code == 200
     again = steer(trial.api, started["id"], "resume", headers={"If-Match": shown.headers["etag"]})
     assert_problem(again, 412, "precondition_failed")
-    assert_problem(steer(trial.api, started["id"], "resume", headers={"If-Match": "7"}), 412, "precondition_failed")
+    for tag in ("7", '"7"', "x", '"1", "7"'):
+        refused = steer(trial.api, started["id"], "resume", headers={"If-Match": tag})
+        assert_problem(refused, 412, "precondition_failed")
+    assert shown.headers["etag"] == '"1"'
+    assert steer(trial.api, started["id"], "resume", headers={"If-Match": '"7", "2"'}).status_code == 200
 
 
 def test_each_call_needs_its_scope(trial: Trial) -> None:

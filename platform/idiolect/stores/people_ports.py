@@ -25,6 +25,23 @@ class KeptAnswer:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class HeldKey:
+    """A key that stands for a request. `since`: when it was claimed first. `answer`: None until there is one."""
+
+    since: datetime
+    answer: KeptAnswer | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedKey:
+    """What `claim_key` was asked for: something that is done under it is done once."""
+
+    owner: str
+    key: str
+    fingerprint: bytes
+
+
 class PersonStore(Protocol):
     def person_page(self, tenant: str, subject: str, part: PersonPart, after: str | None = None) -> PersonPage:
         """A bounded page of what is stored of a person, oldest first. Of nobody that is known: no rows."""
@@ -36,8 +53,8 @@ class IdempotencyStore(Protocol):
 
     def claim_key(
         self, tenant: str, owner: str, key: str, fingerprint: bytes, now: datetime, expires: datetime
-    ) -> KeptAnswer | None:
-        """What this request was answered before; None if it was not, and is to be done (again).
+    ) -> HeldKey:
+        """With what this request was answered before; without an answer it is to be done (again).
 
         Raises InvalidInputError (code `idempotency_key_reused`) if the key stands for another request.
         """

@@ -10,6 +10,7 @@ from idiolect.audit import AuditEntry, AuditEvent, Head
 from idiolect.registry.garbage import Garbage
 from idiolect.registry.lineage import Contribution, VersionLineage
 from idiolect.registry.pointers import Adapter, Pointer, PointerMove
+from idiolect.stores.people_ports import ClaimedKey
 
 
 class AuditStore(Protocol):
@@ -62,10 +63,20 @@ class PointerStore(Protocol):
         ...
 
     def rollback(
-        self, tenant: str, adapter: Adapter, now: datetime, *, reason: str, actor: str, if_match: str | None = None
+        self,
+        tenant: str,
+        adapter: Adapter,
+        now: datetime,
+        *,
+        reason: str,
+        actor: str,
+        if_match: str | None = None,
+        once: ClaimedKey | None = None,
     ) -> Pointer:
         """Back to `previous`. What was live is withheld until it is promoted again, and `previous` becomes the newest
-        older version that may be served. Raises NotFoundError, PreconditionError, ConflictError as `promote` does."""
+        older version that may be served. Raises NotFoundError, PreconditionError, ConflictError as `promote` does.
+
+        Twice goes back twice. Not under one key: the second time nothing moves, whatever `if_match` is."""
         ...
 
     def pointer_history(

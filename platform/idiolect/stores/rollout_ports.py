@@ -95,10 +95,21 @@ class GlobalRolloutStore(Protocol):
 
 class RolloutStore(GlobalRolloutStore, Protocol):
     def create_rollout(
-        self, tenant: str, candidate: Candidate, plan: Plan, now: datetime, *, reason: str, actor: str, start: bool
+        self,
+        tenant: str,
+        candidate: Candidate,
+        plan: Plan,
+        now: datetime,
+        *,
+        reason: str,
+        actor: str,
+        start: bool,
+        rollout_id: str | None = None,
     ) -> Rollout:
         """A draft, or with `start` a running one. Its salt is drawn here and never told. A global model is the
         candidate of the tenant INSTALLATION only, which has no others; it may be named `latest`.
+
+        One that is there under `rollout_id` is answered as it now is: sent again, nothing is made twice.
 
         Raises NotFoundError for a candidate that this tenant does not have, InvalidInputError for one that can't be
         rolled out, ConflictError for one that may not be served or whose pointer has a rollout already.

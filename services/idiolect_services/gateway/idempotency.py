@@ -2,6 +2,7 @@
 
 What the routes do is idempotent by ids of its own (a signal's, a reset's). So a key only has to be claimed before it is
 done, and its answer kept after: a crash in between costs nothing, since whatever comes again is done again in vain.
+A rollback has no such id, so that it was done is kept in its own transaction.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from idiolect.errors import InvalidInputError
-from idiolect.stores.people_ports import KeptAnswer
+from idiolect.stores.people_ports import ClaimedKey, KeptAnswer
 from idiolect.tenancy import Caller
 from idiolect_services.gateway.context import Gateway
 from idiolect_services.gateway.lanes import Lane
@@ -45,9 +46,23 @@ class Claim:
     key: str
     fingerprint: bytes
 
+    @property
+    def claimed(self) -> ClaimedKey:
+        return ClaimedKey(self.owner, self.key, self.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A claim that the store knows of, `since` then, and what was answered to it."""
+
+    claim: Claim
+    since: datetime
+    answer: KeptAnswer | None
+
     def id_of(self, index: int) -> str:
-        """An id for the part `index` of the request that the caller gave none: the same whenever it is sent again."""
-        parts = json.dumps([self.owner, self.key, index]).encode()
+        """An id for the part `index` of what is done: the same whenever it is sent again, for as long as the key is
+        remembered; another one once the key stands for another request, or is another person's."""
+        parts = json.dumps([self.claim.owner, self.claim.key, self.since.isoformat(), index]).encode()
         return f"key-{hashlib.sha256(parts).hexdigest()[:32]}"
 
 
@@ -75,26 +90,27 @@ class Idempotency:
         secret = self._services.vault.derive(caller.tenant, _PURPOSE)
         return Claim(caller.tenant, caller.subject or "", key, hmac.digest(secret, said, "sha256"))
 
-    async def once(self, lane: Lane, claim: Claim | None, act: Callable[[], Awaitable[Done]]) -> Response:
+    async def once(self, lane: Lane, claim: Claim | None, act: Callable[[Held | None], Awaitable[Done]]) -> Response:
         """What `act` answers, or answered before. Raises InvalidInputError (code `idempotency_key_reused`)."""
-        kept = await self.check(lane, claim)
-        if kept is not None:
-            return Response(kept.body, kept.status, {REPLAYED: "true"}, media_type="application/json")
-        response, lasts = await act()
+        held = await self.hold(lane, claim)
+        if held is not None and held.answer is not None:
+            return Response(held.answer.body, held.answer.status, {REPLAYED: "true"}, media_type="application/json")
+        response, lasts = await act(held)
         if claim is not None and lasts:
             with suppress(*STORE_TROUBLE):  # it was done, and is idempotent by its ids
                 await lane.run(self._keep, claim, KeptAnswer(response.status_code, bytes(response.body)))
         return response
 
-    async def check(self, lane: Lane, claim: Claim | None) -> KeptAnswer | None:
-        """Only that the key stands for this request and no other."""
-        return None if claim is None else await lane.run(self._claim, claim)
+    async def hold(self, lane: Lane, claim: Claim | None) -> Held | None:
+        """The key stands for this request from now on, and for no other."""
+        return None if claim is None else await lane.run(self._hold, claim)
 
-    def _claim(self, claim: Claim) -> KeptAnswer | None:
+    def _hold(self, claim: Claim) -> Held:
         now = self._services.clock.now()
         expires = now + timedelta(hours=self._services.settings.idempotency_hours)
         store = self._services.store
-        return store.claim_key(claim.tenant, claim.owner, claim.key, claim.fingerprint, now, expires)
+        held = store.claim_key(claim.tenant, claim.owner, claim.key, claim.fingerprint, now, expires)
+        return Held(claim, held.since, held.answer)
 
     def _keep(self, claim: Claim, answer: KeptAnswer) -> None:
         self._services.store.keep_answer(claim.tenant, claim.owner, claim.key, claim.fingerprint, answer)

@@ -9,13 +9,14 @@ from sqlalchemy import Connection, Insert, and_, bindparam, delete, select, tupl
 from sqlalchemy.dialects import postgresql, sqlite
 
 from idiolect.errors import InvalidInputError
-from idiolect.stores.people_ports import KeptAnswer
+from idiolect.stores.people_ports import ClaimedKey, HeldKey, KeptAnswer
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.part import Part
-from idiolect.stores.sql.times import micros
+from idiolect.stores.sql.times import micros, moment
 
 MAX_ANSWER_BYTES = 64 << 10  # a longer answer is not kept, and is made again
 MAX_KEYS = 100_000  # of one tenant; beyond that the oldest are forgotten early
+DONE = 204  # kept in place of an answer that is made anew each time
 SWEPT_AT_ONCE = 100  # expired keys that each new one takes along, so that they go faster than they come
 
 _K = schema.idempotency_keys.c
@@ -24,7 +25,7 @@ _K = schema.idempotency_keys.c
 class Idempotency(Part):
     def claim_key(
         self, tenant: str, owner: str, key: str, fingerprint: bytes, now: datetime, expires: datetime
-    ) -> KeptAnswer | None:
+    ) -> HeldKey:
         """Not lasting: a power cut may forget the latest keys, and what they guard is idempotent by its own ids."""
         at, until = micros(now), micros(expires)
         return self._database.small_write(
@@ -41,7 +42,7 @@ class Idempotency(Part):
 
 def _claim(
     connection: Connection, tenant: str, owner: str, key: str, fingerprint: bytes, at: int, until: int
-) -> KeptAnswer | None:
+) -> HeldKey:
     _sweep(connection, tenant, at, all_of_them=fingerprint[0] == 0)
     mine = {"of_tenant": tenant, "of_owner": owner, "of_key": key}
     connection.execute(_FORGET, {**mine, "at": at})
@@ -52,7 +53,19 @@ def _claim(
         raise InvalidInputError(
             "this Idempotency-Key was used for another request.", mend="Send a new key.", code="idempotency_key_reused"
         )
-    return None if stored.status is None else KeptAnswer(stored.status, stored.answer)
+    answer = None if stored.status is None else KeptAnswer(stored.status, stored.answer)
+    return HeldKey(moment(stored.claimed_at), answer)
+
+
+def first_time(connection: Connection, tenant: str, claimed: ClaimedKey) -> bool:
+    """Whether what this key stands for is to be done, in this same transaction, which keeps that it is. Who does the
+    same at the same time waits here. A key that is forgotten meanwhile holds nobody up."""
+    mine = {"of_tenant": tenant, "of_owner": claimed.owner, "of_key": claimed.key}
+    done = {"of_fingerprint": claimed.fingerprint, "new_status": DONE, "new_answer": b""}
+    if connection.execute(_KEEP, mine | done).rowcount:
+        return True
+    stored = connection.execute(_CLAIMED, mine).one_or_none()
+    return stored is None or stored.fingerprint != claimed.fingerprint
 
 
 def _sweep(connection: Connection, tenant: str, at: int, *, all_of_them: bool) -> None:
@@ -77,7 +90,7 @@ _CLAIM = {
     "sqlite": _claim_of(sqlite.insert(schema.idempotency_keys)),
     "postgresql": _claim_of(postgresql.insert(schema.idempotency_keys)),
 }
-_CLAIMED = select(_K.fingerprint, _K.status, _K.answer).where(_MINE)
+_CLAIMED = select(_K.fingerprint, _K.status, _K.answer, _K.claimed_at).where(_MINE)
 _KEEP = (
     update(schema.idempotency_keys)
     .where(_MINE, _K.fingerprint == bindparam("of_fingerprint"), _K.status.is_(None))

@@ -22,6 +22,7 @@ from idiolect.registry.pointers import (
     PointerMove,
     check_promotable,
 )
+from idiolect.stores.people_ports import ClaimedKey
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.arrivals import (
     IS_HERE,
@@ -37,6 +38,7 @@ from idiolect.stores.sql.arrivals import (
 )
 from idiolect.stores.sql.audit import append
 from idiolect.stores.sql.engine import AnyRow, Hold, hold, insert
+from idiolect.stores.sql.idempotency import first_time
 from idiolect.stores.sql.moves import moves_of
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import load_state
@@ -134,10 +136,18 @@ class Pointers(Part):
         return self._database.write(tenant, lambda connection: _promote_release(connection, move, release))
 
     def rollback(
-        self, tenant: str, adapter: Adapter, now: datetime, *, reason: str, actor: str, if_match: str | None = None
+        self,
+        tenant: str,
+        adapter: Adapter,
+        now: datetime,
+        *,
+        reason: str,
+        actor: str,
+        if_match: str | None = None,
+        once: ClaimedKey | None = None,
     ) -> Pointer:
         move = PointerChange(tenant, micros(now), reason, actor, if_match)
-        return self._database.write(tenant, lambda connection: _rollback(connection, move, adapter))
+        return self._database.write(tenant, lambda connection: _rollback(connection, move, adapter, once))
 
     def pointer_history(
         self, tenant: str, adapter: Adapter, *, before: int | None = None, limit: int = 100
@@ -190,7 +200,9 @@ def _promote(connection: Connection, move: PointerChange, version_id: str) -> Po
     return moved
 
 
-def _rollback(connection: Connection, move: PointerChange, adapter: Adapter) -> Pointer:
+def _rollback(connection: Connection, move: PointerChange, adapter: Adapter, once: ClaimedKey | None) -> Pointer:
+    if once is not None and not first_time(connection, move.tenant, once):
+        return _pointers(connection, move.tenant, adapter).get(LIVE, Pointer(LIVE, None, 0))
     hold(connection, move.tenant, Hold.NOTHING_ERASED)
     live = _expected(connection, move, adapter)
     if live.version is None:

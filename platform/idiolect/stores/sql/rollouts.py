@@ -19,7 +19,7 @@ from idiolect.rollouts.verdicts import BY_HAND, Evidence, Move, Tally
 from idiolect.stores.rollout_ports import RolloutHistory, RolloutReading
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append, behind
-from idiolect.stores.sql.engine import CHUNK, Hold, hold
+from idiolect.stores.sql.engine import CHUNK, Hold, hold, insert
 from idiolect.stores.sql.global_trials import begin_trial, refuse_beside_a_trial, staged_digest, trial_fault
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.registry import set_live_global
@@ -46,7 +46,16 @@ _A, _M = schema.rollout_tallies.c, schema.rollout_members.c
 
 class Rollouts(Part):
     def create_rollout(
-        self, tenant: str, candidate: Candidate, plan: Plan, now: datetime, *, reason: str, actor: str, start: bool
+        self,
+        tenant: str,
+        candidate: Candidate,
+        plan: Plan,
+        now: datetime,
+        *,
+        reason: str,
+        actor: str,
+        start: bool,
+        rollout_id: str | None = None,
     ) -> Rollout:
         plan.check_for(candidate.kind)
         if (candidate.kind == "global") is not (tenant == INSTALLATION):
@@ -54,9 +63,8 @@ class Rollouts(Part):
                 "a global model is the installation's to roll out, and anything else a tenant's.",
                 mend="Have the operator start it, or name another candidate.",
             )
-        draft = Rollout(
-            new_id(), tenant, candidate, plan, "draft", 0, 0, "not enough data", reason, actor, now, now, ()
-        )
+        id_ = rollout_id or new_id()
+        draft = Rollout(id_, tenant, candidate, plan, "draft", 0, 0, "not enough data", reason, actor, now, now, ())
         return self._database.write(behind(tenant), lambda connection: _create(connection, draft, start))
 
     def rollout(self, tenant: str, rollout_id: str) -> Rollout | None:
@@ -129,13 +137,18 @@ class Rollouts(Part):
 
 
 def _create(connection: Connection, draft: Rollout, start: bool) -> Rollout:
+    made = load(connection, draft.tenant, draft.id)
+    if made is not None:
+        return made
     if draft.candidate.kind == "global":
         named = Candidate("global", staged_digest(connection, draft.candidate.id))
         release, rollout = None, replace(draft, candidate=named, owners=(("global", ""),))
     else:
         release, owners = release_of(connection, draft.tenant, draft.candidate)
         rollout = replace(draft, owners=owners)
-    connection.execute(schema.rollouts.insert(), row_of(rollout, new_salt(), release))
+    row = insert(connection, schema.rollouts).values(row_of(rollout, new_salt(), release)).on_conflict_do_nothing()
+    if not connection.execute(row).rowcount:  # sent twice at the same time, and the other was first
+        return loaded(connection, draft.tenant, draft.id)
     write_history(connection, rollout, rollout.moved_at)
     if start:
         rollout = _begin(connection, rollout)

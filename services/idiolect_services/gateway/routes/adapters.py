@@ -18,6 +18,8 @@ from idiolect.registry.pointers import LIVE, Adapter, Pointer, PointerMove
 from idiolect.tenancy import Scope
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
+from idiolect_services.gateway.headers import if_match
+from idiolect_services.gateway.idempotency import ABOUT_KEY, REPLAYED, Idempotency
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.routes.controls import IF_MATCH, decoded
 from idiolect_services.gateway.routes.registry import Limit, PageToken, after_token, summary_of, token_after
@@ -40,6 +42,7 @@ class AdapterRoutes:
         self._gateway = gateway
         self._services = gateway.services
         self._store = gateway.services.store
+        self._idempotency = Idempotency(gateway)
 
     def router(self, documented: Documented) -> APIRouter:
         router = APIRouter(tags=["registry"])
@@ -55,7 +58,8 @@ class AdapterRoutes:
             router.add_api_route(path, handler, methods=["GET"], **documented.route(scope, response))
         moving: dict[str, Any] = {"problems": (409, 412), "headers": (IF_MATCH,)}
         move = documented.route(Scope.ADMIN, PointerList, body=MoveRequest, **moving)
-        rollback = documented.route(Scope.ADMIN, PointerList, body=RollbackRequest, **moving)
+        once: dict[str, Any] = {"problems": (409, 412), "headers": (IF_MATCH, ABOUT_KEY)}
+        rollback = documented.route(Scope.ADMIN, PointerList, body=RollbackRequest, **once)
         router.add_api_route("/v1/adapters/{adapter_id}/pointers/{name}", self.move, methods=["PUT"], **move)
         router.add_api_route("/v1/adapters/{adapter_id}/rollback", self.rollback, methods=["POST"], **rollback)
         return router
@@ -106,13 +110,19 @@ class AdapterRoutes:
 
     async def rollback(self, request: Request, adapter_id: str) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
-        wanted = validated(RollbackRequest, await read_object(request, self._services.settings.max_body_bytes))
-        adapter = adapter_of(adapter_id)
+        body = await read_object(request, self._services.settings.max_body_bytes)
+        wanted, adapter, lane = validated(RollbackRequest, body), adapter_of(adapter_id), self._gateway.lanes.admin
+        claim = self._idempotency.claim(request, caller, body)
+        held = await self._idempotency.hold(lane, claim)
+        if held is not None and held.answer is not None:
+            done = await lane.run(self._pointers, caller.tenant, adapter)
+            done.headers[REPLAYED] = "true"
+            return done
 
         def moved(expected: str | None) -> Pointer:
-            now = self._services.clock.now()
+            now, once = self._services.clock.now(), None if claim is None else claim.claimed
             return self._store.rollback(
-                caller.tenant, adapter, now, reason=wanted.reason, actor=caller.actor, if_match=expected
+                caller.tenant, adapter, now, reason=wanted.reason, actor=caller.actor, if_match=expected, once=once
             )
 
         return await self._moved(caller.tenant, adapter, request, moved)
@@ -120,7 +130,7 @@ class AdapterRoutes:
     async def _moved(
         self, tenant: str, adapter: Adapter, request: Request, move: Callable[[str | None], Pointer]
     ) -> Response:
-        header = request.headers.get("if-match")
+        header = if_match(request)
 
         def work() -> Response:
             expected = None if header is None else _expected(header, self._store.pointers(tenant, adapter)[0])

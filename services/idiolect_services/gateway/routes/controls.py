@@ -34,7 +34,8 @@ from idiolect_adapters.runtime.bank import Owner
 from idiolect_services.directions import Directions
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
-from idiolect_services.gateway.idempotency import Idempotency, key_of
+from idiolect_services.gateway.headers import if_match
+from idiolect_services.gateway.idempotency import Idempotency
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.schemas.controls import (
     ConsentReceipt,
@@ -107,7 +108,7 @@ class ControlRoutes:
         caller, subject = await person_of(self._gateway, request, user)
         body = await read_object(request, self._services.settings.max_body_bytes)
         change = validated(ConsentRequest, body, domains=MAX_DOMAINS).change()
-        expected = request.headers.get("if-match")
+        expected = if_match(request)
         state = await self._gateway.lanes.control.run(self._change, caller, subject, change, expected)
         if change.refuses or not state.opted_in:
             await self._gateway.forget_everywhere(caller.tenant, subject, state.generation)
@@ -131,9 +132,10 @@ class ControlRoutes:
         body = await read_object(request, self._services.settings.max_body_bytes)
         wanted = validated(ResetRequest, body)
         plan = plan_reset(wanted.scope, wanted.domain)
-        # Its answer is not kept: the record is, under the key as its id, and its purges go on meanwhile.
-        await self._idempotency.check(self._gateway.lanes.control, self._idempotency.claim(request, caller, body))
-        return await self._carry_out(caller, subject, key_of(request) or new_id(), plan)
+        # Its answer is not kept: the record is, under an id of the key, and its purges go on meanwhile.
+        claim = self._idempotency.claim(request, caller, body)
+        held = await self._idempotency.hold(self._gateway.lanes.control, claim)
+        return await self._carry_out(caller, subject, new_id() if held is None else held.id_of(0), plan)
 
     async def erase(self, request: Request, user: str) -> Response:
         """Idempotent by itself: of someone who is erased already the receipt is the first one."""

@@ -44,7 +44,7 @@ class ExportRoutes:
     async def export(self, request: Request, user: str) -> Response:
         """Nothing is kept of it, so sent again it is made again. Any body is ignored."""
         caller, subject = await person_of(self._gateway, request, user)
-        await self._idempotency.check(self._gateway.lanes.admin, self._idempotency.claim(request, caller, {}))
+        await self._idempotency.hold(self._gateway.lanes.admin, self._idempotency.claim(request, caller, {}))
         if self._under_way >= AT_ONCE:
             raise StatusError(
                 503, "too many exports are under way.", mend="Try again.", code="overloaded", retry_after_s=5

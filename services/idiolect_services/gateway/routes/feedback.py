@@ -28,7 +28,7 @@ from idiolect.stores.ports import FeedbackSignal
 from idiolect.tenancy import Caller, Scope
 from idiolect_services.gateway.bodies import FieldsError, read_object, validated
 from idiolect_services.gateway.context import Gateway
-from idiolect_services.gateway.idempotency import ABOUT_KEY, Claim, Done, Idempotency
+from idiolect_services.gateway.idempotency import ABOUT_KEY, Done, Held, Idempotency
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.problems import refusal_of
 from idiolect_services.gateway.schemas.feedback import (
@@ -80,14 +80,14 @@ class FeedbackRoutes:
         )
         self._check_people(caller, signals)
         claim, lane = self._idempotency.claim(request, caller, body), self._gateway.lanes.serving
-        signals = _named(signals, claim)
 
-        async def store() -> Done:
+        async def store(held: Held | None) -> Done:
+            named = _named(signals, held)
             if is_batch:
-                outcomes = await lane.run(self._store_batch, caller.tenant, signals)
+                outcomes = await lane.run(self._store_batch, caller.tenant, named)
             else:
-                outcomes = [await lane.run(self._store_one, caller.tenant, signals[0])]
-            self._wake(caller.tenant, zip(signals, outcomes, strict=True))
+                outcomes = [await lane.run(self._store_one, caller.tenant, named[0])]
+            self._wake(caller.tenant, zip(named, outcomes, strict=True))
             lasts = all(outcome.get("code") not in PASSING for outcome in outcomes)
             return _accepted(_summary(outcomes) if is_batch else outcomes[0]), lasts
 
@@ -155,12 +155,12 @@ class FeedbackRoutes:
             self._services.on_feedback(tenant, self._services.pseudonym(tenant, user))
 
 
-def _named(signals: Sequence[SignalRequest], claim: Claim | None) -> list[SignalRequest]:
+def _named(signals: Sequence[SignalRequest], held: Held | None) -> list[SignalRequest]:
     """Each with an id: without one of its own it gets that of its place in a request that may be sent again."""
-    if claim is None:
+    if held is None:
         return list(signals)
     return [
-        signal if signal.id else signal.model_copy(update={"id": claim.id_of(index)})
+        signal if signal.id else signal.model_copy(update={"id": held.id_of(index)})
         for index, signal in enumerate(signals)
     ]
 

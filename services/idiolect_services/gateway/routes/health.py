@@ -44,6 +44,7 @@ class HealthRoutes:
         router = APIRouter(tags=["health"])
         for path, answer, model in (("/healthz", self.healthz, Health), ("/readyz", self.readyz, Readiness)):
             router.add_api_route(path, answer, methods=["GET"], **documented.route(None, model))
+            router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)  # load balancers ask so
         router.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
         return router
 

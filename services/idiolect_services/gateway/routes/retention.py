@@ -12,6 +12,7 @@ from idiolect.retention import etag_of
 from idiolect.tenancy import Caller, Scope
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
+from idiolect_services.gateway.headers import if_match
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.routes.controls import IF_MATCH
 from idiolect_services.gateway.schemas.retention import RetentionRequest, RetentionState
@@ -41,7 +42,7 @@ class RetentionRoutes:
     async def put(self, request: Request) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
         wanted = validated(RetentionRequest, await read_object(request, self._services.settings.max_body_bytes))
-        expected = request.headers.get("if-match")
+        expected = if_match(request)
         await self._gateway.lanes.admin.run(self._set, caller, wanted.days, expected)
         return self._state(wanted.days)
 

@@ -6,7 +6,6 @@ tenant (IDIOLECT_OPERATOR_TENANT) act for it as well; to everybody else they do 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
@@ -22,6 +21,8 @@ from idiolect.rollouts.verdicts import BY_HAND
 from idiolect.tenancy import Caller, Scope
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.context import Gateway
+from idiolect_services.gateway.headers import if_match
+from idiolect_services.gateway.idempotency import ABOUT_KEY, Idempotency
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.routes.controls import decoded
 from idiolect_services.gateway.schemas.rollouts import (
@@ -35,7 +36,6 @@ from idiolect_services.rollout_views import detail_of, state_of
 
 Limit = Annotated[int, Query(ge=1, le=100, description="Most entries to return.")]
 
-_ETAG = re.compile(r'"(\d{1,18})"')
 _IF_MATCH = ("If-Match", "The ETag that the change is based on; 412 if the state has moved. Optional.")
 
 
@@ -44,12 +44,15 @@ class RolloutRoutes:
         self._gateway = gateway
         self._services = gateway.services
         self._store = gateway.services.store
+        self._idempotency = Idempotency(gateway)
 
     def router(self, documented: Documented) -> APIRouter:
         router = APIRouter(tags=["rollouts"], prefix="/v1/rollouts")
         described = documented.route(Scope.REGISTRY, RolloutList)
         router.add_api_route("", self.list, methods=["GET"], **described)
-        described = documented.route(Scope.ADMIN, RolloutState, body=RolloutRequest, status=201, problems=(409,))
+        described = documented.route(
+            Scope.ADMIN, RolloutState, body=RolloutRequest, status=201, problems=(409,), headers=(ABOUT_KEY,)
+        )
         router.add_api_route("", self.create, methods=["POST"], **described)
         described = documented.route(Scope.REGISTRY, RolloutDetail)
         router.add_api_route("/{rollout_id}", self.show, methods=["GET"], **described)
@@ -81,14 +84,17 @@ class RolloutRoutes:
 
     async def create(self, request: Request) -> Response:
         caller = await self._gateway.authorise(request, Scope.ADMIN)
-        wanted = validated(RolloutRequest, await read_object(request, self._services.settings.max_body_bytes))
+        body = await read_object(request, self._services.settings.max_body_bytes)
+        wanted, lane = validated(RolloutRequest, body), self._gateway.lanes.admin
         candidate, owners = wanted.candidate.candidate(), self._owners(caller)
         if candidate.kind == "global" and INSTALLATION not in owners:
             raise NotFoundError(
                 f"there is no staged global model {candidate.id[:80]!r}.",
                 mend="Global models are the operator's: see IDIOLECT_OPERATOR_TENANT.",
             )
-        created = await self._gateway.lanes.admin.run(
+        claim = self._idempotency.claim(request, caller, body)
+        held = await self._idempotency.hold(lane, claim)
+        created = await lane.run(
             self._store.create_rollout,
             owners[-1] if candidate.kind == "global" else caller.tenant,
             candidate,
@@ -97,6 +103,7 @@ class RolloutRoutes:
             reason=wanted.reason,
             actor=caller.actor,
             start=wanted.start,
+            rollout_id=None if held is None else held.id_of(0),
         )
         return _json(state_of(created), 201, created.revision)
 
@@ -113,29 +120,32 @@ class RolloutRoutes:
             caller = await self._gateway.authorise(request, Scope.ADMIN)
             wanted = validated(SteerRequest, await read_object(request, self._services.settings.max_body_bytes))
             lane, owners, rollout = self._gateway.lanes.admin, self._owners(caller), decoded(rollout_id)
+            owner, tags = await lane.run(self._owner, owners, rollout), if_match(request)
             moved = await lane.run(
                 self._store.steer_rollout,
-                await lane.run(self._owner, owners, rollout),
+                owner,
                 rollout,
                 action,
                 self._services.clock.now(),
                 reason=wanted.reason,
                 actor=caller.actor,
-                if_revision=_expected(request),
+                if_revision=None if tags is None else await lane.run(self._expected, owner, rollout, tags),
             )
             return _json(state_of(moved), revision=moved.revision)
 
         return steer
 
-
-def _expected(request: Request) -> int | None:
-    sent = request.headers.get("if-match")
-    if sent is None or sent.strip() == "*":
-        return None
-    found = _ETAG.fullmatch(sent.strip())
-    if found is None:
-        raise PreconditionError("If-Match is not an ETag of ours.", mend="Send the ETag of the rollout, in quotes.")
-    return int(found[1])
+    def _expected(self, owner: str, rollout_id: str, tags: str) -> int | None:
+        """The revision that `If-Match` allows. Raises PreconditionError where none of its tags is the current one."""
+        if tags.strip() == "*":
+            return None
+        found = self._store.rollout(owner, rollout_id)
+        if found is not None and f'"{found.revision}"' not in {tag.strip() for tag in tags.split(",")}:
+            raise PreconditionError(
+                f"the rollout is at revision {found.revision}, not the one in If-Match.",
+                mend="Read it again and decide.",
+            )
+        return None if found is None else found.revision
 
 
 def _json(body: dict[str, Any], status: int = 200, revision: int | None = None) -> Response:

@@ -103,7 +103,7 @@ class UploadRoutes:
     ) -> Response:
         lanes = self._gateway.lanes
         claim = await asyncio.to_thread(self._idempotency.claim, request, caller, body)
-        await self._idempotency.check(lanes.admin, claim)
+        held = await self._idempotency.hold(lanes.admin, claim)
         asked = Registration(
             tenant=caller.tenant,
             adapter=adapter,
@@ -113,7 +113,7 @@ class UploadRoutes:
             reason=wanted.reason,
             actor=caller.actor,
             staged=wanted.staged,
-            release=None if claim is None else claim.id_of(0),
+            release=None if held is None else held.id_of(0),
         )
         return await lanes.loading.run(self._work, asked, wanted.weights)
 
