@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     max_documents: int = Field(1000, ge=1, description="Most documents in one request.")
     max_text_chars: int = Field(20_000, ge=1, description="Longest query or document, in characters.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body, in bytes.")
+    max_import_bytes: int = Field(
+        64 << 20, ge=1024, le=1 << 34, description="Largest release that may be imported over the API, in bytes."
+    )
     feature_cache_bytes: int = Field(256 << 20, ge=0, description="Memory for cached text features, in bytes.")
     lora_cache_bytes: int = Field(512 << 20, ge=0, description="Memory for LoRAs of inner layers, in bytes.")
     max_adapter_bytes: int = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zipfile
 from pathlib import Path
 
 import httpx
@@ -55,7 +56,7 @@ def test_the_whole_life_of_a_person(world: World, api: Client) -> None:
     assert api.revoke_release(version.release, "a test").revoked
     assert api.ledger(limit=5).runs == ()
     receipt = api.reset("ann", "all", idempotency_key="once")
-    assert api.reset("ann", "all", idempotency_key="once") == api.reset_receipt("ann", "once") == receipt
+    assert api.reset("ann", "all", idempotency_key="once") == api.reset_receipt("ann", receipt.id) == receipt
     assert api.rerank("q", DOCUMENTS, user="ann").personalization.reason == "not_opted_in"
     assert api.health().status == api.ready().status == "ok"
     assert (api.ready().model, api.ready().candidate) == (None, None)
@@ -117,6 +118,9 @@ def test_a_person_is_exported_and_erased(world: World, api: Client, tmp_path: Pa
     assert "PK" not in repr(archive)
     with pytest.raises(FileExistsError):
         archive.save(tmp_path / "ann.zip")
+    saved = api.save_export("ann", tmp_path / "again.zip")
+    assert zipfile.ZipFile(saved.path).testzip() is None
+    assert saved.size == saved.path.stat().st_size
     assert api.consent_receipt("ann").policy_version is not None
     assert api.erase("ann").id == api.erase("ann").id
     assert not api.consent("ann").opted_in

@@ -182,7 +182,7 @@ def test_a_release_goes_into_a_file_and_comes_back(world: World, make: Make, tmp
         api.import_release(file.read_bytes()[:-40], "torn")
     assert damaged.value.code == "corrupt_artifact"
     with pytest.raises(TooLargeError):
-        api.import_release(bytes(world.settings.max_body_bytes + 1), "too much")
+        api.import_release(bytes(world.settings.max_import_bytes + 1), "too much")
 
 
 def test_an_export_that_is_refused_leaves_no_file_and_one_that_is_there_is_not_touched(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -34,10 +35,10 @@ def body_with(**fields: Any) -> dict[str, Any]:
         (body_with(documents=[{"text": 1}]), "documents.0"),
         (body_with(documents=[{"text": "a", "id": ""}]), "documents.0"),
         (body_with(documents=["nul \x00"]), "documents.0"),
+        (body_with(documents=[{"text": "a", "id": True}]), "documents.0.id"),
         (body_with(query=None), "query"),
         (body_with(query=7), "query"),
         (body_with(query="a\x00b"), "query"),
-        (body_with(top_n=0), "top_n"),
         (body_with(top_n=-1), "top_n"),
         (body_with(top_n=1.5), "top_n"),
         (body_with(top_n="1"), "top_n"),
@@ -59,6 +60,9 @@ def body_with(**fields: Any) -> dict[str, Any]:
 def test_a_field_that_does_not_validate_is_named(world: World, body: dict[str, Any], field: str) -> None:
     problem = assert_problem(world.api(world.key()).post(PATH, body), 422, "invalid_input")
     assert any(error["field"].startswith(field) for error in problem["errors"]), problem
+    for error in problem["errors"]:
+        assert re.fullmatch(r"[a-z_0-9.]+", error["field"])
+        assert "Document" not in error["problem"]
 
 
 @pytest.mark.parametrize(

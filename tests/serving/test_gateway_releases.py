@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import io
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 from serving_world import K, World, assert_problem
 
+from idiolect.errors import UnavailableError
 from idiolect.tenancy import Scope
 from idiolect_services.gateway.routes import releases as routes
 
@@ -18,7 +24,7 @@ def admin(world: World, tenant: str = "acme") -> Any:
     return world.api(world.key(tenant))
 
 
-def bring(api: Any, content: bytes, **headers: str) -> Any:
+def bring(api: Any, content: Any, **headers: str) -> Any:
     return api.raw("/v1/releases/import?reason=back", content, **NDJSON | headers)
 
 
@@ -119,7 +125,7 @@ def test_a_file_of_another_tenant_is_refused_and_a_bad_one_answers_a_problem(wor
     ):
         assert_problem(bring(api, bad), 422, "corrupt_artifact")
     assert_problem(bring(api, content, Content_Type="application/json"), 415, "unsupported_media_type")
-    assert_problem(bring(api, bytes(world.settings.max_body_bytes + 1)), 413, "too_large")
+    assert_problem(bring(api, bytes(world.settings.max_import_bytes + 1)), 413, "too_large")
     assert_problem(api.raw("/v1/releases/import", content, **NDJSON), 422, "invalid_input")
     assert_problem(api.raw("/v1/releases/import?reason=a%00b", content, **NDJSON), 422, "invalid_input")
     assert world.store.releases("other") == []
@@ -171,3 +177,65 @@ def test_a_long_release_is_sent_in_blocks(world: World) -> None:
     assert len(lines) == 3
     assert sum(map(len, blocks)) == 1_001_000
     assert max(map(len, blocks)) < 70_000
+
+
+def bounded(world: World, **bounds: int) -> Any:
+    return world.api(world.key(), app=world.make_app(settings=world.settings.model_copy(update=bounds)))
+
+
+def test_a_release_may_be_larger_than_any_other_body_but_not_than_its_own_bound(world: World) -> None:
+    made = world.publish_domain("chat")
+    content = admin(world).get(f"/v1/releases/{made.release}/export").content
+    assert len(content) > 1024
+    assert bring(bounded(world, max_body_bytes=1024), content).json()["known"]
+    small = bounded(world, max_import_bytes=len(content) - 1)
+    assert_problem(bring(small, content), 413, "too_large")
+
+    async def undeclared() -> AsyncIterator[bytes]:
+        yield content
+
+    assert_problem(bring(small, undeclared()), 413, "too_large")
+
+
+def test_nothing_is_left_on_the_disk_and_a_full_one_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world.publish_domain("chat")
+    content, before = admin(world).get(f"/v1/releases/{made.release}/export").content, sorted(world.root.iterdir())
+    assert bring(admin(world), content).status_code == 201
+    assert_problem(bring(admin(world), b"no release"), 422, "corrupt_artifact")
+
+    class Full(io.BytesIO):
+        def write(self, _block: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(routes.tempfile, "TemporaryFile", lambda **_: Full())
+        assert_problem(bring(admin(world), content), 503, "unavailable")
+    assert bring(admin(world), content).status_code == 201
+    assert sorted(world.root.iterdir()) == before
+
+
+def test_imports_come_one_after_the_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, api = world.publish_domain("chat"), admin(world)
+    content = api.get(f"/v1/releases/{made.release}/export").content
+    within: list[httpx.Response] = []
+
+    def another(*_: Any, **__: Any) -> Any:
+        within.append(bring(api, content))
+        raise UnavailableError("the store is away.")
+
+    monkeypatch.setattr(routes, "import_release", another)
+    assert_problem(bring(api, content), 503, "unavailable")
+    assert_problem(within[0], 503, "overloaded")
+    monkeypatch.undo()
+    assert bring(api, content).status_code == 201
+
+
+def test_a_file_that_trickles_in_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("idiolect_services.gateway.bodies.READ_SECONDS", 0.1)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b"{"
+            await asyncio.sleep(0.01)
+
+    assert_problem(bring(admin(world), trickle()), 408, "request_timeout")

@@ -326,13 +326,13 @@ SAFE: list[tuple[Callable[[Any], Any], Any]] = [
     (lambda api: api.import_release(b"{}", "r"), IMPORTED),
     (lambda api: api.collect_garbage(apply=True), {"applied": True, "releases": 0, "versions": 0, "bytes": 0}),
     (lambda api: api.abort_rollout("o", "r"), ROLLOUT),
+    (lambda api: api.create_rollout("r", strength=0.5), ROLLOUT),
+    (lambda api: api.rollback("domain:d", "r"), POINTERS),
+    (lambda api: api.rollback("domain:d", "r", based_on=BEFORE), POINTERS),
 ]
 ONCE_ONLY: list[tuple[Callable[[Any], Any], Any]] = [
     (lambda api: api.set_consent("ada", paused=True, if_revision=3), STATE),
     (lambda api: api.promote("domain:d", "v", "r", based_on=BEFORE), POINTERS),
-    (lambda api: api.rollback("domain:d", "r"), POINTERS),
-    (lambda api: api.rollback("domain:d", "r", based_on=BEFORE), POINTERS),
-    (lambda api: api.create_rollout("r", strength=0.5), ROLLOUT),
     (lambda api: api.start_rollout("o", "r"), ROLLOUT),
     (lambda api: api.hold_rollout("o", "r"), ROLLOUT),
     (lambda api: api.resume_rollout("o", "r", if_revision=3), ROLLOUT),

@@ -41,9 +41,9 @@ def whole(*blocks: bytes, times: int = 1, headers: dict[str, str] = NDJSON) -> A
     return lambda: httpx.Response(200, headers=headers, stream=Blocks(*blocks, times=times))
 
 
-def torn() -> httpx.Response:
+def torn(headers: dict[str, str] = NDJSON) -> httpx.Response:
     lost = httpx.RemoteProtocolError("peer closed connection without sending complete message body")
-    return httpx.Response(200, headers=NDJSON, stream=Blocks(b"one\n", b"tw", then=lost))
+    return httpx.Response(200, headers=headers, stream=Blocks(b"one\n", b"tw", then=lost))
 
 
 def problem(status: int) -> Answer:
@@ -94,6 +94,16 @@ def test_a_file_is_written_as_it_comes_and_never_held_as_a_whole(ask: Any, file:
     assert (saved.path, saved.size) == (file, 64 * MIB)
     assert file.stat().st_size == 64 * MIB
     assert peak < 16 * MIB
+
+
+def test_a_persons_export_goes_to_a_file_in_the_same_way(ask: Any, file: Path) -> None:
+    zipped = {"Content-Type": "application/zip"}
+    answers = (lambda: torn(zipped), problem(503), whole(b"PK", b"...", headers=zipped))
+    saved = ask(lambda api: api.save_export("ada", file), *answers)
+    assert (saved.path, saved.size, file.read_bytes()) == (file, 5, b"PK...")
+    assert file.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        ask(lambda api: api.save_export("ada", file), problem(500))
 
 
 def test_a_file_that_is_cut_off_is_asked_for_again_from_its_beginning(ask: Any, file: Path) -> None:

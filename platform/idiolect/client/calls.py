@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from idiolect.client import results
@@ -12,6 +13,7 @@ from idiolect.client.call import Call, given, new_id, segment
 from idiolect.errors import InvalidInputError
 
 Mode = Literal["auto", "off", "required"]
+ZIP = "application/zip"
 ResetScope = Literal["adapter", "feedback", "all"]
 
 
@@ -226,8 +228,17 @@ def erase(user: str) -> Call[results.ResetReceipt]:
 
 
 def export(user: str) -> Call[results.Archive]:
-    """Everything that is stored of this person, as a zip file."""
-    return Call("POST", f"{_user(user)}/exports", results.Archive, media="application/zip")
+    """Everything that is stored of this person, as a zip file in memory: `save_export` is for a large one."""
+    return Call("POST", f"{_user(user)}/exports", results.Archive, media=ZIP)
+
+
+def save_export(user: str, file: Path) -> Call[results.SavedFile]:
+    """Write everything that is stored of this person into one new zip file. It is theirs: guard it.
+
+    The file appears when all of it is there, readable by its owner alone; nothing holds all of it in memory. Raises
+    FileExistsError, before anything is sent, and whatever OSError the disk has. Each try is an entry in the audit log.
+    """
+    return Call("POST", f"{_user(user)}/exports", results.SavedFile, media=ZIP, into=file)
 
 
 def reset_receipt(user: str, reset_id: str) -> Call[results.ResetReceipt]:

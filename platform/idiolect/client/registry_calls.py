@@ -12,6 +12,7 @@ from typing import Any
 
 from idiolect.client import registry_results as results
 from idiolect.client.call import Call, given, new_id, segment
+from idiolect.client.results import SavedFile
 
 RELEASE_FILE = "application/x-ndjson"
 
@@ -90,13 +91,15 @@ def promote(
     return Call("PUT", path, results.Pointers, body, headers=_if_match(based_on), safe=based_on is None)
 
 
-def rollback(adapter_id: str, reason: str, *, based_on: results.Pointers | None = None) -> Call[results.Pointers]:
+def rollback(
+    adapter_id: str, reason: str, *, based_on: results.Pointers | None = None, idempotency_key: str | None = None
+) -> Call[results.Pointers]:
     """Go back to the version before the live one; `based_on` as for `promote`.
 
-    Never sent again when the answer is lost, since twice may go back twice: read the `pointers` to know.
+    Twice goes back twice, but once under one `idempotency_key`; one is made if you give none.
     """
-    path = f"{_adapter(adapter_id)}/rollback"
-    return Call("POST", path, results.Pointers, {"reason": reason}, headers=_if_match(based_on), safe=False)
+    headers = {"Idempotency-Key": idempotency_key or new_id(), **_if_match(based_on)}
+    return Call("POST", f"{_adapter(adapter_id)}/rollback", results.Pointers, {"reason": reason}, headers=headers)
 
 
 def adapter_history(
@@ -148,20 +151,20 @@ def revoke_release(release_id: str, reason: str) -> Call[results.Revocation]:
     return Call("POST", f"{_release(release_id)}/revoke", results.Revocation, {"reason": reason})
 
 
-def export_release(release_id: str, file: Path) -> Call[results.SavedFile]:
+def export_release(release_id: str, file: Path) -> Call[SavedFile]:
     """Write all of a release that may be served into one new, signed file. It holds people's adapters: guard it.
 
     The file appears when all of it is there, readable by its owner alone; nothing holds all of it in memory. Raises
     FileExistsError, before anything is sent, and whatever OSError the disk has. Each try is an entry in the audit log.
     """
-    return Call("GET", f"{_release(release_id)}/export", results.SavedFile, media=RELEASE_FILE, into=file)
+    return Call("GET", f"{_release(release_id)}/export", SavedFile, media=RELEASE_FILE, into=file)
 
 
 def import_release(content: bytes, reason: str) -> Call[results.ImportedRelease]:
     """Take in a release from its signed file, of this tenant, live for nobody. Harmless to repeat.
 
-    The server takes no more than its largest request body (IDIOLECT_MAX_BODY_BYTES) this way; ApiTooLargeError. Beside
-    the server `idiolect registry import` takes any.
+    ApiTooLargeError beyond what the server takes this way (IDIOLECT_MAX_IMPORT_BYTES); beside the server
+    `idiolect registry import` takes any.
     """
     headers = {"Content-Type": RELEASE_FILE}
     query = {"reason": reason}

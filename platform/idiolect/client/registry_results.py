@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Self
 
 from idiolect.client.results import Result
@@ -137,7 +136,7 @@ class AuditPage(Result):
 class Release(Result):
     id: str
     scope: str
-    created_at: str
+    created_at: datetime
     versions: int
     revoked: bool
     epsilon: float | None
@@ -166,13 +165,6 @@ class Promotion(Result):
 class Revocation(Result):
     id: str
     revoked: bool
-
-
-class SavedFile(Result):
-    """`size` is in bytes."""
-
-    path: Path
-    size: int
 
 
 class ImportedRelease(Result):

@@ -168,6 +168,13 @@ class ConsentReceipt(Result):
     signature: str
 
 
+class SavedFile(Result):
+    """`size` is in bytes."""
+
+    path: Path
+    size: int
+
+
 class Archive(Result):
     """A zip file with all that is stored of a person. It is theirs: keep it nowhere longer than they need."""
 

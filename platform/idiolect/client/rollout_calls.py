@@ -1,7 +1,7 @@
 """Rollouts, as calls of the API.
 
-Only `abort_rollout` may be done twice; the others are refused the second time, so they are not sent again after their
-answer was lost: read the rollout to know.
+`create_rollout` has a key, and `abort_rollout` may be done twice. The others are refused the second time, so they are
+not sent again after their answer was lost: read the rollout to know.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from idiolect.client import rollout_results as results
-from idiolect.client.call import Call, given, segment
+from idiolect.client.call import Call, given, new_id, segment
 from idiolect.errors import InvalidInputError
 
 
@@ -38,12 +38,13 @@ def create_rollout(
     slow_ms: float | None = None,
     alpha: float | None = None,
     start: bool = True,
+    idempotency_key: str | None = None,
 ) -> Call[results.Rollout]:
     """Try a candidate on a share of people first: a `release`, one `version` of a domain, a staged `global_model` by
     its digest or as `latest`, or a `strength` for everybody. What is not given is as the server has it.
 
     `steps`: shares of people, rising. `guardrails`: for each metric the harm that is tolerated. Without `start` it is
-    a draft, which serves nobody. Not sent again when the answer is lost: see `rollouts`.
+    a draft, which serves nobody. Under one `idempotency_key` (one is made if you give none) it is made once.
     """
     body = {
         "candidate": _candidate(release, version, global_model, strength),
@@ -56,7 +57,8 @@ def create_rollout(
         "alpha": alpha,
         "start": start,
     }
-    return Call("POST", "/v1/rollouts", results.Rollout, given(body), safe=False)
+    headers = {"Idempotency-Key": idempotency_key or new_id()}
+    return Call("POST", "/v1/rollouts", results.Rollout, given(body), headers=headers)
 
 
 def start_rollout(rollout_id: str, reason: str, *, if_revision: int | None = None) -> Call[results.Rollout]:

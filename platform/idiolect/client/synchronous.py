@@ -110,6 +110,7 @@ class Client:
     reset = _method(calls.reset)
     erase = _method(calls.erase)
     export = _method(calls.export)
+    save_export = _method(calls.save_export)
     reset_receipt = _method(calls.reset_receipt)
     explanation = _method(calls.explanation)
     health = _method(calls.health)

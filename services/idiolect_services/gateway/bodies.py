@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from idiolect.errors import IdiolectError, InvalidInputError, TooLargeError
+from idiolect.errors import IdiolectError, InvalidInputError, TooLargeError, UnavailableError
 from idiolect_services.gateway.headers import header
 from idiolect_services.gateway.patience import within
 
@@ -18,8 +19,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 MAX_DEPTH = 32
 READ_SECONDS = 30.0
+SLOWEST = 256 << 10  # bytes a second: a file that comes at this pace has the time that it takes
 BIG_BODY_BYTES = 64 << 10  # parsing more than this would hold up the event loop for milliseconds
 NAMED_ERRORS = 10
+_FORM = re.compile(r"Document|str|int|[a-z-]+\[.*\]")
 BODY_READ = "body_read"  # in the request's state: the edge closes connections whose body was left unread
 
 
@@ -46,14 +49,41 @@ class MalformedError(InvalidInputError):
 
 async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
     """The JSON object in the body. Raises TooLargeError, UnsupportedMediaError, MalformedError."""
-    body = await read_bytes(request, max_bytes, "application/json")
+    _check_media(request, "application/json")
+    body = await _read(request, max_bytes)
     return parse_object(body) if len(body) <= BIG_BODY_BYTES else await asyncio.to_thread(parse_object, body)
 
 
-async def read_bytes(request: Request, max_bytes: int, media: str) -> bytes:
-    """The body as it came. Raises TooLargeError, UnsupportedMediaError."""
+async def read_file(request: Request, file: BinaryIO, max_bytes: int, media: str) -> None:
+    """The body into `file`, bounded while it arrives, and never in memory as a whole.
+
+    Raises TooLargeError, UnsupportedMediaError; UnavailableError if the disk is full.
+    """
     _check_media(request, media)
-    return await _read(request, max_bytes)
+    _check_declared(request, max_bytes)
+    try:
+        await _write_whole(request, file, max_bytes)
+    except TimeoutError as error:
+        raise _too_slow(or_else=f", and a second for every {SLOWEST} bytes") from error
+    except OSError as error:
+        raise UnavailableError("what is imported can't be written to disk.", mend="Free some space.") from error
+
+
+async def _write_whole(request: Request, file: BinaryIO, max_bytes: int) -> None:
+    size, more, until = 0, True, asyncio.get_running_loop().time() + READ_SECONDS
+    while more:
+        async with asyncio.timeout_at(until):
+            message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        size += len(chunk)
+        until += len(chunk) / SLOWEST
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        await asyncio.to_thread(file.write, chunk)
+    request.scope["state"][BODY_READ] = True
+    await asyncio.to_thread(file.seek, 0)
 
 
 def _check_media(request: Request, wanted: str) -> None:
@@ -66,15 +96,25 @@ def _check_media(request: Request, wanted: str) -> None:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    declared = header(request.scope, b"content-length") or ""
-    if declared.isdecimal() and int(declared[:18]) > max_bytes:
-        raise _too_large(max_bytes)
+    _check_declared(request, max_bytes)
     try:
         return await within(READ_SECONDS, _read_whole(request, max_bytes))
     except TimeoutError as error:
-        raise IdiolectError(
-            f"the body did not arrive within {READ_SECONDS:g} seconds.", mend="Send it again.", code="request_timeout"
-        ) from error
+        raise _too_slow() from error
+
+
+def _check_declared(request: Request, max_bytes: int) -> None:
+    declared = header(request.scope, b"content-length") or ""
+    if declared.isdecimal() and int(declared[:18]) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+def _too_slow(*, or_else: str = "") -> IdiolectError:
+    return IdiolectError(
+        f"the body did not arrive within {READ_SECONDS:g} seconds{or_else}.",
+        mend="Send it again.",
+        code="request_timeout",
+    )
 
 
 async def _read_whole(request: Request, max_bytes: int) -> bytes:
@@ -178,12 +218,19 @@ def validated(model: type[Model], value: dict[str, Any], **most: int) -> Model:
 def fields_error(errors: Iterable[Any], total: int) -> FieldsError:
     """From pydantic's list of errors; names at most NAMED_ERRORS of them."""
     named = [
-        {"field": ".".join(str(part)[:60] for part in error["loc"]) or "body", "problem": _words(error)}
+        {"field": ".".join(str(part)[:60] for part in _place(error["loc"])) or "body", "problem": _words(error)}
         for error in list(errors)[:NAMED_ERRORS]
     ]
     return FieldsError(named, total)
 
 
+def _place(loc: Iterable[int | str]) -> Iterable[int | str]:
+    """Without pydantic's names of the forms that a field may have, which are names in our code."""
+    return (part for part in loc if not (isinstance(part, str) and _FORM.fullmatch(part)))
+
+
 def _words(error: Any) -> str:
     """Of checks of our own pydantic says "Value error, " before what they said."""
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return "Input should be a valid object"  # pydantic names the class
     return str(error["msg"]).removeprefix("Value error, ")[:200]

@@ -7,8 +7,9 @@ A release only ever goes from staged to live to revoked, and each step can be re
 
 from __future__ import annotations
 
-import io
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated, Any
@@ -23,7 +24,7 @@ from idiolect.privacy.claims import render_card
 from idiolect.registry.weights import verify_version
 from idiolect.tenancy import Scope
 from idiolect_adapters.evaluation.version_diff import PROBES
-from idiolect_services.gateway.bodies import read_bytes, read_object, validated
+from idiolect_services.gateway.bodies import read_file, read_object, validated
 from idiolect_services.gateway.context import Gateway
 from idiolect_services.gateway.openapi import Documented
 from idiolect_services.gateway.routes.controls import decoded
@@ -59,6 +60,7 @@ class ReleaseRoutes:
         self._services = gateway.services
         self._store = gateway.services.store
         self._under_way = 0
+        self._importing = False
 
     def router(self, documented: Documented) -> APIRouter:
         router = APIRouter(tags=["registry"])
@@ -143,21 +145,36 @@ class ReleaseRoutes:
     async def bring_in(self, request: Request, reason: _REASON) -> Response:
         """Only what was exported from this tenant; from elsewhere it is for the operator to trust a key."""
         caller = await self._gateway.authorise(request, Scope.ADMIN)
-        content = await read_bytes(request, self._services.settings.max_body_bytes, MEDIA_TYPE)
-        try:
-            report = await self._gateway.lanes.admin.run(
-                import_release,
-                self._store,
-                self._services.signer,
-                caller.tenant,
-                io.BytesIO(content),
-                self._services.clock.now(),
-                reason=reason,
-                actor=caller.actor,
-            )
-        except CorruptArtifactError as error:  # the caller's own, not one of ours
-            raise InvalidInputError(error.message, mend=error.mend, code=error.code) from error
+        settings = self._services.settings
+        with self._alone(), tempfile.TemporaryFile(dir=settings.root) as file:
+            await read_file(request, file, settings.max_import_bytes, MEDIA_TYPE)
+            try:
+                report = await self._gateway.lanes.admin.run(
+                    import_release,
+                    self._store,
+                    self._services.signer,
+                    caller.tenant,
+                    file,
+                    self._services.clock.now(),
+                    reason=reason,
+                    actor=caller.actor,
+                )
+            except CorruptArtifactError as error:  # the caller's own, not one of ours
+                raise InvalidInputError(error.message, mend=error.mend, code=error.code) from error
         return _json({name: value for name, value in asdict(report).items() if name != "foreign"}, 201)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One import at a time in this process: while it is checked, all that it brings is in memory."""
+        if self._importing:
+            raise StatusError(
+                503, "another import is under way.", mend="Try again.", code="overloaded", retry_after_s=5
+            )
+        self._importing = True
+        try:
+            yield
+        finally:
+            self._importing = False
 
     async def diff(self, request: Request, a: _ONE, b: _OTHER) -> Response:
         caller = await self._gateway.authorise(request, Scope.REGISTRY)
