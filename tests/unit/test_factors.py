@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 
 from idiolect_adapters.training import factors
-from idiolect_adapters.training.alignment import align, crowds, procrustes
+from idiolect_adapters.training.alignment import RESTART_STRIDE, RESTARTS, align, crowds, fit_averaged, procrustes
 from idiolect_adapters.training.factors import Factors, ItemPrior, _Engine, fit_factors, refine_factors
 from idiolect_adapters.training.votes import Votes
 
@@ -98,6 +98,18 @@ def test_unanimous_votes_stay_finite(liked: float) -> None:
     found = fit_factors(votes, 3, seed=0)
     assert np.isfinite(found.item_mean_I_O).all()
     assert np.abs(found.item_mean_I_O).max() < 20
+
+
+def test_what_is_kept_is_the_mean_of_several_restarts_in_the_directions_of_the_first() -> None:
+    votes, _, _ = simulate(200, 30, 20, 2)
+    means = [fit_factors(votes, 2, seed=restart * RESTART_STRIDE).item_mean_I_O for restart in range(RESTARTS)]
+    turned = [
+        np.column_stack([mean[:, :-1] @ procrustes(mean[:, :-1], means[0][:, :-1]), mean[:, -1]]) for mean in means
+    ]
+    found = fit_averaged(votes, 2, seed=0).item_mean_I_O
+    np.testing.assert_allclose(found, np.mean(turned, axis=0), atol=1e-9)
+    assert RESTARTS > 1
+    assert not np.allclose(found, means[0], atol=1e-2)
 
 
 def two_crowds(seed: int) -> tuple[Votes, np.ndarray, np.ndarray]:
