@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from idiolect.signals.comparison import Comparison, Item, PreferenceDataset, Rating
 from idiolect.signals.data import Comparisons, Ratings, SharedData
 from idiolect_adapters.evaluation.accuracy import bootstrap_mean, bootstrap_noisy_mean, person_accuracies
 from idiolect_adapters.evaluation.baselines import item_means
-from idiolect_adapters.evaluation.calibration import expected_calibration_error, fit_temperature
+from idiolect_adapters.evaluation.calibration import (
+    chance_calibration_error,
+    expected_calibration_error,
+    fit_temperature,
+)
 from idiolect_adapters.evaluation.random_model import random_backbone
 from idiolect_adapters.evaluation.splits import new_people, shared_data
 from idiolect_adapters.evaluation.stacks import StackId, margins, stacks_of
@@ -84,6 +89,19 @@ def test_overconfidence_shows_as_calibration_error_and_the_temperature_mends_it(
     temperature = fit_temperature(margin, np.ones(len(margin)))
     assert temperature == pytest.approx(4.0, rel=0.1)
     assert expected_calibration_error(margin, temperature) < 0.01
+
+
+@pytest.mark.parametrize("pairs", [60, 2_000])
+def test_the_error_that_chance_gives_is_that_of_probabilities_that_hold(pairs: int) -> None:
+    rng = np.random.default_rng(1)
+    errors = []
+    for _ in range(40):
+        margins = rng.normal(size=pairs)
+        held = rng.random(pairs) < expit(margins)
+        errors.append(expected_calibration_error(np.where(held, margins, -margins), 1.0))
+    assert chance_calibration_error(rng.normal(size=pairs), 1.0) == pytest.approx(np.mean(errors), rel=0.2)
+    overconfident = chance_calibration_error(5 * rng.normal(size=pairs), 1.0)
+    assert overconfident < np.mean(errors)  # who is sure has less room for chance
 
 
 def test_calibration_error_of_a_case_worked_by_hand() -> None:

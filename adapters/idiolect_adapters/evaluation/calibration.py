@@ -39,3 +39,12 @@ def expected_calibration_error(margin_C: FloatArray, temperature: float, *, bins
         if len(part)
     ]
     return float(sum(gaps) / len(stated))
+
+
+def chance_calibration_error(margin_C: FloatArray, temperature: float, *, draws: int = 20, seed: int = 0) -> float:
+    """What the error would be if every stated probability held: with few pairs it is far above 0."""
+    rng = np.random.default_rng(seed)
+    likelier_C = np.abs(margin_C)
+    held_D_C = rng.random((draws, len(margin_C))) < expit(likelier_C / temperature)
+    errors = [expected_calibration_error(np.where(held_C, likelier_C, -likelier_C), temperature) for held_C in held_D_C]
+    return float(np.mean(errors))

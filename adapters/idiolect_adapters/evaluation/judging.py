@@ -17,7 +17,7 @@ from scipy.special import expit
 from idiolect.signals.comparison import Item
 from idiolect.signals.data import Comparisons
 from idiolect_adapters.evaluation.accuracy import Accuracy, bootstrap_mean, person_accuracies
-from idiolect_adapters.evaluation.calibration import expected_calibration_error
+from idiolect_adapters.evaluation.calibration import chance_calibration_error, expected_calibration_error
 
 FloatArray = NDArray[np.float64]
 
@@ -54,7 +54,8 @@ class SliceScore:
 @dataclass(frozen=True, slots=True)
 class Judged:
     """`gain` is over `gain_over`, person by person; None for the lowest stack. `worst` is the mean accuracy of the
-    worst tenth of people. `curve`: (stated probability, how often it held) per bin.
+    worst tenth of people. `chance_error`: what the calibration error would be if what is stated held. `curve`: (stated
+    probability, how often it held) per bin.
     """
 
     part: str
@@ -63,6 +64,7 @@ class Judged:
     accuracy: Accuracy
     worst: float
     calibration_error: float
+    chance_error: float
     biases: tuple[Bias, ...]
     slices: tuple[SliceScore, ...]
     curve: tuple[tuple[float, float], ...]
@@ -103,6 +105,7 @@ def judge(
         accuracy=bootstrap_mean(shares_D_P.mean(axis=0)),
         worst=float(np.mean([worst_mean(shares_P) for shares_P in shares_D_P])),
         calibration_error=_calibration_error(margin_D_C, temperature),
+        chance_error=chance_calibration_error(margin_D_C[0], temperature),
         biases=biases(pairs, margin_D_C),
         slices=tuple(slice_scores(pairs, margin_D_C, temperature)),
         curve=_mean_curve(margin_D_C, temperature),

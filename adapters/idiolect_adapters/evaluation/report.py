@@ -17,7 +17,8 @@ PAGE = "report.md"
 STACKS_NOTE = (
     "Accuracy is the share of a person's pairs in their order, averaged over people with at least 4 pairs; the worst "
     "tenth are those of them with the lowest. The calibration error is how far stated probabilities are from what "
-    "happened. A gain is taken within each person, over the stack that is named."
+    "happened; beside it, how far they would be by chance if all of them held, since pairs are few. A gain is taken "
+    "within each person, over the stack that is named."
 )
 BIASES_NOTE = (
     "How often the model, and how often people, preferred the longer text, or the one that the data set lists first, "
@@ -25,7 +26,7 @@ BIASES_NOTE = (
 )
 SLICES_NOTE = (
     "Pairs and people of each slice; of people, those with at least 4 pairs within it. A slice of few people says "
-    "little, and one person alone has no interval."
+    "little: one person alone has no interval, and of a hundred pairs the calibration error is about .08 by chance."
 )
 NO_FIGURES = "No figures: matplotlib is not installed (pip install 'idiolect[plots]')."
 
@@ -88,6 +89,7 @@ def _overview(judged: Sequence[Judged]) -> list[str]:
         "people",
         "worst tenth",
         "calibration error",
+        "by chance",
         "gain",
         "over",
     )
@@ -100,6 +102,7 @@ def _overview(judged: Sequence[Judged]) -> list[str]:
             f"{one.accuracy.people:,}",
             figure(one.worst),
             figure(one.calibration_error),
+            figure(one.chance_error),
             "" if one.gain is None else f"{signed(one.gain.value)} ({interval(one.gain)})",
             one.gain_over or "",
         )

@@ -35,7 +35,8 @@ def evaluate(
     """Accuracy and calibration of what is live, on held-out comparisons of a public data set.
 
     For each part and stack: accuracy, its 95% interval over people, that of the worst tenth of people, the expected
-    calibration error, and the gain over the stack below (user adapters: over + domain).
+    calibration error (above each part, what chance alone makes of it), and the gain over the stack below (user
+    adapters: over + domain).
 
     What --pairs tries is trained as `idiolect train users` would, for this table alone: it is published to nobody, and
     charged to nobody, since the data are public.
@@ -75,7 +76,9 @@ def _show(judged: Sequence[Judged]) -> None:
         figures = (_close(interval(one.accuracy)), figure(one.worst), figure(one.calibration_error))
         table.add_row(one.stack, figure(one.accuracy.value), *figures, gain)
     pairs, people = judged[0].pairs, judged[0].accuracy.people
-    console.print(f"{judged[0].part}: {pairs:,} pairs, {people:,} people with at least 4", markup=False)
+    chance = figure(max(one.chance_error for one in judged))
+    said = f"{judged[0].part}: {pairs:,} pairs, {people:,} people with at least 4; ECE by chance {chance}"
+    console.print(said, markup=False)
     console.print(table)
 
 
