@@ -84,7 +84,10 @@ OPERATIONS: dict[Operation, tuple[str, str]] = {
         "Serve no version of a release any more, in one write; everybody falls back to what they had before.",
     ),
     ("get", "/v1/releases/{release_id}/export"): ("export_release", "A release as a signed file."),
-    ("post", "/v1/releases/import"): ("import_release", "Take in a release from its signed file, live for nobody."),
+    ("post", "/v1/releases/import"): (
+        "import_release",
+        "Take in a release from its signed file, live for nobody. A very large one is for `idiolect registry import`.",
+    ),
     ("get", "/v1/registry/diff"): ("diff", "What changed between two versions or releases."),
     ("post", "/v1/registry/gc"): ("collect_garbage", "Delete versions that nothing can reach, or say which those are."),
     ("get", "/v1/privacy/ledger"): ("list_ledger_runs", "What trainings were charged, newest first."),
