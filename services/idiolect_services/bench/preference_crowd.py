@@ -1,8 +1,8 @@
 """The other half of the preference benchmark: UKPConvArg, the protocol with published peers.
 
-The shared model here is no tuned encoder: 32 tunings, one per left-out fold, would take hours on two cores. It is a
-Gaussian process on features from inside the frozen one, with a personal part for every worker. The baselines read the
-same features and the same folds.
+The shared model here is no tuned encoder: tuned without each group of folds, the small one gains nothing on folds that
+it has not seen (deploy/decisions/0039-what-limits-accuracy.md). It is a Gaussian process on features from inside the
+frozen one, with a personal part for every worker. The baselines read the same features and the same folds.
 """
 
 from __future__ import annotations
