@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from serving_world import World, assert_problem, world_at
 
 from idiolect.errors import ConfigurationError
@@ -176,8 +177,40 @@ def test_a_redis_that_is_not_there_costs_no_request_and_is_said(
 
     with caplog.at_level(logging.WARNING):
         assert asyncio.run(alone()) == [200, 200, 429]
-    assert "counted per process" in caplog.text
+    assert caplog.text.count("counted per process") == 1
     assert "hunter2" not in caplog.text
+
+
+def test_a_redis_that_failed_is_asked_again_after_a_second_and_then_counts_for_all(
+    tmp_path: Path, redis_server: tuple[Any, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caller = Caller("acme", frozenset(Scope), "key-2")
+    uptime = [0.0]
+
+    async def scenario() -> list[int]:
+        limits = _limits(tmp_path, redis_server[1], key_rate_limit="2/hour")
+        limits._monotonic = lambda: uptime[0]
+        assert limits._shared is not None
+        working, asked = limits._shared, []
+
+        async def failing(*_: Any) -> bool:
+            asked.append(uptime[0])
+            raise OSError("gone")
+
+        limits._shared = SlidingWindowCounterRateLimiter(working.storage)
+        limits._shared.hit = failing  # type: ignore[method-assign]
+        found = []
+        for uptime[0] in (0.0, 0.5, 1.0, 1.5):
+            found += await _statuses(limits, caller, 1)
+        assert asked == [0.0, 1.0]
+        limits._shared, uptime[0] = working, 2.0
+        found += await _statuses(limits, caller, 3)  # of Redis, where nothing was counted yet
+        await limits.close()
+        return found
+
+    with caplog.at_level(logging.WARNING):
+        assert asyncio.run(scenario()) == [200, 200, 429, 429, 200, 200, 429]
+    assert caplog.text.count("counted per process") == 1
 
 
 def test_a_redis_that_hangs_holds_no_request_up(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """How often a tenant and a key may call. Off unless set.
 
 Counted in this process, or in Redis for all replicas together. A Redis that fails must not take the API down with it:
-each process then counts for itself, and says so in the log.
+each process then counts for itself, says so in the log, and asks Redis again a second later.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from idiolect_services.gateway.statuses import StatusError
 logger = logging.getLogger("idiolect.gateway")
 
 REDIS_SECONDS = 0.25  # longer than this no request waits for a counter
+REST_SECONDS = 1.0  # for which a Redis that failed is not asked: else one that hangs would hold up every request
 
 Header = tuple[bytes, bytes]
 
@@ -51,6 +53,8 @@ class RateLimits:
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = None if shared is None else SlidingWindowCounterRateLimiter(shared)
         self._trouble = () if shared is None else _failures(shared)
+        self._monotonic: Callable[[], float] = time.monotonic
+        self._alone_until: float | None = None  # None while Redis answers
 
     @staticmethod
     def of(settings: Settings) -> RateLimits:
@@ -91,12 +95,22 @@ class RateLimits:
 
     async def _hit(self, policy: Policy, caller: Caller) -> tuple[bool, int, int]:
         """(whether it may pass, how many are left, seconds until all are)."""
-        if self._shared is not None:
+        alone_until = self._alone_until
+        if self._shared is not None and (alone_until is None or self._monotonic() >= alone_until):
             try:
-                return await _counted(self._shared, policy, caller)
+                found = await _counted(self._shared, policy, caller)
             except self._trouble as error:
-                logger.warning("rate limits are counted per process: Redis failed (%s)", type(error).__name__)
+                self._failed(error)
+            else:
+                self._alone_until = None
+                return found
         return await _counted(self._own, policy, caller)
+
+    def _failed(self, error: BaseException) -> None:
+        """Said once, not for every request, until Redis has answered in between."""
+        if self._alone_until is None:
+            logger.warning("rate limits are counted per process: Redis failed (%s)", type(error).__name__)
+        self._alone_until = self._monotonic() + REST_SECONDS
 
 
 async def _counted(limiter: SlidingWindowCounterRateLimiter, policy: Policy, caller: Caller) -> tuple[bool, int, int]:
