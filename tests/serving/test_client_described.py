@@ -17,7 +17,8 @@ from idiolect.client.call import JSON, Call
 from idiolect.client.results import Result
 from idiolect_services.gateway.described import OPERATIONS
 
-TWO_FORMS = {"send_feedback": ["feedback", "feedback_batch"]}  # one signal, or several
+# One signal, or several; into memory, or into a file.
+TWO_FORMS = {"send_feedback": ["feedback", "feedback_batch"], "export_user": ["export", "save_export"]}
 every_call = pytest.mark.parametrize("name", sorted(builders()))
 
 

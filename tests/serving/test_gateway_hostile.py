@@ -167,7 +167,7 @@ def test_json_that_readers_could_take_in_two_ways_is_refused_by_every_route(acme
 
 def test_every_route_that_reads_a_body_has_a_limit(tmp_path: Path, empty_database: Path) -> None:
     shutil.copy(empty_database, tmp_path / "x.db")
-    limits = {"max_body_bytes": 8192, "max_adapter_bytes": 8192}
+    limits = {"max_body_bytes": 8192, "max_adapter_bytes": 8192, "max_import_bytes": 8192}
     with world_at(tmp_path, upstream_hosts=UPSTREAM, **limits) as made:
         acme = Settled(with_upstream(made))
         for operation in guarded(made.app):
