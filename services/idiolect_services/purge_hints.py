@@ -1,72 +1,55 @@
-"""Hints over Redis: an entry in a stream says that the purge log has grown, and nothing of whom.
+"""The purge log's stream in Redis: an entry says up to which place whoever wrote it has followed, and nothing of whom.
 
-Redis may lose it, or be flushed, stopped or replaced: whoever missed a hint asks the log itself a moment later.
+Who has followed so far already need not ask SQL again. That is all that is believed: no place from here becomes
+anybody's cursor, and whatever Redis loses, makes up or holds back is found by asking SQL a moment later.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
 
-import redis
+from idiolect.stores.redis.link import RedisLink
+from idiolect_services.stream_tail import KEPT, Fields, StreamTail
 
 log = logging.getLogger("idiolect.purging")
 
 STREAM = "idiolect:purges"
-KEPT = 1000
-BLOCK_SECONDS = 1.0
-REST_SECONDS = 0.25
-_TROUBLE = (redis.RedisError, OSError)
+TELL_SECONDS = 0.25
+_PLACE = re.compile(rb"[0-9]{1,18}")
+
+OnHint = Callable[[int | None], None]  # (the place up to which there is something, None where that can't be told)
 
 
 class RedisHints:
-    """Two connections: one that waits, and one that tells. Each is thrown away after an error, whatever state it is
-    in."""
-
     def __init__(self, url: str) -> None:
         """Raises ValueError for what is not a Redis URL; connects only when used."""
-        self._reader: Any = redis.Redis.from_url(
-            url, protocol=2, socket_timeout=BLOCK_SECONDS + 1.0, socket_connect_timeout=0.5
-        )
-        self._writer: Any = redis.Redis.from_url(url, protocol=2, socket_timeout=0.25, socket_connect_timeout=0.25)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._tail = StreamTail(url, STREAM, self._read, log)
+        self._link = RedisLink(url, log, "other processes find purges by asking", answer_seconds=TELL_SECONDS)
+        self._last = 0  # the place that was said last
+        self._on_hint: OnHint | None = None
 
-    def start(self, on_hint: Callable[[], None]) -> None:
-        self._thread = threading.Thread(target=self._listen, args=(on_hint,), name="purge-hints", daemon=True)
-        self._thread.start()
+    def start(self, on_hint: OnHint) -> None:
+        self._on_hint = on_hint
+        self._tail.start()
 
     def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._reader.close()
-        self._writer.close()
+        self._tail.stop()
+        self._link.close()
 
-    def publish(self) -> None:
-        try:
-            self._writer.xadd(STREAM, {"new": "1"}, maxlen=KEPT, approximate=True)
-        except _TROUBLE as error:
-            self._writer.connection_pool.disconnect()
-            log.info("no hint was sent to the other processes (%s)", type(error).__name__)
+    def publish(self, place: int) -> None:
+        self._link.ask(lambda client: client.xadd(STREAM, {"seq": place}, maxlen=KEPT, approximate=True))
 
-    def _listen(self, on_hint: Callable[[], None]) -> None:
-        while not self._stop.is_set():
-            try:
-                self._follow_stream(on_hint)
-            except _TROUBLE as error:
-                self._reader.connection_pool.disconnect()
-                log.info("no hints of other processes come in (%s)", type(error).__name__)
-                self._stop.wait(REST_SECONDS)
+    def _read(self, entries: Sequence[Fields] | None) -> None:
+        assert self._on_hint is not None
+        self._on_hint(None if entries is None else self._highest(entries))
 
-    def _follow_stream(self, on_hint: Callable[[], None]) -> None:
-        newest = self._reader.xrevrange(STREAM, count=1)
-        last = newest[0][0] if newest else b"0-0"
-        on_hint()  # whatever came while nobody listened
-        while not self._stop.is_set():
-            found = self._reader.xread({STREAM: last}, count=KEPT, block=int(BLOCK_SECONDS * 1000))
-            if found:
-                last = found[0][1][-1][0]
-                on_hint()
+    def _highest(self, entries: Sequence[Fields]) -> int | None:
+        """None if one of them is nonsense, or all are below what was said before: then who says it, or who said that,
+        is wrong, or late."""
+        said = [fields.get(b"seq", b"") for fields in entries]
+        if not all(map(_PLACE.fullmatch, said)):
+            return None
+        before, self._last = self._last, max(map(int, said))
+        return None if self._last < before else self._last

@@ -1,7 +1,7 @@
 """Freeing what this process keeps of people who were reset, wherever that happened.
 
-The log is in SQL, and every process follows it with a cursor of its own. A hint says that there is something new; when
-no hint comes, it is found a moment later by asking. Nothing that is served depends on any of this.
+The log is in SQL, and every process follows it with a cursor of its own. A hint says up to where there is something
+new; when no hint comes, it is found a moment later by asking. Nothing that is served depends on any of this.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ class PurgeListener:
 
 
 class Hints(Protocol):
-    """A fast and unreliable way to say that there is something new."""
+    """A fast and unreliable way to say up to which place of the log there is something."""
 
-    def start(self, on_hint: Callable[[], None]) -> None: ...
+    def start(self, on_hint: Callable[[int | None], None]) -> None:
+        """`on_hint` is told the place, or None: ask the log."""
+        ...
 
     def stop(self) -> None: ...
 
-    def publish(self) -> None:
+    def publish(self, place: int) -> None:
         """Best effort; raises nothing."""
         ...
 
@@ -53,11 +55,11 @@ class Hints(Protocol):
 class NoHints:
     """Only asking."""
 
-    def start(self, on_hint: Callable[[], None]) -> None: ...
+    def start(self, on_hint: Callable[[int | None], None]) -> None: ...
 
     def stop(self) -> None: ...
 
-    def publish(self) -> None: ...
+    def publish(self, place: int) -> None: ...
 
 
 def redis_hints(url: str) -> Hints:
@@ -108,7 +110,7 @@ class PurgeFollower(PurgeListener):
 
     def start(self) -> None:
         self.begin()
-        self._hints.start(self._wake.set)
+        self._hints.start(self._hinted)
         self._thread.start()
 
     def begin(self) -> None:
@@ -134,17 +136,20 @@ class PurgeFollower(PurgeListener):
         self._tell.set()
         self._wake.set()
 
+    def _hinted(self, place: int | None) -> None:
+        """What is said to be there is followed already, or asked for. Never believed: a small place only leaves it to
+        the next time that is due anyway."""
+        if place is None or place > self._cursor:
+            self._wake.set()
+
     def _run(self) -> None:
         while True:
             self._wake.wait(self._poll_s)
             self._wake.clear()
             if self._stop.is_set():
                 return
-            if self._tell.is_set():
-                self._tell.clear()
-                self._hints.publish()
             try:
-                self.follow()
+                self._follow_and_tell()
                 self._failing = False
                 self._stop.wait(GATHER_SECONDS)
             except IdiolectError as error:
@@ -152,6 +157,19 @@ class PurgeFollower(PurgeListener):
             except Exception:
                 log.exception("purging failed; it is tried again")
                 self._stop.wait(self._poll_s)
+
+    def _follow_and_tell(self) -> None:
+        """The others, of what was announced before this look: it is in what was found."""
+        tells = self._tell.is_set()
+        self._tell.clear()
+        try:
+            self.follow()
+        except BaseException:
+            if tells:
+                self._tell.set()
+            raise
+        if tells:
+            self._hints.publish(self._cursor)
 
     def follow(self) -> None:
         """Purge what is new, and say so. What was purged counts only after it was: a crash repeats it."""

@@ -1,28 +1,23 @@
-"""The thread that frees what this process keeps of people who were reset anywhere; and its hints over Redis."""
+"""The thread that frees what this process keeps of people who were reset anywhere. Hints over Redis: see the stream."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from serving_world import World
 
 from idiolect.clock import SystemClock
-from idiolect.errors import ConfigurationError, UnavailableError
+from idiolect.errors import UnavailableError
 from idiolect.resets.plan import plan_reset
 from idiolect.resets.purges import Purge, Replica
 from idiolect_adapters.runtime.bank import Owner
 from idiolect_adapters.runtime.features import FeatureCache, Pair, Wanted, digested
-from idiolect_services.bench.reset_fleet import RedisServer
 from idiolect_services.gateway.batching import Batcher
-from idiolect_services.purge_hints import RedisHints
-from idiolect_services.purging import PurgeFollower, redis_hints
+from idiolect_services.purging import PurgeFollower
 
 
 class Log:
@@ -67,17 +62,18 @@ class Log:
 class Calls:
     """Hints that go nowhere, and are counted."""
 
-    published = 0
-    stopped = False
+    def __init__(self) -> None:
+        self.published: list[int] = []
+        self.stopped = False
 
-    def start(self, on_hint: Callable[[], None]) -> None:
+    def start(self, on_hint: Callable[[int | None], None]) -> None:
         self.hint = on_hint
 
     def stop(self) -> None:
         self.stopped = True
 
-    def publish(self) -> None:
-        self.published += 1
+    def publish(self, place: int) -> None:
+        self.published.append(place)
 
 
 def eventually(done: Callable[[], bool], seconds: float = 5.0) -> bool:
@@ -98,7 +94,7 @@ def test_a_process_begins_at_the_end_of_the_log_and_purges_what_comes_then() -> 
     process.start()
     try:
         log.add("ann")
-        hints.hint()
+        hints.hint(2)
         assert eventually(lambda: process.cursor == 2)
         assert eventually(lambda: log.said == [(1, 1), (1, 2)])
         assert gone == ["ann"]
@@ -123,7 +119,7 @@ def test_a_store_that_is_out_of_reach_delays_and_loses_nothing() -> None:
     process = follower(log, gone, hints)
     process.start()
     log.add("ann")
-    hints.hint()
+    hints.hint(None)
     time.sleep(0.05)
     assert (gone, process.cursor) == ([], -1)
     log.down = False
@@ -150,12 +146,43 @@ def test_what_fails_to_be_purged_is_not_said_to_be_purged() -> None:
     process.stop()
 
 
-def test_a_purge_of_this_process_is_told_to_the_others() -> None:
+def test_a_purge_of_this_process_is_told_to_the_others_with_its_place() -> None:
     log, hints = Log(), Calls()
     process = follower(log, [], hints)
     process.start()
+    log.add("ann")
     process.announce()
-    assert eventually(lambda: hints.published == 1)
+    assert eventually(lambda: hints.published == [1])
+    log.down = True
+    log.add("bob")
+    process.announce()
+    assert eventually(lambda: process._failing)
+    log.down = False
+    assert eventually(lambda: hints.published == [1, 2])  # as soon as it knows the place
+    process.stop()
+
+
+def test_who_has_followed_as_far_as_a_hint_says_does_not_ask_again() -> None:
+    log, hints = Log(), Calls()
+    log.add("before")
+    process = follower(log, [], hints)
+    process.begin()
+    for place, asks in ((0, False), (1, False), (2, True), (10**17, True), (None, True)):
+        process._wake.clear()
+        process._hinted(place)
+        assert process._wake.is_set() is asks
+
+
+@pytest.mark.parametrize("place", [0, 10**17])
+def test_a_place_that_is_made_up_hides_no_purge_and_becomes_nobodys_cursor(place: int) -> None:
+    log, gone, hints = Log(), list[str](), Calls()
+    process = follower(log, gone, hints)
+    process.start()
+    for number, person in enumerate(("ann", "bob"), start=1):
+        log.add(person)
+        hints.hint(place)
+        assert eventually(lambda number=number: process.cursor == number)  # type: ignore[misc]
+    assert gone == ["ann", "bob"]
     process.stop()
 
 
@@ -289,47 +316,3 @@ def test_slots_of_a_purged_person_are_used_again(world: World) -> None:
         cache.check_integrity()
     cache.project("t", pairs("a"), "ann")
     assert cache.purge_person("t", "person-2") == 0
-
-
-# --- Redis ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(Path(tmp_path_factory.mktemp("r")))
-    server.start()
-    yield server
-    with suppress(subprocess.SubprocessError):
-        server.stop()
-
-
-def test_a_hint_reaches_every_other_process_and_says_nothing_of_anybody(redis: RedisServer) -> None:
-    came = [0, 0]
-
-    def count(index: int) -> Callable[[], None]:
-        def on_hint() -> None:
-            came[index] += 1
-
-        return on_hint
-
-    listeners = [RedisHints(redis.url) for _ in came]
-    for index, one in enumerate(listeners):
-        one.start(count(index))
-    assert eventually(lambda: came == [1, 1])  # each begins by asking
-    listeners[0].publish()
-    assert eventually(lambda: came == [2, 2])
-    redis.flush()
-    listeners[1].publish()
-    assert eventually(lambda: min(came) >= 3)
-    redis.stop()
-    listeners[0].publish()  # raises nothing
-    redis.start()
-    seen = min(came)
-    assert eventually(lambda: min(came) > seen)  # back again, whatever was missed
-    for one in listeners:
-        one.stop()
-
-
-def test_an_address_that_is_none_is_refused_by_name() -> None:
-    with pytest.raises(ConfigurationError, match="IDIOLECT_REDIS_URL"):
-        redis_hints("http://localhost")
