@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     key_rate_limit: str | None = Field(None, description="Most calls with one key; no limit if not set.")
     redis_url: str | None = Field(
         None,
-        description="Redis that counts calls for all replicas together, and hastens their purges; "
+        description="Redis that counts calls for all replicas together, and hastens what they tell each other; "
         "each process is alone if not set.",
     )
     idempotency_hours: float = Field(

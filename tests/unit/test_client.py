@@ -22,6 +22,7 @@ from idiolect.client import ApiError, Document, RetryPolicy, Signal, calls
 from idiolect.client import errors as api_errors
 from idiolect.client.registry_results import Pointer, Pointers
 from idiolect.client.retries import Lost, parse_retry_after
+from idiolect_services.gateway.marks import LIFE_MS
 
 KEY = "idio_" + "s3cret-Key_" * 3
 SAID = {
@@ -403,6 +404,28 @@ def test_what_would_only_fail_again_is_not_sent_again(status: int) -> None:
     with pytest.raises(ApiError):
         server.client().rerank("q", ["a"])
     assert len(server.requests) == 1
+
+
+def test_what_is_under_way_already_is_asked_for_again_and_another_conflict_is_not() -> None:
+    busy = httpx.Response(409, headers={"Retry-After": "1"}, json={"code": "idempotency_key_in_use"})
+    server = Server(busy, busy, httpx.Response(200, json=POINTERS))
+    server.client().rollback("domain:d", "r")
+    assert [1.0 <= wait < 2.0 for wait in server.waits] == [True, True]
+    assert len({request.headers["idempotency-key"] for request in server.requests}) == 1
+    other = Server(httpx.Response(409, headers={"Retry-After": "1"}, json={"code": "conflict"}))
+    with pytest.raises(api_errors.ApiConflictError):
+        other.client().rollback("domain:d", "r")
+    assert len(other.requests) == 1
+
+
+def test_after_a_crash_the_tries_outlast_the_mark_of_the_one_that_was_lost() -> None:
+    """Whatever the dice say: the first answer is lost at once, and each later one is refused as under way."""
+    policy, waited = RetryPolicy(), 0.0
+    for attempt, outcome, asked in ((0, Lost.NO_ANSWER, None), (1, 429, 1.0), (2, 429, 1.0)):
+        wait = policy.wait_s(outcome, attempt=attempt, safe=True, retry_after_s=asked, draw=0.0)
+        assert wait is not None
+        waited += wait
+    assert waited * 1000 > LIFE_MS
 
 
 def test_tries_end_and_the_last_error_is_raised() -> None:

@@ -19,6 +19,8 @@ from idiolect.errors import InvalidInputError
 
 # Raised before a byte of the request left, so that nothing can have been done.
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+# Refused, because the same call is under way: as little was done as for a limit that was reached (429).
+_IN_USE = "idempotency_key_in_use"
 _OF_PEOPLE = ("/v1/users/", "/v1/adapters/user%3A")
 
 
@@ -52,7 +54,8 @@ class Exchange:
             return _parsed(call, response)
         retry_after_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
         error = error_from(response.status_code, response.content, retry_after_s)
-        return Failed(error, self._wait_s(call, response.status_code, attempt, retry_after_s))
+        outcome = 429 if error.code == _IN_USE else response.status_code
+        return Failed(error, self._wait_s(call, outcome, attempt, retry_after_s))
 
     def check_kind(self, call: Call[Any], response: httpx.Response) -> None:
         """Raises ApiAnswerError for what can't be a file of ours. JSON says by itself what it is."""

@@ -1,7 +1,8 @@
 """When to send again, and after how long. Pure: the clock and the dice are passed in.
 
 A call is sent again only where that can't do anything twice: it was never sent, it was refused before anything was done
-(429), or it is `safe`: a read, a write that carries an id of the client's making, or one that is the same done twice.
+(429, or because the same call is under way), or it is `safe`: a read, a write that carries an id of the client's
+making, or one that is the same done twice.
 """
 
 from __future__ import annotations

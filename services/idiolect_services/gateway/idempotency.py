@@ -3,16 +3,20 @@
 What the routes do is idempotent by ids of its own (a signal's, a reset's). So a key only has to be claimed before it is
 done, and its answer kept after: a crash in between costs nothing, since whatever comes again is done again in vain.
 A rollback has no such id, so that it was done is kept in its own transaction.
+
+Over Postgres and Redis a request that is under way is also marked there (see `marks`): the same one, sent again
+meanwhile, is told so (409) and does not reach SQL.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import re
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,16 +24,21 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from idiolect.errors import InvalidInputError
+from idiolect.errors import InvalidInputError, UnavailableError
 from idiolect.stores.people_ports import ClaimedKey, KeptAnswer
 from idiolect.tenancy import Caller
 from idiolect_services.gateway.context import Gateway
 from idiolect_services.gateway.lanes import Lane
+from idiolect_services.gateway.marks import Mark
 from idiolect_services.looks import STORE_TROUBLE
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"  # on an answer that was kept
-ABOUT_KEY = (HEADER, "Sent again with the same body, it answers as the first time; with another one, 422. Optional.")
+ABOUT_KEY = (
+    HEADER,
+    "Sent again with the same body, it answers as the first time; with another one, 422. While the first is under way "
+    "it may answer 409 (`idempotency_key_in_use`) with Retry-After. Optional.",
+)
 
 Done = tuple[Response, bool]  # an answer, and whether trying again would change nothing
 
@@ -79,6 +88,7 @@ def key_of(request: Request) -> str | None:
 class Idempotency:
     def __init__(self, gateway: Gateway) -> None:
         self._services = gateway.services
+        self._marks = gateway.marks
 
     def claim(self, request: Request, caller: Caller, body: dict[str, Any]) -> Claim | None:
         """Nothing is stored yet. None without a key."""
@@ -91,19 +101,39 @@ class Idempotency:
         return Claim(caller.tenant, caller.subject or "", key, hmac.digest(secret, said, "sha256"))
 
     async def once(self, lane: Lane, claim: Claim | None, act: Callable[[Held | None], Awaitable[Done]]) -> Response:
-        """What `act` answers, or answered before. Raises InvalidInputError (code `idempotency_key_reused`)."""
-        held = await self.hold(lane, claim)
-        if held is not None and held.answer is not None:
-            return Response(held.answer.body, held.answer.status, {REPLAYED: "true"}, media_type="application/json")
-        response, lasts = await act(held)
-        if claim is not None and lasts:
-            with suppress(*STORE_TROUBLE):  # it was done, and is idempotent by its ids
-                await lane.run(self._keep, claim, KeptAnswer(response.status_code, bytes(response.body)))
-        return response
+        """What `act` answers, or answered before. Raises as `held` does."""
+        async with self.held(lane, claim) as held:
+            if held is not None and held.answer is not None:
+                return Response(held.answer.body, held.answer.status, {REPLAYED: "true"}, media_type="application/json")
+            response, lasts = await act(held)
+            if claim is not None and lasts:
+                with suppress(*STORE_TROUBLE):  # it was done, and is idempotent by its ids
+                    await lane.run(self._keep, claim, KeptAnswer(response.status_code, bytes(response.body)))
+            return response
+
+    @asynccontextmanager
+    async def held(self, lane: Lane, claim: Claim | None) -> AsyncIterator[Held | None]:
+        """As `hold`, for what is under way while the block is: the same request is refused meanwhile, where that can be
+        known. Raises StatusError (409, code `idempotency_key_in_use`) then."""
+        if claim is None or self._marks is None:
+            yield await self.hold(lane, claim)
+            return
+        mark = self._marks.of_request(claim.tenant, claim.owner, claim.key, claim.fingerprint)
+        try:
+            yield await lane.run(self._mark_and_hold, mark, claim)
+        finally:  # before the answer, so that whoever sends the request again gets it; also of one that was cancelled
+            await asyncio.shield(asyncio.ensure_future(_remove(lane, mark)))
 
     async def hold(self, lane: Lane, claim: Claim | None) -> Held | None:
-        """The key stands for this request from now on, and for no other."""
+        """The key stands for this request from now on, and for no other. Nobody is refused for being the same.
+
+        Raises InvalidInputError (code `idempotency_key_reused`).
+        """
         return None if claim is None else await lane.run(self._hold, claim)
+
+    def _mark_and_hold(self, mark: Mark, claim: Claim) -> Held:
+        mark.put()
+        return self._hold(claim)
 
     def _hold(self, claim: Claim) -> Held:
         now = self._services.clock.now()
@@ -114,3 +144,8 @@ class Idempotency:
 
     def _keep(self, claim: Claim, answer: KeptAnswer) -> None:
         self._services.store.keep_answer(claim.tenant, claim.owner, claim.key, claim.fingerprint, answer)
+
+
+async def _remove(lane: Lane, mark: Mark) -> None:
+    with suppress(UnavailableError):  # the lane is full: the mark ends by itself
+        await lane.run(mark.remove)

@@ -29,7 +29,7 @@ _PROBLEMS = {
     401: "No valid key.",
     404: "Does not exist, or this key may not see it.",
     408: "The body did not arrive in time.",
-    409: "The state does not allow it.",
+    409: "The state does not allow it, or the same request is under way.",
     412: "The state is not the one named by If-Match.",
     413: "Over a size limit.",
     415: "The body is not plain JSON.",

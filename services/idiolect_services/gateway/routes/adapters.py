@@ -113,11 +113,6 @@ class AdapterRoutes:
         body = await read_object(request, self._services.settings.max_body_bytes)
         wanted, adapter, lane = validated(RollbackRequest, body), adapter_of(adapter_id), self._gateway.lanes.admin
         claim = self._idempotency.claim(request, caller, body)
-        held = await self._idempotency.hold(lane, claim)
-        if held is not None and held.answer is not None:
-            done = await lane.run(self._pointers, caller.tenant, adapter)
-            done.headers[REPLAYED] = "true"
-            return done
 
         def moved(expected: str | None) -> Pointer:
             now, once = self._services.clock.now(), None if claim is None else claim.claimed
@@ -125,7 +120,12 @@ class AdapterRoutes:
                 caller.tenant, adapter, now, reason=wanted.reason, actor=caller.actor, if_match=expected, once=once
             )
 
-        return await self._moved(caller.tenant, adapter, request, moved)
+        async with self._idempotency.held(lane, claim) as held:
+            if held is not None and held.answer is not None:
+                done = await lane.run(self._pointers, caller.tenant, adapter)
+                done.headers[REPLAYED] = "true"
+                return done
+            return await self._moved(caller.tenant, adapter, request, moved)
 
     async def _moved(
         self, tenant: str, adapter: Adapter, request: Request, move: Callable[[str | None], Pointer]

@@ -132,7 +132,8 @@ class ControlRoutes:
         body = await read_object(request, self._services.settings.max_body_bytes)
         wanted = validated(ResetRequest, body)
         plan = plan_reset(wanted.scope, wanted.domain)
-        # Its answer is not kept: the record is, under an id of the key, and its purges go on meanwhile.
+        # Its answer is not kept: the record is, under an id of the key, and its purges go on meanwhile. Nor is it
+        # refused while the same one is under way: doing it twice is harmless, and waiting for it might not be.
         claim = self._idempotency.claim(request, caller, body)
         held = await self._idempotency.hold(self._gateway.lanes.control, claim)
         return await self._carry_out(caller, subject, new_id() if held is None else held.id_of(0), plan)

@@ -34,7 +34,7 @@ class ExportRoutes:
 
     def router(self, documented: Documented) -> APIRouter:
         router = APIRouter(tags=["controls"])
-        described = documented.route(Scope.CONTROLS, Problem, headers=(ABOUT_KEY,))
+        described = documented.route(Scope.CONTROLS, Problem, problems=(409,), headers=(ABOUT_KEY,))
         described["response_class"] = Response  # FastAPI would add a JSON answer to the file
         schema = {"type": "string", "format": "binary"}
         described["responses"][200] = {"description": "A zip file.", "content": {MEDIA_TYPE: {"schema": schema}}}
@@ -44,7 +44,11 @@ class ExportRoutes:
     async def export(self, request: Request, user: str) -> Response:
         """Nothing is kept of it, so sent again it is made again. Any body is ignored."""
         caller, subject = await person_of(self._gateway, request, user)
-        await self._idempotency.hold(self._gateway.lanes.admin, self._idempotency.claim(request, caller, {}))
+        lane, claim = self._gateway.lanes.admin, self._idempotency.claim(request, caller, {})
+        async with self._idempotency.held(lane, claim):
+            return await self._begun(caller, subject)
+
+    async def _begun(self, caller: Caller, subject: str) -> Response:
         if self._under_way >= AT_ONCE:
             raise StatusError(
                 503, "too many exports are under way.", mend="Try again.", code="overloaded", retry_after_s=5

@@ -93,18 +93,18 @@ class RolloutRoutes:
                 mend="Global models are the operator's: see IDIOLECT_OPERATOR_TENANT.",
             )
         claim = self._idempotency.claim(request, caller, body)
-        held = await self._idempotency.hold(lane, claim)
-        created = await lane.run(
-            self._store.create_rollout,
-            owners[-1] if candidate.kind == "global" else caller.tenant,
-            candidate,
-            wanted.plan(),
-            self._services.clock.now(),
-            reason=wanted.reason,
-            actor=caller.actor,
-            start=wanted.start,
-            rollout_id=None if held is None else held.id_of(0),
-        )
+        async with self._idempotency.held(lane, claim) as held:
+            created = await lane.run(
+                self._store.create_rollout,
+                owners[-1] if candidate.kind == "global" else caller.tenant,
+                candidate,
+                wanted.plan(),
+                self._services.clock.now(),
+                reason=wanted.reason,
+                actor=caller.actor,
+                start=wanted.start,
+                rollout_id=None if held is None else held.id_of(0),
+            )
         return _json(state_of(created), 201, created.revision)
 
     async def show(self, request: Request, rollout_id: str) -> Response:

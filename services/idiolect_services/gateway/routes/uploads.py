@@ -103,19 +103,19 @@ class UploadRoutes:
     ) -> Response:
         lanes = self._gateway.lanes
         claim = await asyncio.to_thread(self._idempotency.claim, request, caller, body)
-        held = await self._idempotency.hold(lanes.admin, claim)
-        asked = Registration(
-            tenant=caller.tenant,
-            adapter=adapter,
-            global_digest=wanted.global_,
-            config=json.dumps(wanted.adapter_config).encode(),
-            weights=b"",
-            reason=wanted.reason,
-            actor=caller.actor,
-            staged=wanted.staged,
-            release=None if held is None else held.id_of(0),
-        )
-        return await lanes.loading.run(self._work, asked, wanted.weights)
+        async with self._idempotency.held(lanes.admin, claim) as held:
+            asked = Registration(
+                tenant=caller.tenant,
+                adapter=adapter,
+                global_digest=wanted.global_,
+                config=json.dumps(wanted.adapter_config).encode(),
+                weights=b"",
+                reason=wanted.reason,
+                actor=caller.actor,
+                staged=wanted.staged,
+                release=None if held is None else held.id_of(0),
+            )
+            return await lanes.loading.run(self._work, asked, wanted.weights)
 
     def _work(self, asked: Registration, weights: str) -> Response:
         with self._services.live.lease() as models:
