@@ -87,6 +87,17 @@ def test_who_leaves_is_gone_and_who_was_silent_for_long_is_forgotten_until_it_is
     assert [one.id for one in store.replicas(at(late))] == ["r2", "r3"]
 
 
+def test_who_spoke_with_a_clock_that_was_far_ahead_is_forgotten_until_it_is_back(store: Store) -> None:
+    """Else resets would wait for it to confirm that it purged, for as long as its clock was ahead."""
+    late = FORGET_SECONDS / 60 + 1
+    for name, minute in (("gone", late), ("close", late - 2)):
+        store.follow(name, 1, 1, at(minute))
+    store.follow("here", 1, 1, at(0))
+    assert [one.id for one in store.replicas(at(0))] == ["close", "here"]
+    store.follow("gone", 1, 1, at(0))
+    assert [one.id for one in store.replicas(at(0))] == ["close", "gone", "here"]
+
+
 def test_requests_that_are_cancelled_leave_every_connection_as_it_was(store: SqlStore) -> None:
     """Reads and writes that nobody waits for any more, cut off at random moments."""
     opt_in(store, "ann")

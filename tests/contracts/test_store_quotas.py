@@ -135,6 +135,19 @@ def test_a_clock_that_goes_back_frees_nothing(store: SqlStore) -> None:
         reserve(store, MIDNIGHT - timedelta(hours=1))
 
 
+def test_a_clock_that_was_far_ahead_for_a_moment_binds_nobody_for_years(store: SqlStore) -> None:
+    store.set_quota(TENANT, "trainings", 1, at(0))
+    reserve(store, at(0) + timedelta(days=3650))
+    assert [quota.used for quota in store.quotas(TENANT, at(0))] == [0]
+    reserve(store, at(0))
+    with pytest.raises(QuotaExceededError) as refused:
+        reserve(store, at(1))
+    assert refused.value.retry_after_s is not None
+    assert refused.value.retry_after_s < 86_400
+    assert [quota.used for quota in store.quotas(TENANT, at(1))] == [1]
+    reserve(store, MIDNIGHT)
+
+
 def test_a_quota_can_be_changed_and_removed_and_the_audit_log_says_so(store: SqlStore) -> None:
     store.set_quota(TENANT, "trainings", 0, at(0))
     with pytest.raises(QuotaExceededError):

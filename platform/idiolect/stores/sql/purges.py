@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Insert, bindparam, delete, func, select
+from sqlalchemy import Connection, Insert, bindparam, delete, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from idiolect.resets.purges import FORGET_SECONDS, Purge, Replica
@@ -24,7 +24,8 @@ _AFTER = (
     .limit(bindparam("limit"))
 )
 _REPLICAS = select(_R.id, _R.since, _R.cursor, _R.seen_at).order_by(_R.id)
-_FORGOTTEN = delete(schema.replicas).where(_R.seen_at < bindparam("long_ago"))
+# Also what was said by a clock that was wrong: else a process that is gone would be waited for until then.
+_FORGOTTEN = delete(schema.replicas).where(or_(_R.seen_at < bindparam("long_ago"), _R.seen_at > bindparam("far_ahead")))
 
 
 def _follow(made: sqlite.Insert | postgresql.Insert) -> Insert:
@@ -51,11 +52,12 @@ class Purges(Part):
 
     def follow(self, replica: str, since: int, cursor: int, now: datetime) -> None:
         row = {"id": replica, "since": since, "cursor": cursor, "seen_at": micros(now)}
-        long_ago = micros(now - timedelta(seconds=FORGET_SECONDS))
+        tolerated = timedelta(seconds=FORGET_SECONDS)
+        forgotten = {"long_ago": micros(now - tolerated), "far_ahead": micros(now + tolerated)}
 
         def write(connection: Connection) -> None:
             connection.execute(_FOLLOW[connection.dialect.name], row)
-            connection.execute(_FORGOTTEN, {"long_ago": long_ago})
+            connection.execute(_FORGOTTEN, forgotten)
 
         self._database.small_write(NO_TENANT, write)
 

@@ -50,7 +50,10 @@ class Quotas(Part):
         with self._database.reading(tenant) as connection:
             rows = connection.execute(select(_Q.name, _Q.most, _Q.day, _Q.used).where(_Q.tenant == tenant)).all()
             people = _count_people(connection, tenant) if any(row.name == _PEOPLE for row in rows) else 0
-        used = {row.name: people if row.name == _PEOPLE else row.used * (row.day == day) for row in rows}
+        used = {
+            row.name: people if row.name == _PEOPLE else row.used * (row.day == _counts_as(row.day, day))
+            for row in rows
+        }
         return [Quota(row.name, row.most, used[row.name]) for row in sorted(rows, key=lambda row: row.name)]
 
 
@@ -81,17 +84,23 @@ def ask_today(connection: Connection, tenant: str, name: str) -> Callable[[int, 
         quota = asked().one_or_none()
         if quota is None:
             return
-        day = at // DAY_MICROS
-        used = quota.used if quota.day >= day else 0  # a clock that went back frees nothing
+        day = _counts_as(quota.day, at // DAY_MICROS)
+        used = quota.used if quota.day == day else 0
         if used + amount > quota.most:
             raise QuotaExceededError(
                 f"the quota of {quota.most} {QUOTAS[name]} is used up.",
                 mend="Try again after midnight UTC, or ask the operator for more.",
-                retry_after_s=max(1, ((max(day, quota.day) + 1) * DAY_MICROS - at) // 1_000_000),
+                retry_after_s=max(1, ((day + 1) * DAY_MICROS - at) // 1_000_000),
             )
-        connection.execute(_TAKE, {"of": tenant, "called": name, "today": max(day, quota.day), "taken": used + amount})
+        connection.execute(_TAKE, {"of": tenant, "called": name, "today": day, "taken": used + amount})
 
     return take
+
+
+def _counts_as(counted: int, today: int) -> int:
+    """The day that use of `today` is counted with. A clock that is or was a little ahead, as those of servers are at
+    midnight, frees nothing when it goes back. One that was further ahead was wrong, and binds nobody until then."""
+    return counted if counted == today + 1 else today
 
 
 def take_place(connection: Connection, tenant: str) -> None:

@@ -20,22 +20,31 @@ from idiolect_adapters.runtime.features import Pair, digested
 from idiolect_services.gateway.answers import Draft, Scored
 from idiolect_services.gateway.bodies import read_object, validated
 from idiolect_services.gateway.candidates import Batch, Candidate, Post, gather
+from idiolect_services.gateway.context import Gateway
 from idiolect_services.gateway.openapi import Documented
+from idiolect_services.gateway.presence import while_present
 from idiolect_services.gateway.routes.ranking import (
     DEFAULT_DOMAIN,
+    TIMEOUT_HEADER,
     RankingRoutes,
     _parts,
+    _seconds,
     _shown,
     relevance_of,
     unrecorded_of,
 )
 from idiolect_services.gateway.schemas.chat import MAX_MESSAGES, ChatRequest, ChatResponse
 from idiolect_services.gateway.statuses import StatusError
+from idiolect_services.gateway.upstream_places import UpstreamPlaces
 from idiolect_services.scorer import ScoreRequest
 from idiolect_services.upstream_settings import api_key_of
 
 # Ours, or not to be passed on: the upstream has no business knowing who the person is.
 _NOT_FORWARDED = frozenset({"idiolect", "user", "n", "stream", "stream_options"})
+TIMEOUT_ABOUT = (
+    "Milliseconds that the request may wait for the upstream, where that is less than the server allows; and then as "
+    "long for the model."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +59,19 @@ class Found:
 class ChatRoutes(RankingRoutes):
     """Ranks as `/v1/rerank` does, with the last message of the user as the query."""
 
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__(gateway)
+        self._places = UpstreamPlaces(self._services.settings.max_requests)
+
     def router(self, documented: Documented) -> APIRouter:
         router = APIRouter(tags=["completions"])
-        described = documented.route(Scope.INFER, ChatResponse, body=ChatRequest, problems=(409, 429, 502, 504))
+        described = documented.route(
+            Scope.INFER,
+            ChatResponse,
+            body=ChatRequest,
+            problems=(409, 429, 502, 504),
+            headers=((TIMEOUT_HEADER, TIMEOUT_ABOUT),),
+        )
         router.add_api_route("/v1/chat/completions", self.complete, methods=["POST"], **described)
         return router
 
@@ -63,19 +82,25 @@ class ChatRoutes(RankingRoutes):
         # Everything that can be refused is refused before the upstream costs anything.
         ask = self._asked(caller.tenant, call)
         caller.require_person(ask.subject)
+        seconds, _ = _seconds(request, self._services.settings.upstream_seconds)
         upstream = await self._gateway.lanes.serving.run(self._services.store.upstream, caller.tenant)
         if upstream is None:
-            raise ConflictError("this tenant has no upstream.", mend="Set one: PUT /v1/upstream.", code="no_upstream")
-        batch = await gather(self._post_to(caller.tenant, upstream), _forwarded(body, upstream), call.n)
+            raise ConflictError(
+                "this tenant has no upstream.",
+                mend="An admin sets one: PUT /v1/upstream, or idiolect tenant upstream set.",
+                code="no_upstream",
+            )
+        post = self._post_to(caller.tenant, upstream, seconds)
+        with self._places.one(caller.tenant):
+            batch = await while_present(request, gather(post, _forwarded(body, upstream), call.n))
         found = Found(call, batch, tuple(candidate for candidate in batch.candidates if candidate.text is not None))
         if not found.rankable:
             return _json(_unranked(found))
         ask = replace(ask, pairs=self._pairs(ask, found))
         return await self._serve(request, ask, lambda scored: self._completed(found, ask, scored))
 
-    def _post_to(self, tenant: str, upstream: Upstream) -> Post:
+    def _post_to(self, tenant: str, upstream: Upstream, seconds: float) -> Post:
         """All requests of one completion share one deadline, so that what came in time is not lost with the rest."""
-        seconds = self._services.settings.upstream_seconds
         deadline = asyncio.get_running_loop().time() + seconds
         # Checked again on every use: the operator may have shortened the list since.
         target = self._gateway.upstream_rules.target(upstream.base_url)
