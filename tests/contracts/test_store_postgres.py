@@ -19,7 +19,7 @@ from store_samples import TENANT, at, opt_in
 from idiolect.errors import ConfigurationError, InvalidInputError, NotFoundError, UnavailableError
 from idiolect.registry.pointers import Adapter
 from idiolect.resets.plan import plan_reset
-from idiolect.stores.sql import open_store, resolving, schema
+from idiolect.stores.sql import engine, open_store, prepared_postgres, resolving, schema
 from idiolect.stores.sql.engine import among
 from idiolect.stores.sql.tenant_wall import NO_TENANT, stand_behind
 from people_keys import open_with_keys
@@ -198,6 +198,38 @@ def test_a_small_write_that_loses_its_server_says_so_and_its_connection_is_not_u
         store._database.small_write(NO_TENANT, work)
     assert store._database.small_write(NO_TENANT, lambda connection: connection is not lost[-1])
     store.close()
+
+
+@pytest.mark.parametrize("kind", ["small_write", "lasting_write", "write"])
+def test_who_stands_still_in_a_transaction_loses_its_locks_and_nothing_of_it_stays(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As a frozen server does, or one whose network is gone."""
+    monkeypatch.setattr(engine, "STANDSTILL_SECONDS", 0.1)
+    monkeypatch.setattr(prepared_postgres, "STANDSTILL_SECONDS", 0.1)
+    still, others = (open_with_keys(postgres_url, lock_timeout_s=10) for _ in range(2))
+    still.follow("r", 0, 0, at(0))
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def work(connection: Connection) -> None:
+        ours = schema.replicas.update().where(schema.replicas.c.id == "r")
+        assert connection.execute(ours.values(cursor=1)).rowcount == 1
+        stands.set()
+        goes_on.wait(30)
+        connection.execute(ours.values(cursor=2))
+
+    with ThreadPoolExecutor(1) as pool:
+        frozen = pool.submit(getattr(still._database, kind), NO_TENANT, work)
+        assert stands.wait(10)
+        try:
+            others.follow("r", 0, 7, at(0))
+        finally:
+            goes_on.set()
+        with pytest.raises(UnavailableError):
+            frozen.result(30)
+    assert [replica.cursor for replica in still.replicas(at(0))] == [7]
+    still.close()
+    others.close()
 
 
 def test_a_deadlock_of_small_writes_is_settled_by_trying_again(postgres_url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import sys
@@ -94,6 +95,7 @@ def check_tenant(store: Store, tenant: str) -> str:
 
 def run_app(app: typer.Typer) -> None:
     """Run the command line; every error that can be expected is one line that names the culprit and the mend."""
+    _write_what_the_encoding_has_no_letter_for()
     try:
         app()
     except IdiolectError as error:
@@ -120,6 +122,13 @@ def run_app(app: typer.Typer) -> None:
             f"unexpected {type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {error}",
             f"This is a defect. {DEBUG}=1 shows the whole trace.",
         )
+
+
+def _write_what_the_encoding_has_no_letter_for() -> None:
+    """As Python would write it, where a terminal or a pipe is of ASCII or Latin 1, and somebody wrote Chinese."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, mend: str) -> None:

@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from idiolect.stores.key_ports import SubjectKeys
 
 ATTEMPTS = 8
+# A process that stands still in the middle of a transaction, frozen or cut off, keeps its locks, and Postgres has
+# everybody else wait for them for as long as the connection stands: hours, where nobody answers at its other end. So
+# Postgres ends what asked nothing for so long; what the process computes between two statements takes less.
+STANDSTILL_SECONDS = 60.0
 _LOG_BYTES = 64 << 20  # what stays of the write-ahead log after a large import
 CHUNK = 5_000  # rows per statement: far below the bounds of 32,766 (SQLite) and 65,535 (Postgres) parameters
 
@@ -310,6 +314,7 @@ def prepare_postgres(engine: Engine, lock_timeout_s: float) -> None:
     @event.listens_for(engine, "connect")
     def _connect(raw: Any, _record: Any) -> None:
         raw.execute(f"SET lock_timeout = {int(lock_timeout_s * 1000)}")
+        raw.execute(f"SET idle_in_transaction_session_timeout = {int(STANDSTILL_SECONDS * 1000)}")
         raw.commit()
 
     @event.listens_for(engine, "handle_error")

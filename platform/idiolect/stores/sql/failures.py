@@ -33,6 +33,7 @@ _POSTGRES: tuple[tuple[str, type[IdiolectError], str, str], ...] = (
     ("3D", ConfigurationError, "does not exist", "Create it, or correct IDIOLECT_DATABASE_URL."),
     ("42501", ConfigurationError, "refuses this user", "Grant the user all rights on it."),
     ("25006", ConfigurationError, "is read-only", "Use the primary server."),
+    ("25P03", UnavailableError, "ended a transaction of a server that had stood still", "Try again."),
     ("53", UnavailableError, "has no resources left (disk, memory or connections)", "Free some, then try again."),
     ("55P03", UnavailableError, "stayed locked by another writer for too long", "Try again."),
 )
