@@ -1,12 +1,13 @@
 """All that is stored of one person, as a zip file that is made while it is sent: nothing of it lies on a disk here.
 
 Memory is bounded by one page of the store. No name in the archive comes from data, and texts keep to JSON that is safe
-to open anywhere: ASCII, with what HTML would read escaped.
+to open anywhere: UTF-8, with what HTML would read escaped.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ CHUNK_BYTES = 64 << 10
 
 _MAX_CHARGES = 100_000
 _VERSIONS_PAGE = 50
-_HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})  # inside JSON they stand in strings only
+_ODD = re.compile("[<>&]|[^ -~]")  # inside JSON they stand in strings only
 
 # An adapter as the files of a PEFT folder; None for one that can't be: of another global model, or damaged.
 PeftFiles = Callable[[StoredVersion], Mapping[str, bytes] | None]
@@ -200,7 +201,15 @@ def _array(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, default=_plain, ensure_ascii=True).translate(_HTML).encode()
+    """Letters of any script stand as they are: people read this. What is HTML, or not seen, is written in numbers."""
+    return _ODD.sub(_seen, json.dumps(value, default=_plain, ensure_ascii=False)).encode()
+
+
+def _seen(odd: re.Match[str]) -> str:
+    letter = odd[0]
+    if letter.isascii():
+        return f"\\u{ord(letter):04x}"
+    return letter if letter.isprintable() else json.dumps(letter)[1:-1]
 
 
 def _plain(value: Any) -> Any:

@@ -52,7 +52,10 @@ def show(
         spent = installation.store.account(tenant, "comparison", subject)
         told = _directions(installation, tenant, resolution.user) if state.known and resolution.user else []
     if not state.known:
-        raise NotFoundError(f"tenant {tenant!r} knows no user {user[:80]!r}.", mend="Check the id and --tenant.")
+        raise NotFoundError(
+            f"tenant {tenant!r} knows no user {user[:80]!r}: nobody of this id ever opted in or was reset.",
+            mend="Check the id and --tenant. What imported data sets hold of somebody, idiolect user export writes.",
+        )
     console.print(f"opted in: {state.opted_in}   paused: {state.paused}   strength: {state.strength:g}")
     console.print(f"generation: {state.generation}   adapter: {resolution.user.id if resolution.user else 'none'}")
     delta = delta_of(settings, 1)
