@@ -25,6 +25,7 @@ from idiolect.errors import (
     QuotaExceededError,
     UnavailableError,
 )
+from idiolect.privacy.pauses import LOOKED_AT, pause
 from idiolect.rollouts.outcomes import Served
 from idiolect.settings import Settings
 from idiolect_adapters.preference import PreferenceModel
@@ -63,6 +64,7 @@ class RetrainingLoop:
         self._trainer = trainer
         self._wake = threading.Event()
         self._stop = threading.Event()
+        self._paused: set[str] = set()  # tenants of which it was said
         self._thread = threading.Thread(target=self._run, name="retraining", daemon=True)
 
     def start(self) -> None:
@@ -103,7 +105,24 @@ class RetrainingLoop:
         ):
             waiting[tenant].append(subject)
         for tenant, subjects in waiting.items():
-            self._train(tenant, subjects)
+            if not self._pauses(tenant):
+                self._train(tenant, subjects)
+
+    def _pauses(self, tenant: str) -> bool:
+        """Whether its last trainings came to nothing, so that its people stay queued for now."""
+        runs = self._installation.store.runs(tenant, unit="comparison", limit=LOOKED_AT)
+        waits = pause(runs, self._installation.clock.now())
+        if not waits:
+            self._paused.discard(tenant)
+        elif tenant not in self._paused:
+            self._paused.add(tenant)
+            log.error(
+                "the last trainings of people of tenant %s were charged and cut off, so nobody is retrained for %.0f "
+                "minutes; once the cause is mended, `idiolect train users` trains at once",
+                tenant,
+                waits.total_seconds() / 60,
+            )
+        return bool(waits)
 
     def _train(self, tenant: str, subjects: Sequence[str]) -> None:
         started = self._installation.clock.now()

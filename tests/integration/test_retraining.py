@@ -7,15 +7,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
-from training_home import NEW, TENANT, Home
+from training_home import NEW, TENANT, Home, WatchedStore
 
+from idiolect.clock import SystemClock
 from idiolect.consent import ConsentChange
 from idiolect.errors import ConflictError, CorruptArtifactError, UnavailableError
+from idiolect.privacy.ledger import LedgerRun
 from idiolect.tenancy import Scope, hash_secret, new_secret
 from idiolect_services import serving
 from idiolect_services.serving import RetrainingLoop, create_server_app
@@ -31,6 +35,10 @@ def eventually(happened: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+class KilledError(BaseException):
+    """Nothing catches it, so nothing after it is done."""
 
 
 @dataclass
@@ -192,6 +200,47 @@ def test_what_will_work_later_stays_queued(home: Home, error: Exception) -> None
     assert trainer.asked == [(TENANT, [person])]
 
 
+@dataclass
+class Later:
+    """The installation's clock, moved on."""
+
+    by: timedelta = timedelta(0)
+
+    def now(self) -> datetime:
+        return SystemClock().now() + self.by
+
+
+@pytest.mark.parametrize("gone", [UnavailableError("the keys are away."), KilledError()], ids=["store", "kill"])
+def test_trainings_that_are_charged_and_cut_off_do_not_use_up_the_budget(
+    home: Home, gone: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether a store that is needed to publish is gone, or the process is killed in each training and started anew."""
+    person = somebody(drained(home))
+    home.say(person, "one")
+    clock = Later()
+    home = replace(home, installation=replace(home.installation, clock=clock))
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise gone
+
+    def starts_and_trains(store: Any) -> None:
+        with suppress(type(gone)):
+            loop_of(home, home.trainer(store=store)).train_queued()
+
+    broken = WatchedStore(home.store, {"publish": fails})
+    for wait, charged in ((0, 1), (0, 2), (0, 2), (59, 2), (2, 3), (60, 3), (23 * 60, 4), (60, 4)):
+        clock.by += timedelta(minutes=wait)
+        starts_and_trains(broken)
+        assert home.store.account(TENANT, "comparison", person).runs == charged
+    assert "idiolect train users" in caplog.text
+    assert home.store.training_queue(min_new=1) == [(TENANT, person)]
+    home.trainer().train_users(TENANT, [person])  # who asks for it by hand is not kept waiting
+    assert home.live(person) is not None
+    home.say(person, "two")
+    loop_of(home, home.trainer()).train_queued()
+    assert home.store.account(TENANT, "comparison", person).runs == 6
+
+
 def test_one_tenants_failure_is_not_anothers(home: Home) -> None:
     queued = [("bad", "1" * 32), (TENANT, "2" * 32), (TENANT, "3" * 32)]
 
@@ -200,6 +249,9 @@ def test_one_tenants_failure_is_not_anothers(home: Home) -> None:
 
         def training_queue(self, *, min_new: int) -> list[tuple[str, str]]:
             return queued
+
+        def runs(self, tenant: str, *, unit: str, limit: int) -> list[LedgerRun]:
+            return []
 
         def mark_trained(self, tenant: str, subjects: list[str], upto: object) -> None:
             self.marked.append((tenant, list(subjects)))
