@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from idiolect.clock import Clock
-from idiolect.errors import ConfigurationError, IdiolectError
+from idiolect.errors import IdiolectError
 from idiolect.ids import new_id
 from idiolect.stores.purge_ports import PurgeStore
+from idiolect_services.redis_setting import redis_wanted
 
 log = logging.getLogger("idiolect.purging")
 
@@ -64,15 +65,10 @@ class NoHints:
 
 def redis_hints(url: str) -> Hints:
     """Raises ConfigurationError if the URL can't be read or the client is not installed."""
-    try:
+    with redis_wanted():
         from idiolect_services.purge_hints import RedisHints
 
         return RedisHints(url)
-    except ModuleNotFoundError as error:
-        raise ConfigurationError("Redis needs the package redis.", mend="Install it: pip install redis.") from error
-    except ValueError as error:
-        mend = "Write it as redis://host:6379/0."
-        raise ConfigurationError("IDIOLECT_REDIS_URL is not a Redis URL.", mend=mend) from error
 
 
 class PurgeFollower(PurgeListener):

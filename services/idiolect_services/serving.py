@@ -8,7 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import uvicorn
@@ -41,6 +41,7 @@ from idiolect_services.models import CandidateScorer
 from idiolect_services.peft_export import peft_of
 from idiolect_services.purging import PurgeFollower, redis_hints
 from idiolect_services.quarantine import Quarantine
+from idiolect_services.redis_setting import redis_wanted
 from idiolect_services.retention import RetentionLoop
 from idiolect_services.rollouts import RolloutLoop
 from idiolect_services.scorer import Scorer
@@ -48,10 +49,14 @@ from idiolect_services.takeover import Takeover, TakeoverLoop
 from idiolect_services.trainer import Trainer
 from idiolect_services.wiring import Installation
 
+if TYPE_CHECKING:  # it imports redis, which embedded servers may do without
+    from idiolect_services.swaps import SwapFollower
+
 log = logging.getLogger("idiolect.serving")
 
 AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 
+REMEMBERED = 10_000  # people and domains whose adapters are loaded ahead of need, where swaps are followed
 # Feedback wakes the trainer at once; this often it looks by itself, for what a crash or another process left queued.
 POLL_SECONDS = 30.0
 
@@ -154,7 +159,12 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
         settings, engine = installation.settings, LoraEngine(model)
         features = FeatureCache(model, max_bytes=settings.feature_cache_bytes, project_stacked=engine.project)
         bank = AdapterBank(
-            model, installation.whole_version, signer, engine=engine, lora_bytes=settings.lora_cache_bytes
+            model,
+            installation.whole_version,
+            signer,
+            engine=engine,
+            lora_bytes=settings.lora_cache_bytes,
+            remembers=0 if settings.redis_url is None else REMEMBERED,
         )
         return kind(store, features, bank, quarantine, note)
 
@@ -174,6 +184,7 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
         on_switch=lambda scorer: loop.use(_trainer(installation, scorer)),
     )
     purges = purge_follower(installation, live)
+    swaps = swap_follower(installation, live)
     retention = RetentionLoop(installation)
     app = create_app(
         GatewayServices(
@@ -199,7 +210,11 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
             rollouts.start()
             takeovers.start()
             retention.start()
+            if swaps is not None:
+                swaps.start()
             yield
+            if swaps is not None:
+                swaps.stop()
             retention.stop()
             takeovers.stop()
             rollouts.stop()
@@ -234,6 +249,19 @@ def purge_follower(installation: Installation, live: LiveScorer) -> PurgeFollowe
     store, settings = installation.store, installation.settings
     hints = None if settings.redis_url is None else redis_hints(settings.redis_url)
     return PurgeFollower(store, live.forget, installation.clock, embedded=store.embedded, hints=hints)
+
+
+def swap_follower(installation: Installation, live: LiveScorer) -> SwapFollower | None:
+    """None without Redis. Raises ConfigurationError for a URL that can't be read."""
+    store, url = installation.store, installation.settings.redis_url
+    if url is None:
+        return None
+    with redis_wanted():
+        from idiolect_services.swaps import SwapFollower
+
+        follower = SwapFollower(url, live, store)
+    store.on_swap = follower.tell
+    return follower
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -20,6 +20,7 @@ from idiolect.stores.ports import Store, StoredVersion
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql import KeyStore, SqlStore, open_key_store, open_store
 from idiolect_services.model_blobs import fetch_model, share_model
+from idiolect_services.redis_setting import redis_wanted
 from idiolect_services.secrets import MASTER, check_given, load_or_create, master_check, tenant_key
 from idiolect_services.signing_keys import SigningKeys
 from idiolect_services.vault import Vault
@@ -111,9 +112,27 @@ def open_installation(
         store.keep_blobs(blobs_of(settings))
         _keep_up(store, recovery_log_of(settings))
         store.sweep_blobs()  # of resets that a crash, or an object store that was away, left it to do
-        yield Installation(settings, store, signer, clock or SystemClock(), master)
+        with _telling_swaps(store, settings):
+            yield Installation(settings, store, signer, clock or SystemClock(), master)
     finally:
         store.close()
+
+
+@contextmanager
+def _telling_swaps(store: Store, settings: Settings) -> Iterator[None]:
+    """The servers, of what a command makes live. A server itself tells them in its own time."""
+    if settings.redis_url is None:
+        yield
+        return
+    with redis_wanted():
+        from idiolect_services.swap_log import SwapLog
+
+        swaps = SwapLog(settings.redis_url)
+    store.on_swap = swaps.tell
+    try:
+        yield
+    finally:
+        swaps.close()
 
 
 def blobs_of(settings: Settings) -> BlobStore:

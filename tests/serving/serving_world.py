@@ -129,6 +129,7 @@ class World:
             max_adapters=1_000,  # tests build hundreds of worlds
             engine=self.engine,
             lora_bytes=self.settings.lora_cache_bytes,
+            remembers=1_000,
         )
         self.scorer = Scorer(self.store, self.features, self.bank)
         self.live = LiveScorer(self.scorer)

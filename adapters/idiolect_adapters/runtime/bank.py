@@ -28,6 +28,7 @@ from idiolect.registry.signing import Signer
 from idiolect.stores.ports import StoredVersion
 from idiolect_adapters.runtime.bank_tiers import HostCache, RefusedVersions
 from idiolect_adapters.runtime.features import Projector
+from idiolect_adapters.runtime.remembered import Remembered
 from idiolect_adapters.runtime.slab import Digest, Held, Key, Owner, Row, Slab
 from idiolect_adapters.runtime.verified import HEAD_B, VerifiedLora, verified
 
@@ -111,8 +112,10 @@ class AdapterBank:
         max_loads: int = MAX_LOADS,
         engine: LoraEngine | None = None,
         lora_bytes: int = LORA_BYTES,
+        remembers: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`remembers`: of how many owners that were used last it is known by name what is in memory of them."""
         self.projector = projector
         self.max_adapters = max_adapters
         self._load = load
@@ -125,6 +128,7 @@ class AdapterBank:
         self.engine = engine
         self._shelf: HostCache[VerifiedLora] = HostCache(lora_bytes)
         self._refused = RefusedVersions(monotonic)
+        self._remembered = Remembered(remembers)
         self._flights: dict[tuple[Digest, Digest], _Flight] = {}
         self._lock = threading.Lock()
         self._loading = threading.BoundedSemaphore(max_loads)
@@ -164,9 +168,10 @@ class AdapterBank:
             if slot is not None:
                 return _weights(slab.rows_S_K[slot], float(slab.scale_S[slot]))
             shelved = self._shelf.get(key)
-        if shelved is None:
-            return None
-        _check_owner(shelved.owner, owner, wanted)
+            if shelved is None:
+                return None
+            _check_owner(shelved.owner, owner, wanted)
+            self._remembered.note(owner, wanted)
         return shelved.lora
 
     def holds(self, owner: Owner, wanted: ResolvedVersion) -> bool:
@@ -177,6 +182,21 @@ class AdapterBank:
                 return slab.owner(slot) == owner.digest
             shelved = self._shelf.peek(key)
             return shelved is not None and shelved.owner == owner.digest
+
+    def knows(self, tenant: str) -> bool:
+        """Whether anybody of it is remembered."""
+        with self._lock:
+            return self._remembered.knows(tenant)
+
+    def used_last(self, tenant: str) -> list[tuple[Owner, ResolvedVersion]]:
+        """Whose adapters of a tenant are in memory, and which, as far as they are remembered; the last used first."""
+        with self._lock:
+            return self._remembered.of(tenant)
+
+    def used_by(self, owner: Owner) -> ResolvedVersion | None:
+        """As `used_last`, of one."""
+        with self._lock:
+            return self._remembered.get(owner)
 
     @contextmanager
     def lease(self, owner: Owner, wanted: ResolvedVersion) -> Iterator[Leased | None]:
@@ -253,6 +273,7 @@ class AdapterBank:
         with self._lock:
             self._loads += 1
             self._keep(_key(wanted), owner, checked, must=True)
+            self._remembered.note(owner, wanted)
         return wanted
 
     def unload(self, owner: Owner, wanted: ResolvedVersion) -> bool:
@@ -270,6 +291,7 @@ class AdapterBank:
             for flight in self._flights.values():
                 flight.purged |= flight.owner == owner
             self._host.discard_owner(owner.digest)
+            self._remembered.forget(owner)
             gone = self._slabs["user"].unload_owner(owner.digest) + self._shelf.discard_owner(owner.digest)
         if self.engine is not None:
             self.engine.free_unused()
@@ -282,6 +304,7 @@ class AdapterBank:
         if slot is not None:
             _check_owner(slab.owner(slot), owner, wanted)
             self._hits += 1
+            self._remembered.note(owner, wanted)
         return slot
 
     def _leased(self, owner: Owner, wanted: ResolvedVersion) -> int | None:
@@ -343,6 +366,7 @@ class AdapterBank:
             self._loads += 1
             if not flight.purged:
                 self._keep(flown[0], flight.owner, loaded)
+                self._remembered.note(flight.owner, wanted)
         flight.future.set_result(loaded)
         return loaded
 

@@ -10,6 +10,7 @@ from idiolect.audit import AuditEntry, AuditEvent, Head
 from idiolect.registry.garbage import Garbage
 from idiolect.registry.lineage import Contribution, VersionLineage
 from idiolect.registry.pointers import Adapter, Pointer, PointerMove
+from idiolect.registry.swaps import OnSwap
 from idiolect.stores.people_ports import ClaimedKey
 
 
@@ -122,5 +123,9 @@ class GarbageStore(Protocol):
         ...
 
 
-class AdminStore(AuditStore, PointerStore, QuarantineStore, LineageStore, GarbageStore, Protocol):
+class SwapStore(Protocol):
+    on_swap: OnSwap | None  # told, after the commit, of what this process makes live or takes away
+
+
+class AdminStore(SwapStore, AuditStore, PointerStore, QuarantineStore, LineageStore, GarbageStore, Protocol):
     """All of it."""

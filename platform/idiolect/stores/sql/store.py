@@ -32,6 +32,7 @@ from idiolect.stores.sql.rollouts import Rollouts
 from idiolect.stores.sql.sealing_existing import SealingExisting
 from idiolect.stores.sql.snapshots import Snapshots
 from idiolect.stores.sql.subjects import Subjects
+from idiolect.stores.sql.swaps import Swaps
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT, is_bound
 from idiolect.stores.sql.tenants import Tenants
 from idiolect.stores.sql.training_reads import TrainingReads
@@ -50,6 +51,7 @@ class _Protection(KeyBinding, SealingExisting, Retention):
 
 
 class SqlStore(
+    Swaps,
     Agreement,
     Tenants,
     Subjects,
