@@ -26,7 +26,8 @@ _EMPTY = b"0-0"  # before every entry
 
 
 class StreamTail:
-    """One thread with one connection, which is thrown away after any error. Begins with the newest entry."""
+    """One thread with one connection, which is thrown away after any error. Begins after the newest entry; where the
+    cursor is lost, with the first."""
 
     def __init__(self, url: str, stream: str, on_news: OnNews, log: logging.Logger) -> None:
         """Raises ValueError for what is not a Redis URL; connects only when started. `on_news` raises nothing."""
@@ -69,8 +70,7 @@ class StreamTail:
         found: Any = None
         while not self._stop.is_set():
             if not found and not self._cursor_stands():
-                newest = self._client.xrevrange(self._stream, count=1)
-                self._cursor = newest[0][0] if newest else _EMPTY
+                self._cursor = self._newest() if self._cursor is None else _EMPTY
                 self._on_news(None)
             self._in_trouble = False
             found = self._client.xread({self._stream: self._cursor}, count=KEPT, block=int(BLOCK_SECONDS * 1000))
@@ -78,6 +78,10 @@ class StreamTail:
                 entries = found[0][1]
                 self._cursor = entries[-1][0]
                 self._on_news([fields for _, fields in entries])
+
+    def _newest(self) -> bytes:
+        newest: list[tuple[bytes, Fields]] = self._client.xrevrange(self._stream, count=1)
+        return newest[0][0] if newest else _EMPTY
 
     def _cursor_stands(self) -> bool:
         """Of a stream that is younger than the cursor nothing would ever come: its entries are before it."""

@@ -99,9 +99,10 @@ def test_a_stream_without_the_entry_that_was_read_last_is_not_believed_to_be_all
         client.flushall()
     if lost == "younger":
         client.xadd(STREAM, {"seq": 8}, id="5-1")
-    assert eventually(lambda: came == [7, None])
+    found = [7, None, *([8] if lost == "younger" else [])]
+    assert eventually(lambda: came == found)
     client.xadd(STREAM, {"seq": 9}, id="5-2" if lost == "younger" else "*")
-    assert eventually(lambda: came == [7, None, 9])
+    assert eventually(lambda: came == [*found, 9])
 
 
 @pytest.mark.parametrize(
