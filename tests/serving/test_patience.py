@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from idiolect_services.gateway.patience import within
+from idiolect_services.gateway.patience import at_once, within
 
 NEVER_MET = 3600.0
 
@@ -93,3 +93,22 @@ def test_who_is_cancelled_is_cancelled_where_they_wait() -> None:
 
     asyncio.run(scenario())
     assert seen == ["cancelled"]
+
+
+def test_what_would_have_to_wait_is_given_up_and_cleans_up() -> None:
+    left: list[str] = []
+
+    async def waits() -> str:
+        try:
+            return str(await asyncio.get_running_loop().create_future())
+        finally:
+            left.append("left")
+
+    async def ready() -> str:
+        return "given"
+
+    async def scenario() -> tuple[str | None, str | None]:
+        return at_once(ready()), at_once(waits())
+
+    assert asyncio.run(scenario()) == ("given", None)
+    assert left == ["left"]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import re
 import traceback
+from collections.abc import Coroutine
+from typing import Any, cast
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idiolect.ids import new_id
 from idiolect_services.gateway.bodies import BODY_READ
+from idiolect_services.gateway.headers import header
+from idiolect_services.gateway.patience import at_once
 from idiolect_services.gateway.problems import internal_error
 
 logger = logging.getLogger("idiolect.gateway")
@@ -19,6 +23,8 @@ LIMIT_HEADERS = "limit_headers"  # in the request's state: what was counted for 
 
 # No browser keeps an answer, or takes one that holds a person's words for a page.
 _ALWAYS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
+COME_AGAIN = (429, 503)
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -47,7 +53,7 @@ class Edge:
                     *message["headers"],
                     *added,
                     *scope["state"].get(LIMIT_HEADERS, ()),
-                    *_closing(scope),
+                    *_closing(scope, receive, message["status"]),
                 ]
             await send(message)
 
@@ -62,12 +68,23 @@ class Edge:
             await internal_error(Request(scope))(scope, receive, send_with_headers)
 
 
-def _closing(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """Close the connection if the request's body was left unread: it may never end."""
+def _closing(scope: Scope, receive: Receive, status: int) -> list[tuple[bytes, bytes]]:
+    """Close the connection if the request's body was left unread: it may never end. But whoever has sent all of it and
+    is to come again keeps theirs: in an overload, new ones would cost half as much again as the refusals."""
     if scope["state"].get(BODY_READ):
         return []
     has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
-    return [(b"connection", b"close")] if has_body else []
+    if not has_body or (status in COME_AGAIN and _has_come(scope, receive)):
+        return []
+    return [(b"connection", b"close")]
+
+
+def _has_come(scope: Scope, receive: Receive) -> bool:
+    """Whether all of the body lies here already. Whoever waits to be asked for it (100-continue) is not asked."""
+    if header(scope, b"expect") is not None:
+        return False
+    message = at_once(cast(Coroutine[Any, Any, Message], receive()))
+    return message is not None and message["type"] == "http.request" and not message.get("more_body", False)
 
 
 def _request_id(scope: Scope) -> str:

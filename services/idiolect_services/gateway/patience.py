@@ -1,4 +1,4 @@
-"""A bound on how long is waited, which costs nothing where nothing has to be waited for."""
+"""Bounds on how long is waited, which cost nothing where nothing has to be waited for."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
         return given
     async with asyncio.timeout(seconds):
         return await _resumed(work, waits_for)
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` gives if it waits for nothing. Else it is given up."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        given: T = done.value
+        return given
+    work.close()
+    return None
 
 
 @coroutine
