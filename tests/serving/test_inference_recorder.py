@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,7 @@ from idiolect.resets.plan import plan_reset
 from idiolect.signals.events import Inference
 from idiolect.stores.ports import RecordOutcome, ShownInference
 from idiolect_services.gateway import recorder as recorder_module
-from idiolect_services.gateway.pace import MOST_TEXTS, RESTS, SLOW_SECONDS, Pace
+from idiolect_services.gateway.pace import MOST_TEXTS, RESTS, SLOW_SECONDS, Pace, Spent
 from idiolect_services.gateway.recorder import AT_ONCE_IN_A_ROW, InferenceRecorder
 
 
@@ -157,18 +158,19 @@ def test_feedback_finds_the_inference_as_soon_as_its_answer_is_there(world: Worl
 
 
 class Hour:
-    """A clock, and how often the thread has waited."""
+    """A clock, and what the threads have done."""
 
     def __init__(self) -> None:
-        self.now, self.waits = 0.0, 0
+        self.now, self.spent = 0.0, Spent(0, 0, 0.0)
 
     def pace(self, *, embedded: bool = True) -> Pace:
-        return Pace(embedded=embedded, monotonic=lambda: self.now, waits=lambda: self.waits)
+        return Pace(embedded=embedded, monotonic=lambda: self.now, spent=lambda: self.spent)
 
-    def answer(self, pace: Pace, seconds: float, *, waits: bool = True) -> None:
+    def answer(self, pace: Pace, seconds: float, *, waits: int = 1, reads: int = 0, others: float = 0.0) -> None:
+        """`others`: the share of the time for which other threads compute."""
         began = pace.begins()
         self.now += seconds
-        self.waits += waits
+        self.spent = Spent(self.spent.waits + waits, self.spent.reads + reads, self.spent.others_s + others * seconds)
         pace.ends(began)
 
 
@@ -191,8 +193,41 @@ def test_after_a_slow_answer_the_event_loop_is_spared_for_the_longer_the_slower_
 def test_a_pause_that_the_system_made_says_nothing_of_the_store() -> None:
     hour = Hour()
     pace = hour.pace()
-    hour.answer(pace, 100 * SLOW_SECONDS, waits=False)
+    hour.answer(pace, 100 * SLOW_SECONDS, waits=0)
     assert pace.allows(1)
+
+
+def test_waiting_for_the_interpreter_while_others_compute_says_nothing_of_the_store() -> None:
+    hour = Hour()
+    pace = hour.pace()
+    hour.answer(pace, 100 * SLOW_SECONDS, waits=80, others=0.9)
+    assert pace.allows(1)
+    hour.answer(pace, 2 * SLOW_SECONDS, waits=80, others=0.1)
+    assert not pace.allows(1)
+
+
+def test_a_disk_that_was_read_is_slow_whatever_others_did_meanwhile() -> None:
+    hour = Hour()
+    pace = hour.pace()
+    hour.answer(pace, 2 * SLOW_SECONDS, reads=1, others=1.0)
+    assert not pace.allows(1)
+
+
+def test_what_other_threads_compute_is_told_from_waiting_for_nothing() -> None:
+    done = threading.Event()
+
+    def compute() -> None:
+        until = time.thread_time() + 5 * SLOW_SECONDS
+        while time.thread_time() < until:
+            pass
+        done.set()
+
+    before = Pace(embedded=True).begins().spent
+    threading.Thread(target=compute).start()
+    done.wait()
+    after = Pace(embedded=True).begins().spent
+    assert after.others_s - before.others_s > 4 * SLOW_SECONDS
+    assert after.waits > before.waits
 
 
 def test_a_thread_that_waits_is_seen_to() -> None:

@@ -17,7 +17,7 @@ from idiolect.resets.plan import plan_reset
 from idiolect_services.gateway.fencing import LOOKS, PATIENCE_SECONDS, AnswerFence, Claim
 from idiolect_services.gateway.gate import GenerationGate
 from idiolect_services.gateway.lanes import Lane
-from idiolect_services.gateway.pace import Began, Pace
+from idiolect_services.gateway.pace import Began, Pace, Spent
 
 STALE = ANSWER_SECONDS + 0.001
 
@@ -146,9 +146,9 @@ def test_a_busy_server_looks_at_an_embedded_store_where_nothing_comes_between(re
     person = Person()
     assert not admits(person, lane=SlowLane(person))
     person = Person()
-    pace = Pace(embedded=True, monotonic=lambda: 1.0, waits=lambda: 1)
+    pace = Pace(embedded=True, monotonic=lambda: 1.0, spent=lambda: Spent(1, 0, 0.0))
     if resting:
-        pace.ends(Began(0.0, 0))
+        pace.ends(Began(0.0, Spent(0, 0, 0.0)))
     assert admits(person, lane=SlowLane(person), pace=pace)
     assert person.looks == (LOOKS if resting else 1)
     late = Person(generation=1)
