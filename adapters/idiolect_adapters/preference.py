@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from idiolect.canonical import canonical_json, parse_json_object
 from idiolect.errors import CorruptArtifactError
 from idiolect.ids import sha256_hex
 from idiolect.settings import PRECISIONS, Precision
+from idiolect.staging import staged_folder
 from idiolect_adapters.backbone import Backbone, check_digest
 from idiolect_adapters.contrasts import CONTRASTS_FILE, Contrasts
 from idiolect_adapters.surface import surface_features
@@ -189,41 +189,39 @@ def save_model(
 
     One that is there already and intact stays as it is: it may be the live one, and must not be gone for a moment.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
-    try:
-        backbone.save(staging)
-        (staging / HEAD_FILE).write_bytes(safetensors.numpy.save(head.tensors() | recipes.tensors()))
-        if contrasts is not None:
-            (staging / CONTRASTS_FILE).write_bytes(contrasts.dump())
-        files = {name: sha256_hex((staging / name).read_bytes()) for name in _files(staging)}
-        card = {
-            "format": FORMAT,
-            "files": files,
-            "features": len(head.mean_F),
-            "kernel": head.kernel is not None,
-            "user_rank": len(head.user_basis_K_F),
-            "domain_rank": len(head.domain_basis_M_F),
-            **({} if backbone.precision == "float32" else {"precision": backbone.precision}),
-            "temperature": temperature,
-            "recipes": recipes.to_json(),
-            "training": dict(training),
-        }
-        data = canonical_json(card)
-        (staging / CARD).write_bytes(data)
-        digest = sha256_hex(data)
-        if not _is_intact(root, digest):
-            _sync(staging)
-            target = root / digest
-            if target.exists():
-                target.rename(staging.with_name(staging.name + "-old"))
-            staging.rename(target)
-            _sync_path(root)
-    except SafetensorError as error:
-        raise _as_os_error(error, staging) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(staging.with_name(staging.name + "-old"), ignore_errors=True)
+    with staged_folder(root) as staging:
+        try:
+            backbone.save(staging)
+            (staging / HEAD_FILE).write_bytes(safetensors.numpy.save(head.tensors() | recipes.tensors()))
+            if contrasts is not None:
+                (staging / CONTRASTS_FILE).write_bytes(contrasts.dump())
+            files = {name: sha256_hex((staging / name).read_bytes()) for name in _files(staging)}
+            card = {
+                "format": FORMAT,
+                "files": files,
+                "features": len(head.mean_F),
+                "kernel": head.kernel is not None,
+                "user_rank": len(head.user_basis_K_F),
+                "domain_rank": len(head.domain_basis_M_F),
+                **({} if backbone.precision == "float32" else {"precision": backbone.precision}),
+                "temperature": temperature,
+                "recipes": recipes.to_json(),
+                "training": dict(training),
+            }
+            data = canonical_json(card)
+            (staging / CARD).write_bytes(data)
+            digest = sha256_hex(data)
+            if not _is_intact(root, digest):
+                _sync(staging)
+                target = root / digest
+                if target.exists():
+                    target.rename(staging.with_name(staging.name + "-old"))
+                staging.rename(target)
+                _sync_path(root)
+        except SafetensorError as error:
+            raise _as_os_error(error, staging) from error
+        finally:
+            shutil.rmtree(staging.with_name(staging.name + "-old"), ignore_errors=True)
     return PreferenceModel(
         backbone, head, recipes, temperature=temperature, digest=digest, card=card, contrasts=contrasts
     )
@@ -260,12 +258,6 @@ def _sync_path(path: Path) -> None:
 
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-
-
-def remove_staging(root: Path) -> None:
-    """Folders that a killed training left behind."""
-    for leftover in root.glob(".staging-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load_model(root: Path, digest: str, device: str = "cpu") -> PreferenceModel:

@@ -30,6 +30,7 @@ from typing import IO, Any
 from idiolect.canonical import canonical_json, parse_json_object
 from idiolect.errors import ConfigurationError, CorruptArtifactError
 from idiolect.registry.signing import Signer
+from idiolect.staging import staged_folder
 from idiolect.stores.sql.snapshots import Row, Snapshot
 
 FORMAT = "idiolect-backup/1"
@@ -232,15 +233,10 @@ class Archive:
         digests = sorted({name.split("/")[1] for name in names})
         missing = [digest for digest in digests if not (root / digest).exists()]
         for digest in missing:
-            root.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
-            try:
+            with staged_folder(root) as staging:
                 for name in (name for name in names if name.split("/")[1] == digest):
                     self._extract(name, staging.joinpath(*name.split("/")[2:]))
                 staging.rename(root / digest)
-            except BaseException:
-                shutil.rmtree(staging, ignore_errors=True)
-                raise
         if missing:
             _sync_folder(root)
         return len(missing)

@@ -6,12 +6,11 @@ among content-addressed blobs, and nothing that arrives has to be trusted.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from idiolect.canonical import parse_json_object
 from idiolect.errors import CorruptArtifactError, NotFoundError
+from idiolect.staging import staged_folder
 from idiolect.stores.blobs import BlobStore
 
 CARD = "model.json"
@@ -37,17 +36,13 @@ def fetch_model(blobs: BlobStore, models: Path, digest: str) -> None:
         card = blobs.get(digest)
     except NotFoundError:
         return
-    models.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=models))
-    try:
+    with staged_folder(models) as staging:
         for name, file_digest in _files(card).items():
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(blobs.get(file_digest))
         (staging / CARD).write_bytes(card)
         _take_place(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def blobs_of_model(blobs: BlobStore, digest: str) -> set[str]:

@@ -14,7 +14,7 @@ from idiolect.signals.importers.sample import load_sample
 from idiolect.stores.rollout_ports import StagedModel
 from idiolect_adapters.backbone import Backbone, find_backbone
 from idiolect_adapters.carrying import PROBES
-from idiolect_adapters.preference import PreferenceModel, remove_staging
+from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.features import FeatureCache
 from idiolect_adapters.training.build import build_global
 from idiolect_adapters.training.global_model import GlobalOptions
@@ -63,7 +63,6 @@ def train_global_model(
             mend="Import one with --public, or train privately on people who opted in: add --private.",
         )
     installation.models.mkdir(parents=True, exist_ok=True)
-    remove_staging(installation.models)
     settings = installation.settings
     backbone = Backbone.load(find_backbone(settings.backbone), settings.precision, settings.device)
     described = {
@@ -96,7 +95,6 @@ def train_private_global_model(
     """
     _check_staged(installation, staged)
     installation.models.mkdir(parents=True, exist_ok=True)
-    remove_staging(installation.models)
     public = _public_texts(installation, tenant)
     before = _before(installation)
     if before is not None and _is_tuned(before, installation.settings.backbone):

@@ -24,7 +24,6 @@ from idiolect_adapters.preference import (
     load_model,
     project_features,
     read_card,
-    remove_staging,
     save_model,
 )
 from preference_samples import K, M, some_head, some_recipes
@@ -232,14 +231,6 @@ def test_tensors_that_do_not_fit_the_card_are_refused(copy: Saved, problem: str)
     copy.folder.rename(copy.root / digest)
     with pytest.raises(CorruptArtifactError, match="'user_basis'"):
         load_model(copy.root, digest)
-
-
-def test_what_a_killed_training_left_is_removed_and_models_stay(copy: Saved) -> None:
-    (copy.root / ".staging-abc").mkdir()
-    (copy.root / ".staging-abc" / "model.safetensors").write_bytes(b"half")
-    remove_staging(copy.root)
-    assert [path.name for path in copy.root.iterdir()] == [copy.model.digest]
-    remove_staging(copy.root / "nowhere")
 
 
 def test_a_save_that_fails_leaves_nothing(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from idiolect.errors import UnavailableError
 from idiolect.ids import sha256_hex
+from idiolect.staging import staged_file
 from idiolect.stores.blobs.port import MAX_BYTES, BlobInfo, check_digest, check_size, is_digest, missing, verified
 
 
@@ -26,16 +26,12 @@ class FileBlobs:
         target = self._path(digest)
         with _translated(target):
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, staging = tempfile.mkstemp(prefix=".new-", dir=target.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
+            with staged_file(self.root) as staging:
+                with staging.open("wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                Path(staging).replace(target)
-            except BaseException:
-                Path(staging).unlink(missing_ok=True)
-                raise
+                staging.replace(target)
             for folder in (target.parent, target.parent.parent, self.root):
                 _sync(folder)
         return digest
