@@ -232,6 +232,19 @@ def test_who_stands_still_in_a_transaction_loses_its_locks_and_nothing_of_it_sta
     others.close()
 
 
+def test_a_backup_may_take_its_time_between_two_tables(
+    postgres: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "STANDSTILL_SECONDS", 0.05)
+    store = open_with_keys(postgres_url)
+    opt_in(store, "ann")
+    with store.snapshot() as snapshot:
+        with psycopg.connect(postgres.admin_url(), autocommit=True) as admin:
+            admin.execute("SELECT pg_sleep(0.5)")
+        assert len(list(snapshot.rows("subjects"))) == 1
+    store.close()
+
+
 def test_a_deadlock_of_small_writes_is_settled_by_trying_again(postgres_url: str) -> None:
     """Each locks what the other one wants next; the server ends one of the two."""
     store = open_with_keys(postgres_url)

@@ -20,7 +20,7 @@ from idiolect.signals.comparison import Comparison, Item, PreferenceDataset
 from idiolect.stores.ports import DatasetInfo, ImportOptions, ImportOutcome, Progress, no_progress
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import append
-from idiolect.stores.sql.engine import AnyRow, Hold, chunks, hold, insert
+from idiolect.stores.sql.engine import AnyRow, Hold, chunks, hold, insert, take_time
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.people import requeue, tombstoned
 from idiolect.stores.sql.quotas import count_anew
@@ -153,6 +153,7 @@ def _import(
     at: int,
     progress: Progress,
 ) -> tuple[ImportOutcome, bool]:
+    take_time(connection)
     hold(connection, tenant, Hold.ONE_RUN)
     earlier = _earlier(connection, tenant, dataset.name)
     if earlier is not None and _is_same(earlier, dataset, options):

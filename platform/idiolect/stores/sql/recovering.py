@@ -22,7 +22,7 @@ from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.recovery_log import RecoveryLog
 from idiolect.stores.sql import schema
 from idiolect.stores.sql.audit import locked_head, put
-from idiolect.stores.sql.engine import Hold, chunks, hold, insert
+from idiolect.stores.sql.engine import Hold, chunks, hold, insert, take_time
 from idiolect.stores.sql.erasure import erase
 from idiolect.stores.sql.ledger import charge
 from idiolect.stores.sql.part import Part
@@ -65,6 +65,7 @@ def recover(
     connection: Connection, keys: Callable[[], SubjectKeys], by_tenant: Mapping[str, Sequence[LoggedChange]]
 ) -> Recovered:
     applied: Counter[str] = Counter()
+    take_time(connection)
     for tenant in sorted(by_tenant):
         hold(connection, tenant, Hold.ERASE)
         hold(connection, tenant, Hold.ONE_RUN)

@@ -21,7 +21,7 @@ from idiolect.errors import ConfigurationError
 from idiolect.recovery import LoggedChange, Recovered
 from idiolect.stores.key_ports import SubjectKeys
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import CHUNK
+from idiolect.stores.sql.engine import CHUNK, take_time
 from idiolect.stores.sql.key_binding import bind
 from idiolect.stores.sql.part import Part
 from idiolect.stores.sql.recovering import recover
@@ -47,6 +47,7 @@ class Snapshots(Part):
     def snapshot(self) -> Iterator[Snapshot]:
         """Consistent, while others write."""
         with self._database.reading(ALL_TENANTS) as connection:
+            take_time(connection)  # it stays open while models and blobs are copied
             tables = {table.name: table for table in schema.metadata.sorted_tables}
             yield Snapshot(
                 revision_of(connection) or "",
@@ -80,6 +81,7 @@ def _load(
     where: str,
     without_keys: bool,
 ) -> Recovered:
+    take_time(connection)
     # Written by whoever opens the database; the snapshot has its own.
     connection.execute(delete(schema.agreements))
     connection.execute(delete(schema.key_store))

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, inspect, text
 
 from idiolect.errors import ConfigurationError
 from idiolect.stores.sql import schema
-from idiolect.stores.sql.engine import Database
+from idiolect.stores.sql.engine import Database, take_time
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT
 
 # A name of our own: the database may be shared with another program that uses Alembic.
@@ -43,6 +43,7 @@ def known_revisions() -> set[str]:
 
 def _upgrade(connection: Connection, known: set[str], where: str) -> None:
     if connection.dialect.name != "sqlite":
+        take_time(connection)
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     revision = revision_of(connection)
     if revision is not None and revision not in known:
