@@ -131,8 +131,8 @@ class Settings(BaseSettings):
     key_rate_limit: str | None = Field(None, description="Most calls with one key; no limit if not set.")
     redis_url: str | None = Field(
         None,
-        description="Redis that counts calls for all replicas together, and hastens what they tell each other; "
-        "each process is alone if not set.",
+        description="Redis that counts calls for all replicas together, spares Postgres a part of most rankings, "
+        "and hastens what replicas tell each other; each process is alone if not set.",
     )
     idempotency_hours: float = Field(
         24.0, gt=0, le=720, description="Hours for which a request sent again with its Idempotency-Key is recognised."

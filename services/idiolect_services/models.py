@@ -34,8 +34,8 @@ class OnAnotherModelError(Exception):
 class CandidateScorer(Scorer):
     """Serves nobody but those whom `resolve` puts on its model."""
 
-    def _resolving(self, request: ScoreRequest) -> Asking[Resolution | None]:
-        found = yield from super()._resolving(request)
+    def _resolving(self, request: ScoreRequest, *, anew: bool = False) -> Asking[Resolution | None]:
+        found = yield from super()._resolving(request, anew=anew)
         if found is None or found.global_digest != self.model.digest:
             raise OnAnotherModelError(confirmed=found is not None)
         return found

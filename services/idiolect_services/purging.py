@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from idiolect.clock import Clock
-from idiolect.errors import IdiolectError
+from idiolect.errors import IdiolectError, UnavailableError
 from idiolect.ids import new_id
 from idiolect.stores.purge_ports import PurgeStore
 from idiolect_services.redis_setting import redis_wanted
@@ -28,6 +28,8 @@ PAGE = 1000
 GATHER_SECONDS = 0.25
 
 Forget = Callable[[str, str], None]  # (tenant, subject)
+# Of several people, what all processes share. Raises UnavailableError while it may still be there.
+ForgetShared = Callable[[Sequence[tuple[str, str]]], None]
 
 
 class PurgeListener:
@@ -82,16 +84,19 @@ class PurgeFollower(PurgeListener):
         *,
         embedded: bool = False,
         hints: Hints | None = None,
+        forget_shared: ForgetShared | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.replica: str = new_id()
         self._store = store
         self._forget = forget
+        self._forget_shared = forget_shared
         self._clock = clock
         self._poll_s = EMBEDDED_POLL_SECONDS if embedded else POLL_SECONDS
         self._hints = hints or NoHints()
         self._monotonic = monotonic
         self._since = self._cursor = self._said = -1
+        self._shared: list[tuple[str, str]] = []  # people up to the cursor, of whom what is shared is not purged yet
         self._beat_at = 0.0
         self._tell = threading.Event()
         self._wake = threading.Event()
@@ -101,7 +106,7 @@ class PurgeFollower(PurgeListener):
 
     @property
     def cursor(self) -> int:
-        """Everything up to here is purged; -1 until the store could be asked for the first time."""
+        """Everything up to here is purged from memory; -1 until the store could be asked for the first time."""
         return self._cursor
 
     def start(self) -> None:
@@ -113,7 +118,7 @@ class PurgeFollower(PurgeListener):
         """Follow from the end of the log on. If the store can't be asked now, follow all of it later."""
         try:
             self._since = self._cursor = self._store.purge_head()
-            self._say()
+            self._say(self._cursor)
         except IdiolectError as error:
             self._since = 0 if self._since < 0 else self._since
             self._complain(error)
@@ -175,18 +180,33 @@ class PurgeFollower(PurgeListener):
             purges = self._store.purges(after, limit=PAGE)
             for purge in purges:
                 self._forget(purge.tenant, purge.subject)
+            self._shared += [(purge.tenant, purge.subject) for purge in purges]
             found = len(purges)
             self._cursor = purges[-1].seq if purges else after
+        trouble = self._purge_shared()
+        purged = self._cursor if trouble is None else self._said
         beats = self._monotonic() - self._beat_at > BEAT_SECONDS
         if beats:
             self._store.sweep_blobs()  # what whoever doomed it did not come to
-        if beats or self._cursor != self._said:
-            self._say()
+        if purged >= 0 and (beats or purged != self._said):
+            self._say(purged)
+        if trouble is not None:
+            raise trouble
 
-    def _say(self) -> None:
-        cursor = self._cursor
-        self._store.follow(self.replica, self._since, cursor, self._clock.now())
-        self._said, self._beat_at = cursor, self._monotonic()
+    def _purge_shared(self) -> UnavailableError | None:
+        """Last, and all of it before any is said to be purged: memory is not to wait for what others hold."""
+        try:
+            while self._shared:
+                if self._forget_shared is not None:
+                    self._forget_shared(self._shared[:PAGE])
+                del self._shared[:PAGE]
+        except UnavailableError as error:
+            return error
+        return None
+
+    def _say(self, purged: int) -> None:
+        self._store.follow(self.replica, self._since, purged, self._clock.now())
+        self._said, self._beat_at = purged, self._monotonic()
 
     def _complain(self, error: IdiolectError) -> None:
         """Once per trouble: what is cached is not served, so this can wait."""

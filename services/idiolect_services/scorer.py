@@ -31,7 +31,7 @@ from idiolect.rollouts.outcomes import Served, Trial
 from idiolect.stores.ports import Store
 from idiolect_adapters.runtime.bank import AdapterBank, Owner, Weights
 from idiolect_adapters.runtime.features import FeatureCache, Features, Pair
-from idiolect_services.looks import STORE_TROUBLE, Asking, LookAgain, Resolve, alone
+from idiolect_services.looks import STORE_TROUBLE, Asking, Confirm, LookAgain, Resolve, ResolveAnew, alone
 from idiolect_services.quarantine import Quarantine
 
 if TYPE_CHECKING:  # it imports torch
@@ -213,6 +213,12 @@ class Scorer:
             return None
         looked_at = self.uptime()
         resolution = yield from self._resolving(request)
+        if resolution is not None and resolution.remembered:
+            result = yield from self._from_memory(request, resolution, features_NW, self._part(resident))
+            if result is not None:
+                return result
+            looked_at = self.uptime()
+            resolution = yield from self._resolving(request, anew=True)
         try:
             stack = self._stack(request, resolution, self._part(resident))
             rows = self._cached_rows(request, stack, features_NW, NOTHING_UNDER)
@@ -221,6 +227,26 @@ class Scorer:
         except Exception as error:
             self._failed(request, error)
             raise
+
+    def _from_memory(
+        self, request: ScoreRequest, remembered: Resolution, features_NW: Features, part: Part
+    ) -> Asking[ScoreResult | None]:
+        """None if the store does not confirm it, or if it does not lead to an answer: then it may only be outdated."""
+        try:
+            stack = self._stack(request, remembered, part)
+        except (NotResidentError, IdiolectError):
+            return None
+        rows = self._cached_rows(request, stack, features_NW, NOTHING_UNDER)
+        if rows is None:
+            return None
+        yield None
+        looked_at = self.uptime()
+        result = sum_stack(stack, rows, self.model.user_rank, looked_at, explain=request.explain)
+        try:
+            holds: bool = yield Confirm(request.tenant, request.subject, request.domain, remembered)
+        except STORE_TROUBLE:
+            return None
+        return result if holds else None
 
     def loras_of(self, request: ScoreRequest, *, resident: bool = False) -> tuple[LoraStack, ...]:
         """What the request's texts have to be read under, beside the bare model. Loads what is not in memory; with
@@ -318,10 +344,11 @@ class Scorer:
     def _resolved(self, request: ScoreRequest) -> Resolution | None:
         return alone(self._resolving(request), self.store)
 
-    def _resolving(self, request: ScoreRequest) -> Asking[Resolution | None]:
+    def _resolving(self, request: ScoreRequest, *, anew: bool = False) -> Asking[Resolution | None]:
         """None if the store can't be read: then nothing about anybody is confirmed."""
+        question = ResolveAnew if anew else Resolve
         try:
-            found: Resolution = yield Resolve(request.tenant, request.subject, request.domain)
+            found: Resolution = yield question(request.tenant, request.subject, request.domain)
         except STORE_TROUBLE:
             return None
         return found if found.candidate is None else found.seen_by(self.model.digest)

@@ -28,6 +28,7 @@ from idiolect.errors import (
 from idiolect.privacy.pauses import LOOKED_AT, pause
 from idiolect.rollouts.outcomes import Served
 from idiolect.settings import Settings
+from idiolect.stores.redis.resolutions import RememberedResolutions
 from idiolect_adapters.preference import PreferenceModel
 from idiolect_adapters.runtime.bank import AdapterBank
 from idiolect_adapters.runtime.features import FeatureCache
@@ -37,6 +38,7 @@ from idiolect_services.gateway.app import create_app
 from idiolect_services.gateway.context import GatewayServices
 from idiolect_services.gateway.wire import Wire
 from idiolect_services.live import LiveScorer
+from idiolect_services.memory import Forgetting, memory_of
 from idiolect_services.models import CandidateScorer
 from idiolect_services.peft_export import peft_of
 from idiolect_services.purging import PurgeFollower, redis_hints
@@ -183,7 +185,8 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
         Takeover(live, store.live_global, lambda digest: scorer_on(loaded(digest), Scorer), candidate=candidates),
         on_switch=lambda scorer: loop.use(_trainer(installation, scorer)),
     )
-    purges = purge_follower(installation, live)
+    memory = memory_of(installation)
+    purges = purge_follower(installation, live, memory)
     swaps = swap_follower(installation, live)
     retention = RetentionLoop(installation)
     app = create_app(
@@ -198,6 +201,7 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
             vault=installation.vault,
             peft=lambda stored: peft_of(_model_of(live.current), signer)(stored),
             purges=purges,
+            memory=memory,
         )
     )
     gateway_lifespan = app.router.lifespan_context
@@ -221,6 +225,8 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
             loop.stop()
             purges.stop()
         live.close()
+        if memory is not None:
+            memory.close()
 
     app.router.lifespan_context = lifespan
     return app
@@ -244,11 +250,20 @@ def _warmed(model: PreferenceModel) -> PreferenceModel:
     return model
 
 
-def purge_follower(installation: Installation, live: LiveScorer) -> PurgeFollower:
+def purge_follower(
+    installation: Installation, live: LiveScorer, memory: RememberedResolutions | None = None
+) -> PurgeFollower:
     """Raises ConfigurationError for a Redis URL that can't be read."""
     store, settings = installation.store, installation.settings
     hints = None if settings.redis_url is None else redis_hints(settings.redis_url)
-    return PurgeFollower(store, live.forget, installation.clock, embedded=store.embedded, hints=hints)
+    return PurgeFollower(
+        store,
+        live.forget,
+        installation.clock,
+        embedded=store.embedded,
+        hints=hints,
+        forget_shared=None if memory is None else Forgetting(memory),
+    )
 
 
 def swap_follower(installation: Installation, live: LiveScorer) -> SwapFollower | None:

@@ -89,7 +89,6 @@ def test_a_published_version_is_served(ready: Store) -> None:
         domain=resolution.domain,
         user=ResolvedVersion("v1", "r-v1", stored.version.weights_sha256, 0),
         state=ready.subject(TENANT, "ann"),
-        domain_known=True,
     )
     assert resolution.domain is not None
     assert resolution.domain.id == "d1"
@@ -100,7 +99,7 @@ def test_nothing_is_served_across_tenants(ready: Store) -> None:
     publish_domain(ready, "d1")
     ready.change_subject("other", "ann", ConsentChange(opted_in=True), at(0))
     resolution = ready.resolve("other", "ann", "chat")
-    assert (resolution.user, resolution.domain, resolution.domain_known) == (None, None, False)
+    assert (resolution.user, resolution.domain) == (None, None)
 
 
 def test_without_a_name_only_the_domain_is_served(ready: Store) -> None:
@@ -129,15 +128,6 @@ def test_who_is_unknown_or_paused_gets_no_personal_part_and_the_reason(ready: St
     assert (paused.user, paused.state and paused.state.refusal()) == (None, "paused")
     ready.change_subject(TENANT, "ann", ConsentChange(paused=False), at(2))
     assert served(ready) == (None, "v1")
-
-
-def test_a_domain_is_known_by_its_items_or_its_versions(ready: Store) -> None:
-    assert ready.resolve(TENANT, None, "chat").domain_known is False
-    ready.import_dataset(TENANT, dataset(), OPTED_IN, at(0))
-    assert ready.resolve(TENANT, None, "chat").domain_known is True
-    assert ready.resolve(TENANT, None, "voice").domain_known is False
-    publish_domain(ready, "d1", "voice")
-    assert ready.resolve(TENANT, None, "voice").domain_known is True
 
 
 def test_the_newest_publish_is_served(ready: Store) -> None:

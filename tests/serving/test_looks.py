@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from idiolect.errors import UnavailableError
-from idiolect_services.looks import Asking, LookAgain, Question, Resolve, alone, answered
+from idiolect.registry.resolution import Resolution, Standing
+from idiolect_services.looks import Asking, Confirm, LookAgain, Question, Resolve, ResolveAnew, alone, answered
 
 ASKED: list[Question] = [Resolve("t", "ann", "d"), None, LookAgain("t", "ann"), Resolve("t", "bob", None)]
 
@@ -89,3 +90,61 @@ def test_what_nobody_catches_ends_it() -> None:
     store: Any = Store(alone="bob")
     with pytest.raises(ZeroDivisionError):
         alone(asking(), store)
+
+
+# --- what is remembered -----------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """Recalls what it is told to, and remembers what it was told."""
+
+    def __init__(self, **recalled: Resolution) -> None:
+        self.recalled = recalled
+        self.told: list[Any] = []
+        self.judgements: list[bool] = []
+
+    def recall(self, asked: Sequence[Any]) -> list[Resolution | None]:
+        return [self.recalled.get(str(one[1])) for one in asked]
+
+    def remember(self, resolved: Sequence[Any]) -> None:
+        self.told += resolved
+
+    def judged(self, holds: Sequence[bool]) -> None:
+        self.judgements += holds
+
+
+OLD = Resolution("g", None, None, None, mark="m", remembered=True)
+NEW = Resolution("h", None, None, None, mark="n")
+
+
+class Resolving(Store):
+    def _one(self, asked: Any) -> Any:
+        return NEW
+
+    def standing_each(self, asked: Sequence[Any]) -> Any:
+        self.calls.append("standing_each")
+        return [Standing("g" if one[1] == "ann" else "h", None, None, None, "m") for one in asked]
+
+
+def test_only_what_is_not_remembered_is_asked_for_and_then_it_is() -> None:
+    store, memory = Resolving(), Memory(ann=OLD)
+    asked: list[Question] = [Resolve("t", "ann", "d"), Resolve("t", "bob", "d"), ResolveAnew("t", "ann", None)]
+    assert answered(store, asked, memory) == [OLD, NEW, NEW]  # type: ignore[arg-type]
+    assert memory.told == [(asked[1], NEW), (asked[2], NEW)]
+    assert store.calls == ["resolve_each"]
+
+
+def test_what_is_remembered_is_compared_with_how_things_stand() -> None:
+    store, memory = Resolving(), Memory()
+    asked: list[Question] = [Confirm("t", name, "d", OLD) for name in ("ann", "bob")]
+    assert answered(store, asked, memory) == [True, False]  # type: ignore[arg-type]
+    assert (memory.judgements, memory.told) == ([True, False], [])
+    assert answered(store, asked[1:], memory) == [False]  # type: ignore[arg-type]
+
+
+def test_alone_nothing_is_recalled() -> None:
+    def asking() -> Asking[Any]:
+        return (yield Resolve("t", "ann", "d")), (yield Confirm("t", "ann", "d", OLD))
+
+    store: Any = Resolving()
+    assert alone(asking(), store) == (NEW, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from serving_world import World
@@ -127,6 +127,35 @@ def test_a_store_that_is_out_of_reach_delays_and_loses_nothing() -> None:
     assert eventually(lambda: log.said == [(0, 2)])
     log.down = True
     process.stop()
+
+
+def test_what_is_shared_is_purged_last_and_said_only_then() -> None:
+    log, gone, shared, down = Log(), list[str](), list[str](), [True]
+
+    def forget_shared(people: Sequence[tuple[str, str]]) -> None:
+        if down[0]:
+            raise UnavailableError("Redis does not answer.")
+        shared.extend(subject for _, subject in people)
+
+    now = [0.0]
+    process = PurgeFollower(
+        log,
+        lambda _tenant, subject: gone.append(subject),
+        SystemClock(),
+        forget_shared=forget_shared,
+        monotonic=lambda: now[0],
+    )
+    process.begin()
+    for name in ("ann", "bob"):
+        log.add(name)
+        now[0] += 10.0
+        with pytest.raises(UnavailableError):
+            process.follow()
+    assert (gone, shared) == (["ann", "bob"], [])  # memory does not wait, and is purged once
+    assert log.said == [(0, 0)] * 3  # it lives, and has not purged everything
+    down[0] = False
+    process.follow()
+    assert (gone, shared, log.said[-1]) == (["ann", "bob"], ["ann", "bob"], (0, 2))
 
 
 def test_what_fails_to_be_purged_is_not_said_to_be_purged() -> None:

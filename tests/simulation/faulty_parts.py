@@ -1,5 +1,5 @@
-"""What a simulated process meets: a store that is slow, fails, or is out of reach; hints that get lost; clocks that run
-unevenly."""
+"""What a simulated process meets: a store that is slow, fails, or is out of reach; a Redis that forgets, or comes back
+as it was a while ago; hints that get lost; clocks that run unevenly."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Weather:
     lost_hints: float
     doubled_hints: float
     drift: float  # clocks run faster or slower by up to so much
+    lost_memory: float  # share of calls to Redis that fail, or find it flushed, or turned back to an older copy
     ambushes: float  # share of last looks after which an answer is held back, while its person changes their mind
 
     @staticmethod
@@ -42,6 +43,7 @@ class Weather:
             lost_hints=chance.choice([0.0, 0.3, 1.0]),
             doubled_hints=chance.choice([0.0, 0.3]),
             drift=0.07,  # fence: clocks that run equally fast to within a sixth, so 1.07 / 0.93 is allowed
+            lost_memory=chance.choice([0.0, 0.05, 0.3]),
             ambushes=chance.choice([0.0, 0.5]),
         )
 
@@ -66,7 +68,7 @@ class SkewedClock:
         return of_its_own / self._rate
 
 
-LAST_LOOKS = ("subject", "record_inferences")
+LAST_LOOKS = ("subject", "standing_each", "record_inferences")
 HELD_SECONDS = ANSWER_SECONDS / 1.15  # less than an answer may take after its look, by any process' clock
 
 
@@ -153,6 +155,73 @@ class FaultyStore:
             raise Killed
         if self._process.cut_off or chance.random() < failing:
             raise UnavailableError("the simulated store did not answer.")
+
+
+Entries = dict[bytes, dict[bytes, bytes]]
+
+
+class SharedRedis:
+    """The commands that what was resolved is remembered by. `older`: some earlier state of it."""
+
+    def __init__(self) -> None:
+        self.entries: Entries = {}
+        self.older: Entries = {}
+
+    def hget(self, name: bytes, field: bytes) -> bytes | None:
+        return self.entries.get(name, {}).get(field)
+
+    def hset(self, name: bytes, field: bytes, value: bytes) -> None:
+        self.entries.setdefault(name, {})[field] = value
+
+    def expire(self, name: bytes, seconds: int) -> None:
+        """A run is over sooner."""
+
+    def unlink(self, *names: bytes) -> int:
+        return sum(self.entries.pop(name, None) is not None for name in names)
+
+    def pipeline(self, *, transaction: bool) -> _Pipeline:
+        assert not transaction
+        return _Pipeline(self)
+
+    def copied(self) -> Entries:
+        return {name: dict(fields) for name, fields in self.entries.items()}
+
+
+class _Pipeline:
+    def __init__(self, redis: SharedRedis) -> None:
+        self._redis = redis
+        self._asked: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: self._asked.append((name, args))
+
+    def execute(self) -> list[Any]:
+        return [getattr(self._redis, name)(*args) for name, args in self._asked]
+
+
+class FaultyLink:
+    """That Redis as one process reaches it: as `RedisLink`."""
+
+    def __init__(
+        self, redis: SharedRedis, process: Health, crew: Crew, chance: random.Random, weather: Weather
+    ) -> None:
+        self._redis, self._process, self._crew = redis, process, crew
+        self._chance, self._weather = chance, weather
+
+    def ask(self, question: Callable[[Any], Any]) -> Any:
+        chance, redis = self._chance, self._redis
+        self._crew.pause(chance.expovariate(1.0 / self._weather.latency_s))
+        if self._process.dead:
+            raise Killed
+        if chance.random() < self._weather.lost_memory:
+            what = chance.choice(["fails", "flushed", "copied", "turned back", "turned back"])
+            if what == "fails":
+                return None
+            if what == "copied":
+                redis.older = redis.copied()
+            else:
+                redis.entries = {} if what == "flushed" else {name: dict(one) for name, one in redis.older.items()}
+        return question(redis)
 
 
 class Bus:

@@ -103,6 +103,8 @@ class Oracle:
                 self.learn(template, version)
             self.seen["published"] += 1
             self.note(f"committed: release {release} of {len(versions)}, {len(fenced)} fenced")
+        elif name == "standing_each":
+            self.seen["remembered"] += len(result)
         elif name in ("apply_reset", "change_subject", "revoke_release", "reserve", "quarantine"):
             self.note(f"committed: {name}")
 

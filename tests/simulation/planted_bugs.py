@@ -109,6 +109,10 @@ PLANTED: dict[str, tuple[Planted, str]] = {
         _instead_of("idiolect.stores.sql.resolving._fitting", _without_revocation(resolving._fitting)),
         "what was revoked before a request is not served to it",
     ),
+    "what is remembered is served unconfirmed": (
+        _always("idiolect.registry.resolution.Standing.agrees", True),
+        "what was revoked before a request is not served to it",
+    ),
     "texts are cached without their tenant": (_cached_for_all, "no cache is shared between tenants"),
     "a budget is passed": (_always("idiolect.stores.sql.ledger.fits", True), "no budget is passed"),
     "stored weights are not verified": (

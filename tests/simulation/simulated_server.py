@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from faulty_parts import Ambush, Bus, Committed, FaultyStore, SkewedClock, Weather
+from faulty_parts import Ambush, Bus, Committed, FaultyLink, FaultyStore, SharedRedis, SkewedClock, Weather
 from serving_world import HashModel
 from starlette.requests import ClientDisconnect, Request
 from virtual_time import Crew, CrewExecutor, VirtualLoop
@@ -21,6 +21,7 @@ from virtual_time import Crew, CrewExecutor, VirtualLoop
 from idiolect.errors import IdiolectError
 from idiolect.registry.signing import Signer
 from idiolect.settings import Settings
+from idiolect.stores.redis.resolutions import RememberedResolutions
 from idiolect_adapters.preference import Recipes
 from idiolect_adapters.runtime.bank import AdapterBank
 from idiolect_adapters.runtime.features import FeatureCache
@@ -34,6 +35,7 @@ from idiolect_services.gateway.routes.feedback import FeedbackRoutes
 from idiolect_services.gateway.routes.ranking import RankingRoutes
 from idiolect_services.gateway.routes.registry import RegistryRoutes
 from idiolect_services.live import LiveScorer
+from idiolect_services.memory import Forgetting
 from idiolect_services.purging import POLL_SECONDS, PurgeFollower
 from idiolect_services.quarantine import Quarantine
 from idiolect_services.scorer import Scorer
@@ -87,6 +89,7 @@ class Surroundings:
     crew: Crew
     store: Any  # the real one
     bus: Bus
+    redis: SharedRedis
     weather: Weather
     ambush: Ambush
     settings: Settings
@@ -126,7 +129,16 @@ class ServerProcess:
         )
         scorer = Scorer(store, features, bank, Quarantine(store, clock), uptime=clock.uptime)
         live = LiveScorer(scorer)
-        self.purges = _Follower(self, PurgeFollower(store, live.forget, clock, monotonic=clock.uptime))
+        link: Any = FaultyLink(around.redis, self, around.crew, chance, around.weather)
+        self.memory = RememberedResolutions(link, MASTER_KEY, clock.now)
+        follower = PurgeFollower(
+            store,
+            live.forget,
+            clock,
+            forget_shared=Forgetting(self.memory, clock.uptime),
+            monotonic=clock.uptime,
+        )
+        self.purges = _Follower(self, follower)
         installation = Installation(around.settings, store, around.signer, clock, MASTER_KEY)
         trainer = Trainer(installation, self.model, features, SeededNoise(chance))  # type: ignore[arg-type]
         self.trainer = trainer
@@ -142,6 +154,7 @@ class ServerProcess:
                 on_feedback=lambda _tenant, _subject: None,
                 vault=Vault(MASTER_KEY),
                 purges=self.purges,  # type: ignore[arg-type]
+                memory=self.memory,
                 process=Process(clock.uptime, clock.uptime, self._sleep, lambda _, count: self._executor(count)),
             )
         )

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 from unittest import mock
 
-from faulty_parts import START, Ambush, Bus, Weather
+from faulty_parts import START, Ambush, Bus, SharedRedis, Weather
 from oracle import Ask, Oracle, Person, ViolationError
 from serving_world import signed_version, some_weights, template_for
 from simulated_server import Call, ServerProcess, SlowModel, Surroundings
@@ -198,6 +198,7 @@ class Story:
             crew,
             scene.store,
             Bus(loop, chance, weather),
+            SharedRedis(),
             weather,
             self._ambush,
             scene.settings,

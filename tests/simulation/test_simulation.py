@@ -36,6 +36,7 @@ HAPPENS = (
     "kill",
     "cut off",
     "damage",
+    "remembered",
 )
 
 

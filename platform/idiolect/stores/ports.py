@@ -17,7 +17,7 @@ from idiolect.privacy.events import GaussianEvent, Unit
 from idiolect.privacy.ledger import Account, Charge, LedgerRun, Reservation
 from idiolect.quotas import Quota
 from idiolect.registry.manifest import ReleaseTemplate, Version
-from idiolect.registry.resolution import ReleaseSummary, Resolution
+from idiolect.registry.resolution import ReleaseSummary, Resolution, Standing
 from idiolect.resets.plan import ResetPlan
 from idiolect.resets.receipt import ResetRecord
 from idiolect.signals.comparison import PreferenceDataset
@@ -350,6 +350,11 @@ class RegistryStore(Protocol):
 
     def resolve_each(self, asked: Sequence[tuple[str, str | None, str | None]]) -> Sequence[Resolution]:
         """As `resolve` for each (tenant, subject, domain), in one snapshot."""
+        ...
+
+    def standing_each(self, asked: Sequence[tuple[str, str | None, str | None]]) -> Sequence[Standing]:
+        """What remembered resolutions of each (tenant, subject, domain) must agree with, in one snapshot: a shorter
+        look than theirs."""
         ...
 
     def version(self, tenant: str, version_id: str) -> StoredVersion | None: ...

@@ -34,6 +34,7 @@ class Faults:
             "redis flushed": self._flush,
             "redis killed": self._kill_redis,
             "redis paused": self._pause_redis,
+            "redis turned back": self._turn_back_redis,
         }
         while not stop.is_set():
             with suppress(TimeoutError):
@@ -83,3 +84,6 @@ class Faults:
         self._fleet.redis.signal(signal.SIGSTOP)
         await asyncio.sleep(self._while())
         self._fleet.redis.signal(signal.SIGCONT)
+
+    async def _turn_back_redis(self) -> None:
+        await asyncio.to_thread(self._fleet.redis.turned_back, self._while())

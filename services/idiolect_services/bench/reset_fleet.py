@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 
 from idiolect.errors import ConfigurationError, UnavailableError
+from idiolect.stores.redis.resolutions import PREFIX as REMEMBERED
+from idiolect.stores.redis.resolutions import WINDOW_SECONDS
 from idiolect_services.bench.postgres_server import BenchPostgres
 from idiolect_services.bench.reset_home import DATABASE, KEYS, replica_name
 
@@ -63,6 +65,17 @@ class RedisServer:
 
         with suppress(redis.RedisError, OSError), redis.Redis.from_url(self.url, socket_timeout=1.0) as client:
             client.flushall()
+
+    def turned_back(self, seconds: float) -> None:
+        """To what it remembered of people so many seconds ago, as a copy is that missed what was written since."""
+        import redis
+
+        with suppress(redis.RedisError, OSError), redis.Redis.from_url(self.url, socket_timeout=1.0) as client:
+            copied = {name: client.dump(name) for name in client.scan_iter(REMEMBERED + b"*", count=1000)}
+            time.sleep(seconds)
+            for name, value in copied.items():
+                if value is not None:
+                    client.restore(name, WINDOW_SECONDS * 1000, value, replace=True)
 
 
 def redis_binary() -> str:

@@ -11,6 +11,7 @@ from idiolect.clock import Clock
 from idiolect.registry.signing import Signer
 from idiolect.settings import Settings
 from idiolect.stores.ports import Store
+from idiolect.stores.redis.resolutions import RememberedResolutions
 from idiolect.tenancy import Caller, Scope
 from idiolect.upstreams import HostRules
 from idiolect_services.exports import PeftFiles
@@ -53,6 +54,7 @@ class GatewayServices:
     purges: PurgeListener = field(default_factory=PurgeListener)
     upstreams: UpstreamClient = field(default_factory=UpstreamClient)
     process: Process = field(default_factory=Process)
+    memory: RememberedResolutions | None = None  # of what was resolved lately; None: each request resolves in full
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from idiolect.stores.redis.resolutions import MemoryStats
 from idiolect_adapters.runtime.bank import BankStats
 from idiolect_adapters.runtime.features import FeatureStats
 from idiolect_services.gateway.batching import BatchStats
@@ -77,10 +78,22 @@ class ServerState:
     candidate_missing: bool
     quarantined: int
     active_rollouts: int | None
+    memory: MemoryStats | None = None
 
 
 def state_families(state: ServerState) -> list[Family | Histogram]:
-    return [*_model_families(state), *_bank_families(state.bank), *_text_families(state.features, state.batches)]
+    return [
+        *_model_families(state),
+        *_bank_families(state.bank),
+        *_text_families(state.features, state.batches),
+        *([] if state.memory is None else [_memory_family(state.memory)]),
+    ]
+
+
+def _memory_family(memory: MemoryStats) -> Family:
+    about = "What was remembered of earlier requests: confirmed by the store, not so any more, or nothing."
+    outcomes = {"confirmed": memory.confirmed, "outdated": memory.outdated, "missed": memory.missed}
+    return _counter("remembered_total", about, _by("outcome", outcomes))
 
 
 def _model_families(state: ServerState) -> list[Family]:

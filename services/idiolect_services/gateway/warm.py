@@ -11,6 +11,7 @@ from functools import partial
 
 from idiolect.clock import Clock
 from idiolect.stores.ports import RecordOutcome, ShownInference, Store
+from idiolect.stores.redis.resolutions import RememberedResolutions
 from idiolect_services.gateway.answers import Call, Ready, Scored
 from idiolect_services.gateway.groups import Groups
 from idiolect_services.gateway.lanes import Lane
@@ -33,8 +34,9 @@ class WarmRankings:
         recorder: InferenceRecorder,
         lane: Lane,
         process: Process,
+        memory: RememberedResolutions | None = None,
     ) -> None:
-        self._answered = partial(answered, store)
+        self._answered = partial(answered, store, memory=memory)
         self._clock = clock
         self._uptime = process.uptime
         self._pace = pace

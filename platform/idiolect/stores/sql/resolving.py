@@ -1,6 +1,6 @@
 """The hot read: what may be served to this person on this surface, now? Two point look-ups, three after a revocation.
 
-1. Where things stand: the live global model, the person's row, whether the domain is known.
+1. Where things stand: the live global model, the person's row, the tenant's mark.
 2. The live versions of domain and person, with whether their release is revoked and which global model it is bound to.
 3. Only for an owner whose live version does not fit: the newest that does.
 4. Only while the tenant has a rollout: which of them this person takes part in (see `rollout_serving`).
@@ -12,7 +12,7 @@ Several people of one tenant on one surface are looked up together, but for 3 to
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -46,17 +46,14 @@ from idiolect.stores.sql.withheld import KEY_WITHDRAWN
 _TENANT: BindParameter[str] = bindparam("tenant")
 _SUBJECT: BindParameter[str] = bindparam("subject")
 _DOMAIN: BindParameter[str] = bindparam("domain")
-_G, _S, _I = schema.global_pointer.c, schema.subjects.c, schema.items.c
+_G, _S, _T = schema.global_pointer.c, schema.subjects.c, schema.tenants.c
 _P, _V, _R = schema.pointers.c, schema.versions.c, schema.releases.c
 
 _ONE = select(literal(1).label("one")).subquery("one")
 _STANDING = (
     select(
         select(_G.digest).order_by(_G.id.desc()).limit(1).scalar_subquery().label("global_digest"),
-        or_(
-            exists().where(_I.tenant == _TENANT, _I.domain == _DOMAIN),
-            exists().where(_V.tenant == _TENANT, _V.subject == "", _V.domain == _DOMAIN, IS_HERE),
-        ).label("domain_known"),
+        select(_T.served_mark).where(_T.name == _TENANT).scalar_subquery().label("mark"),
         exists().where(schema.rollout_slots.c.tenant == _TENANT).label("has_rollouts"),
         exists(select(schema.global_trials.c.rollout)).label("has_global_trial"),
         *STATE_COLUMNS,
@@ -155,13 +152,12 @@ def _resolve_together(
     states = states_of([row for rows in found[: len(states_asked)] for row in rows], people)
     live = {} if digest is None else {row.subject: row for rows in found[len(states_asked) :] for row in rows}
     of_domain = _fitting(connection, live.get(""), tenant, "", domain or "", digest, 0)
-    resolved: dict[str | None, Resolution] = {
-        subject: _resolution(
-            connection, tenant, standing, of_domain, state, live.get(subject) if state.refusal(domain) is None else None
-        )
-        for subject, state in states.items()
-    }
-    return resolved | {None: _resolution(connection, tenant, standing, of_domain, None, None)}
+    resolved: dict[str | None, Resolution] = {}
+    for subject, state in (None, None), *states.items():
+        served = state is not None and state.refusal(domain) is None
+        owned = live if served else {"": live.get("")}
+        resolved[subject] = _resolution(connection, tenant, standing, of_domain, state, owned)
+    return resolved
 
 
 def _resolve(connection: Connection, tenant: str, subject: str | None, domain: str | None) -> Resolution:
@@ -174,8 +170,7 @@ def _resolve(connection: Connection, tenant: str, subject: str | None, domain: s
     if digest is not None:  # of a person who is not served nothing is looked at
         live = {row.subject: row for row in pointed if served or not row.subject}
     of_domain = _fitting(connection, live.get(""), tenant, "", domain or "", digest, 0)
-    of_person = None if subject is None else live.get(subject)
-    found = _resolution(connection, tenant, standing, of_domain, state, of_person)
+    found = _resolution(connection, tenant, standing, of_domain, state, live)
     if not served or digest is None:
         return found
     if standing.has_rollouts:
@@ -189,14 +184,26 @@ def _resolution(
     standing: AnyRow,
     of_domain: ResolvedVersion | None,
     state: SubjectState | None,
-    live: AnyRow | None,
+    live: Mapping[str, AnyRow | None],
 ) -> Resolution:
-    """`live`: the person's live version, None unless they may be served."""
-    digest, user = standing.global_digest, None
+    """`live`: by owner, the person's only if they may be served."""
+    digest, user, mine = standing.global_digest, None, None
     if state is not None:
-        user = _fitting(connection, live, tenant, state.subject, "", digest, state.generation)
-    withheld = user is None and _is_withheld(live)
-    return Resolution(digest, of_domain, user, state, bool(standing.domain_known), withheld)
+        mine = live.get(state.subject)
+        user = _fitting(connection, mine, tenant, state.subject, "", digest, state.generation)
+    plain = (
+        digest is not None
+        and not (standing.has_rollouts or standing.has_global_trial)
+        and _is_what(live.get(""), of_domain)
+        and _is_what(mine, user)
+    )
+    withheld = user is None and _is_withheld(mine)
+    return Resolution(digest, of_domain, user, state, withheld, mark=standing.mark if plain else None)
+
+
+def _is_what(live: AnyRow | None, served: ResolvedVersion | None) -> bool:
+    """Whether what is served is what the pointer names, if it names anything."""
+    return live is None if served is None else live is not None and served.id == live.id
 
 
 def _is_withheld(live: AnyRow | None) -> bool:

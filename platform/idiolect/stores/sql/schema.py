@@ -77,7 +77,16 @@ def _sealed() -> Column[bytes]:
     return _bytes("sealed", nullable=True)
 
 
-tenants = Table("tenants", metadata, *_key("name"), _whole("created_at"), _whole("retention_days", nullable=True))
+tenants = Table(
+    "tenants",
+    metadata,
+    *_key("name"),
+    _whole("created_at"),
+    _whole("retention_days", nullable=True),
+    # Another one after every write that withholds a version, revokes a release or withdraws a key: triggers of the
+    # migration see to it.
+    Column("served_mark", Text, nullable=False, server_default=""),
+)
 
 # One row: the key store that opens what is sealed here. `sealed_at`: since when nothing of a person is in the clear.
 key_store = Table("key_store", metadata, *_key("id"), _whole("sealed_at", nullable=True))

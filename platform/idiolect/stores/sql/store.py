@@ -31,6 +31,7 @@ from idiolect.stores.sql.retention import Retention
 from idiolect.stores.sql.rollouts import Rollouts
 from idiolect.stores.sql.sealing_existing import SealingExisting
 from idiolect.stores.sql.snapshots import Snapshots
+from idiolect.stores.sql.standing import Standings
 from idiolect.stores.sql.subjects import Subjects
 from idiolect.stores.sql.swaps import Swaps
 from idiolect.stores.sql.tenant_wall import ALL_TENANTS, NO_TENANT, is_bound
@@ -64,6 +65,7 @@ class SqlStore(
     Registry,
     LargeWeights,
     Resolving,
+    Standings,
     Resets,
     Purges,
     Upstreams,

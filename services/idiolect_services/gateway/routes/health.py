@@ -69,7 +69,7 @@ class HealthRoutes:
         return Response(exposition(families), media_type=MEDIA_TYPE)
 
     async def _state(self) -> ServerState:
-        scorer = self._live.current
+        scorer, memory = self._live.current, self._gateway.services.memory
         return ServerState(
             bank=scorer.bank.stats(),
             features=scorer.features.stats(),
@@ -81,6 +81,7 @@ class HealthRoutes:
             candidate_missing=self._live.candidate_missing is not None,
             quarantined=scorer.quarantine.count,
             active_rollouts=await self._active_rollouts(),
+            memory=None if memory is None else memory.stats(),
         )
 
     async def _active_rollouts(self) -> int | None:

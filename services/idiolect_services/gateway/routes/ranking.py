@@ -87,6 +87,7 @@ class RankingRoutes:
             gateway.recorder,
             gateway.lanes.serving,
             self._services.process,
+            self._services.memory,
         )
         self.posts = {"/v1/rerank": self.rerank, "/v1/score": self.score, "/v1/compare": self.compare}
 
