@@ -17,7 +17,7 @@ from idiolect.ids import new_id, text_digest
 from idiolect.settings import load_settings
 from idiolect.signals.events import Inference
 from idiolect_services.cli import app
-from idiolect_services.retention import RetentionLoop
+from idiolect_services.retention import RetentionLoop, sweep_all
 from idiolect_services.wiring import Installation, open_installation
 
 NOW = datetime.now(UTC)
@@ -25,10 +25,20 @@ NOW = datetime.now(UTC)
 
 @dataclass
 class FixedClock:
+    """Of the wall, and of the machine."""
+
     moment: datetime = NOW
+    up: float = 0.0
 
     def now(self) -> datetime:
         return self.moment
+
+    def uptime(self) -> float:
+        return self.up
+
+    def runs(self, by: timedelta) -> None:
+        self.moment += by
+        self.up += by.total_seconds()
 
 
 @pytest.fixture
@@ -89,10 +99,12 @@ def test_a_server_sweeps_by_itself(home: Path) -> None:
     clock = FixedClock()
     with open_installation(load_settings(home=home), clock) as installation:
         named, unnamed = served(installation, "acme", 1, "ann"), served(installation, "acme", 1)
-        loop = RetentionLoop(installation)
+        loop = RetentionLoop(installation, clock.uptime)
+        loop.run_once()
+        clock.runs(timedelta(minutes=10))
         loop.run_once()
         assert installation.store.inference("acme", named) is not None
-        clock.moment = NOW + timedelta(days=365)
+        clock.runs(timedelta(days=365))
         loop.run_once()
         assert installation.store.inference("acme", named) is None
         assert installation.store.inference("acme", unnamed) is None
@@ -101,10 +113,56 @@ def test_a_server_sweeps_by_itself(home: Path) -> None:
         loop.stop()
 
 
+def test_a_clock_that_is_wrong_for_a_moment_deletes_nothing(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As on a machine that starts in another year, or is set to one, until it is told the time."""
+    clock, wrong = FixedClock(), timedelta(days=3650)
+    with open_installation(load_settings(home=home), clock) as installation:
+        new, old = served(installation, "acme", 1), served(installation, "acme", 366)
+
+        def there(id_: str) -> bool:
+            return installation.store.inference("acme", id_) is not None
+
+        clock.moment += wrong
+        loop = RetentionLoop(installation, clock.uptime)
+        loop.run_once()
+        clock.moment -= wrong
+        assert there(old)
+        clock.runs(timedelta(minutes=10))
+        loop.run_once()
+        assert not there(old)
+        for _ in range(2):
+            clock.runs(timedelta(hours=1))
+            clock.moment += wrong
+            loop.run_once()
+            clock.moment -= wrong
+            loop.run_once()
+            assert there(new)
+        assert "the clock jumped 87600.0 hours ahead" in caplog.text
+        clock.moment += wrong
+        loop.run_once()
+        assert there(new)
+        clock.runs(timedelta(hours=1))
+        loop.run_once()
+        assert not there(new)
+
+
+def test_what_was_swept_is_not_looked_for_again_within_the_hour(home: Path) -> None:
+    clock = FixedClock()
+    with open_installation(load_settings(home=home), clock) as installation:
+        loop = RetentionLoop(installation, clock.uptime)
+        for _ in range(2):
+            loop.run_once()
+        old = served(installation, "acme", 366)
+        for gone in (False, True):
+            clock.runs(timedelta(minutes=30))
+            loop.run_once()
+            assert (installation.store.inference("acme", old) is None) is gone
+
+
 def test_the_setting_is_what_holds_where_a_tenant_says_nothing(home: Path) -> None:
     with open_installation(load_settings(home=home, retention_days=2), FixedClock()) as installation:
         gone, kept = served(installation, "acme", 3), served(installation, "acme", 1)
-        RetentionLoop(installation).run_once()
+        sweep_all(installation)
         assert installation.store.inference("acme", gone) is None
         assert installation.store.inference("acme", kept) is not None
 
