@@ -128,6 +128,7 @@ TWO_READINGS = {
     "a name with a space": GET + b"X y: a\r\n\r\n",
     "no host": b"GET /first HTTP/1.1\r\n\r\n",
     "two hosts": GET + b"Host: y\r\n\r\n",
+    "two hosts, one of them in the target": b"GET http://y/first HTTP/1.1\r\nHost: x\r\n\r\n",
     "no version": b"GET /first\r\n\r\n",
     "a chunk of a negative size": CHUNKED + b"-2\r\nab\r\n0\r\n\r\n",
     "a chunk that is longer than it says": CHUNKED + b"1\r\nab\r\n0\r\n\r\n",
@@ -140,6 +141,21 @@ def test_what_two_readers_could_take_for_different_requests_is_refused(port: int
     said = talk(port, request_ + SECOND)
     assert said.startswith(SHUT)
     assert b"/second" not in said
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"http://x/first", "/first"),
+        (b"HTTP://X/first?a=http://y/", "/first"),
+        (b"https://x", "/"),
+        (b"http://x?a", "/"),
+        (b"/http://y/", "/http://y/"),
+    ],
+)
+def test_a_target_may_be_the_whole_address_of_this_host(port: int, target: bytes, path: str) -> None:
+    said = told(talk(port, b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n" + SECOND))
+    assert [one["path"] for one in said] == [path, "/second"]
 
 
 ENDLESS = {

@@ -4,6 +4,7 @@ go on, and answers that leave in one piece."""
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import h11
@@ -19,6 +20,7 @@ HEAD_BYTES = 64 << 10
 
 # A proxy in front may go by the last one, and this server goes by the first.
 ONCE = (b"authorization", b"content-type", b"idempotency-key")
+_WHOLE_ADDRESS = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
 
 
 class OneReading(h11.Connection):
@@ -29,6 +31,7 @@ class OneReading(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             _refuse_two_readings(event)
+            return _to_this_host(event)
         return event
 
 
@@ -40,6 +43,19 @@ def _refuse_two_readings(request: h11.Request) -> None:
         raise h11.RemoteProtocolError("another HTTP")
     if any(names.count(name) > 1 for name in ONCE):
         raise h11.RemoteProtocolError("a header that says one thing, twice")
+
+
+def _to_this_host(request: h11.Request) -> h11.Request:
+    """A client that takes the server for a proxy puts the host into the target as well (RFC 9112, 3.2.2)."""
+    whole = _WHOLE_ADDRESS.fullmatch(request.target)
+    if whole is None:
+        return request
+    host, rest = whole[1], whole[2]
+    if any(name == b"host" and value.lower() != host.lower() for name, value in request.headers):
+        raise h11.RemoteProtocolError("two hosts")
+    target = rest if rest.startswith(b"/") else b"/" + rest
+    headers = list(request.headers)
+    return h11.Request(method=request.method, target=target, headers=headers, http_version=request.http_version)
 
 
 class Wire(H11Protocol):
