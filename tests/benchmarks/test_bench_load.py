@@ -143,10 +143,15 @@ def test_quantiles_are_those_of_good_answers_from_when_they_were_due() -> None:
 def test_what_the_load_writes_is_read_back_by_phases_that_begin_at_zero() -> None:
     first = [0.5, 0.5, 2.5, "reset", 503, True, True, ""]
     late = [1.9, 2.25, 3.0, "score", 200, False, True, "applied"]
-    one, two = runs_of({"calls": [first, late], "cores": [[0.25, 1.5], [0.125, 0.5]]}, [2.0, 5.0])
+    last = [6.5, 7.5, 8.0, "score", 500, False, True, ""]  # nobody was free until all was over
+    one, two = runs_of({"calls": [first, late, last], "cores": [[0.25, 1.5], [0.125, 0.5]]}, [2.0, 5.0])
     assert one == Run(2.0, [Answer(0.5, 0.5, 2.5, "reset", 503, True)], 0.25, 1.5)
     assert (two.seconds, two.load_cores, two.server_cores) == (5.0, 0.125, 0.5)
-    assert [(answer.sent, answer.came, answer.said) for answer in two.answers] == [(0.25, 1.0, "applied")]
+    assert [(answer.sent, answer.came, answer.said) for answer in two.answers] == [
+        (0.25, 1.0, "applied"),
+        (5.5, 6.0, ""),
+    ]
+    assert (two.offered(), two.count(500, 599), two.bad_until()) == (0.2, 1, 6.0)
     assert two.answers[0].milliseconds == pytest.approx(1100.0)
 
 

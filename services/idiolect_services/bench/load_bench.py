@@ -143,8 +143,8 @@ class Run:
     server_cores: float = 0.0
 
     def offered(self) -> float:
-        """Calls a second."""
-        return len(self.answers) / self.seconds
+        """Calls a second. One that nobody was free to make before the end was not offered."""
+        return sum(one.sent < self.seconds for one in self.answers) / self.seconds
 
     def goodput(self, kind: str | None = None) -> float:
         """Good answers a second that came within the time. None: of all kinds."""
@@ -251,14 +251,15 @@ def summary(
 
 
 def runs_of(outcome: dict[str, Any], seconds: Sequence[float]) -> list[Run]:
-    """What the load wrote, by phases of so many seconds: a call belongs to that in which it was made."""
+    """What the load wrote, by phases of so many seconds. A call is of that in which it was made, or of the last one."""
     answers = [Answer(*row) for row in outcome["calls"]]
-    runs, begins = [], 0.0
+    runs, begins, whole = [], 0.0, sum(seconds)
     for phase_s, (load_cores, server_cores) in zip(seconds, outcome["cores"], strict=True):
-        mine = [one for one in answers if begins <= one.sent < begins + phase_s]
+        ends = begins + phase_s
+        mine = [one for one in answers if begins <= one.sent < ends or (ends >= whole and one.sent >= ends)]
         moved = [replace(one, due=one.due - begins, sent=one.sent - begins, came=one.came - begins) for one in mine]
         runs.append(Run(phase_s, moved, load_cores, server_cores))
-        begins += phase_s
+        begins = ends
     return runs
 
 

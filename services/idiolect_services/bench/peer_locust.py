@@ -129,10 +129,6 @@ class Run:
     def clock(self) -> float:
         return time.monotonic() - self.began
 
-    @property
-    def seconds(self) -> float:
-        return float(sum(seconds for _, seconds in self.plan["phases"]))
-
     def made(self, call: list[Any]) -> None:
         if len(self.calls) < MAX_CALLS:
             self.calls.append(call)
