@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis as redis_client
 from fastapi import FastAPI
 
 from idiolect.settings import Settings
@@ -24,7 +25,7 @@ from idiolect.tenancy import Caller, Scope
 from idiolect_services.bench.postgres_server import BenchPostgres
 from idiolect_services.bench.reset_fleet import stores
 from idiolect_services.bench.reset_home import DOCUMENTS, DOMAIN, QUERY, TENANT, People, replica_settings
-from idiolect_services.gateway import limits
+from idiolect_services.gateway import limits, marks
 from idiolect_services.gateway.limits import RateLimits
 from idiolect_services.serving import create_server_app
 from idiolect_services.wiring import Installation, open_installation
@@ -92,6 +93,7 @@ class Server:
     people: People
     secret: str
     postgres: BenchPostgres
+    redis: Any  # a client past the servers'
 
     async def send(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.secret}", **{n.replace("_", "-"): v for n, v in headers.items()}}
@@ -119,6 +121,9 @@ class Server:
         while self.postgres.ask(_OPEN) != ["0"]:
             assert time.monotonic() < deadline, "a transaction was left open"
             await asyncio.sleep(0.005)
+        while self.redis.keys("idiolect:mark:*"):
+            assert time.monotonic() < deadline, "a mark of a request that was cut off was left"
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +136,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         installation = running.enter_context(open_installation(settings))
         people = People(installation, 8)
         secret = people.settle()
+        patch = running.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(marks, "ANSWER_SECONDS", LONG)
+        patch.setattr(marks, "LIFE_MS", int(10 * LONG * 1000))  # no mark ends by itself
         app = create_server_app(installation)
-        yield Server(app, installation, people, secret, postgres)
+        client = running.enter_context(redis_client.Redis.from_url(redis.url, protocol=2))
+        yield Server(app, installation, people, secret, postgres, client)
         app.state.gateway.close()
 
 
