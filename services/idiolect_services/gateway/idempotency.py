@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -62,11 +62,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A claim that the store knows of, `since` then, and what was answered to it."""
+    """A claim that the store knows of, `since` then, and what was answered to it. `mark`: that it is under way."""
 
     claim: Claim
     since: datetime
     answer: KeptAnswer | None
+    mark: Mark | None = None
 
     def id_of(self, index: int) -> str:
         """An id for the part `index` of what is done: the same whenever it is sent again, for as long as the key is
@@ -106,9 +107,9 @@ class Idempotency:
             if held is not None and held.answer is not None:
                 return Response(held.answer.body, held.answer.status, {REPLAYED: "true"}, media_type="application/json")
             response, lasts = await act(held)
-            if claim is not None and lasts:
+            if held is not None and lasts:
                 with suppress(*STORE_TROUBLE):  # it was done, and is idempotent by its ids
-                    await lane.run(self._keep, claim, KeptAnswer(response.status_code, bytes(response.body)))
+                    await lane.run(self._keep, held, KeptAnswer(response.status_code, bytes(response.body)))
             return response
 
     @asynccontextmanager
@@ -122,7 +123,8 @@ class Idempotency:
         try:
             yield await lane.run(self._mark_and_hold, mark, claim)
         finally:  # before the answer, so that whoever sends the request again gets it; also of one that was cancelled
-            await asyncio.shield(asyncio.ensure_future(_remove(lane, mark)))
+            if not mark.is_removed:
+                await asyncio.shield(asyncio.ensure_future(_remove(lane, mark)))
 
     async def hold(self, lane: Lane, claim: Claim | None) -> Held | None:
         """The key stands for this request from now on, and for no other. Nobody is refused for being the same.
@@ -133,7 +135,7 @@ class Idempotency:
 
     def _mark_and_hold(self, mark: Mark, claim: Claim) -> Held:
         mark.put()
-        return self._hold(claim)
+        return replace(self._hold(claim), mark=mark)
 
     def _hold(self, claim: Claim) -> Held:
         now = self._services.clock.now()
@@ -142,8 +144,11 @@ class Idempotency:
         held = store.claim_key(claim.tenant, claim.owner, claim.key, claim.fingerprint, now, expires)
         return Held(claim, held.since, held.answer)
 
-    def _keep(self, claim: Claim, answer: KeptAnswer) -> None:
+    def _keep(self, held: Held, answer: KeptAnswer) -> None:
+        claim = held.claim
         self._services.store.keep_answer(claim.tenant, claim.owner, claim.key, claim.fingerprint, answer)
+        if held.mark is not None:
+            held.mark.remove()
 
 
 async def _remove(lane: Lane, mark: Mark) -> None:

@@ -102,6 +102,10 @@ class Mark:
                     retry_after_s=1,
                 )
 
+    @property
+    def is_removed(self) -> bool:
+        return self._ended
+
     def remove(self) -> None:
         """If it is still ours."""
         with self._lock:
