@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from idiolect.stores.key_ports import SubjectKeys
 
 ATTEMPTS = 8
-# A process that stands still in the middle of a transaction, frozen or cut off, keeps its locks, and Postgres has
+# A process that stands still in the middle of a write, frozen or cut off, keeps its locks, and Postgres has
 # everybody else wait for them for as long as the connection stands: hours, where nobody answers at its other end. So
 # Postgres ends what asked nothing for so long. What a process computes between two statements takes less, and so does
 # what it asks of the key store in between; for where it may not, see `take_time`.
@@ -309,13 +309,16 @@ def prepare_sqlite(engine: Engine, busy_timeout_s: float) -> None:
 def prepare_postgres(engine: Engine, lock_timeout_s: float) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("idiolect_hasty"):
+        options = connection.get_execution_options()
+        if options.get("idiolect_write"):  # what reads keeps nobody waiting, and may compute for long
+            milliseconds = int(STANDSTILL_SECONDS * 1000)
+            connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
+        if options.get("idiolect_hasty"):
             connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
 
     @event.listens_for(engine, "connect")
     def _connect(raw: Any, _record: Any) -> None:
         raw.execute(f"SET lock_timeout = {int(lock_timeout_s * 1000)}")
-        raw.execute(f"SET idle_in_transaction_session_timeout = {int(STANDSTILL_SECONDS * 1000)}")
         raw.commit()
 
     @event.listens_for(engine, "handle_error")

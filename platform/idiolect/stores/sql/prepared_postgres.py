@@ -31,11 +31,10 @@ from idiolect.stores.sql.tenant_wall import SAY, Behind, behind, remember, said,
 
 _ALONE = ""  # each journey is a transaction of its own
 _SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_WRITE = "BEGIN"
-_HASTY_WRITE = "BEGIN; SET LOCAL synchronous_commit = off"
+# As `engine.STANDSTILL_SECONDS`, where nothing is computed in between; less than others wait for a lock.
+_WRITE = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 5000"
+_HASTY_WRITE = f"{_WRITE}; SET LOCAL synchronous_commit = off"
 MOST_WAITING = 64  # statements until they travel, whether an answer is needed or not
-# As `engine.STANDSTILL_SECONDS`, of transactions that compute nothing in between; less than others wait for a lock.
-STANDSTILL_SECONDS = 5.0
 
 _GONE = ("57P", "08")  # SQLSTATEs of a server that shuts down or ends a connection, and of one that is out of reach
 _OPEN = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
@@ -227,7 +226,6 @@ class _Changed(Rows):
 def _pipeline_over(raw: Any) -> Pipeline:
     try:
         raw.autocommit = True  # transactions are begun in words
-        raw.execute(f"SET idle_in_transaction_session_timeout = {int(STANDSTILL_SECONDS * 1000)}")
     except psycopg.Error as error:
         raise wrapped(error, lost=True) from error
     return Pipeline(raw)

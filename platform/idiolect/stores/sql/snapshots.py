@@ -47,7 +47,6 @@ class Snapshots(Part):
     def snapshot(self) -> Iterator[Snapshot]:
         """Consistent, while others write."""
         with self._database.reading(ALL_TENANTS) as connection:
-            take_time(connection)  # it stays open while models and blobs are copied
             tables = {table.name: table for table in schema.metadata.sorted_tables}
             yield Snapshot(
                 revision_of(connection) or "",
