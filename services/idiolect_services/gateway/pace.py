@@ -5,8 +5,7 @@ serves everybody: after such an answer had to wait for long (a cold disk, a busy
 a while, the longer the slower it was. So slow ones hold the loop for a tenth of the time at most.
 
 Not every slow answer is the store's fault. That the system let another process run for a while, or that this thread
-waited for the interpreter while others computed, would have been no faster on a thread: in an overload, threads that
-fight for the interpreter as well make all of it slower.
+waited for the interpreter while others computed, would have been no faster on a thread, which needs it as well.
 """
 
 from __future__ import annotations
