@@ -353,8 +353,10 @@ class RegistryStore(Protocol):
         ...
 
     def standing_each(self, asked: Sequence[tuple[str, str | None, str | None]]) -> Sequence[Standing]:
-        """What remembered resolutions of each (tenant, subject, domain) must agree with, in one snapshot: a shorter
-        look than theirs."""
+        """What remembered resolutions of each (tenant, subject, domain) must agree with: a shorter look than theirs.
+
+        Whatever was committed before the call is seen by all of it.
+        """
         ...
 
     def version(self, tenant: str, version_id: str) -> StoredVersion | None: ...

@@ -57,8 +57,8 @@ class Standings(Part):
         for tenant, subject, domain in asked:
             people[tenant, domain or None].add(subject or None)
         found: dict[tuple[str, str | None, str | None], Standing] = {}
-        single = len(people) == 1 and len(asked) == 1
-        with self._database.point_reading(NO_TENANT, single=single) as connection:
+        # Without a snapshot the mark is read first, and no part before it: what was answered before is in all of them.
+        with self._database.point_reading(NO_TENANT, single=len(people) == 1) as connection:
             for (tenant, domain), subjects in people.items():
                 stand_behind(connection, tenant)
                 standing = _alone if len(subjects) == 1 else _of_several
