@@ -202,6 +202,7 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
             peft=lambda stored: peft_of(_model_of(live.current), signer)(stored),
             purges=purges,
             memory=memory,
+            swaps=None if swaps is None else swaps.stats,
         )
     )
     gateway_lifespan = app.router.lifespan_context

@@ -20,6 +20,7 @@ from idiolect.registry.resolution import Resolution
 from idiolect.registry.swaps import Swap, swap_in
 from idiolect.stores.ports import Store
 from idiolect_adapters.runtime.bank import Owner
+from idiolect_services.gateway.metrics import SwapStats
 from idiolect_services.live import LiveScorer
 from idiolect_services.models import Models
 from idiolect_services.stream_tail import Fields, StreamTail
@@ -52,6 +53,9 @@ class SwapFollower:
         self._thread = threading.Thread(target=self._run, name="following swaps", daemon=True)
         self.tell = self._teller.note
         self.followed = self.prefetched = 0
+
+    def stats(self) -> SwapStats:
+        return SwapStats(self.followed, self.prefetched)
 
     def start(self) -> None:
         self._teller.start()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import redis as redis_client
+from pydantic import SecretStr
 from serving_world import World, signed_version, some_weights, template_for
 
 from idiolect.ids import new_id
@@ -229,6 +230,21 @@ def test_a_version_that_becomes_live_is_in_memory_before_anybody_asks_and_the_ol
     said = b"".join(value for _, fields in client.xrange(STREAM) for value in fields.values())
     assert world.pseudonym("acme", "ann").encode() not in said
     world.bank.check_integrity()
+
+
+def test_the_operator_sees_how_many_were_followed(world: World, following: SwapFollower) -> None:
+    token = "a" * 16
+    settings = world.settings.model_copy(update={"metrics_token": SecretStr(token)})
+    api = world.api(token, world.make_app(settings=settings, swaps=following.stats))
+    in_memory(world, "ann")
+    world.publish_user("ann", some_weights("new", 8))
+    assert eventually(lambda: following.prefetched > 0)
+    samples = dict(
+        line.split(" ") for line in api.get("/metrics").text.splitlines() if line.startswith("idiolect_swap")
+    )
+    for name in ("idiolect_swaps_followed_total", "idiolect_swap_prefetches_total"):
+        assert 1 <= float(samples[name]) <= 2  # it may come to the first when the second is live already
+    assert "idiolect_swap" not in world.api(token, world.make_app(settings=settings)).get("/metrics").text
 
 
 def test_a_domain_and_a_rollback_are_followed_too(world: World, following: SwapFollower) -> None:

@@ -24,7 +24,7 @@ from idiolect_services.gateway.headers import header
 from idiolect_services.gateway.lanes import Lanes
 from idiolect_services.gateway.limits import RateLimits
 from idiolect_services.gateway.marks import Marks
-from idiolect_services.gateway.metrics import Metrics
+from idiolect_services.gateway.metrics import Metrics, SwapStats
 from idiolect_services.gateway.oidc import logins_of
 from idiolect_services.gateway.pace import Pace
 from idiolect_services.gateway.process import Process
@@ -54,6 +54,7 @@ class GatewayServices:
     purges: PurgeListener = field(default_factory=PurgeListener)
     upstreams: UpstreamClient = field(default_factory=UpstreamClient)
     process: Process = field(default_factory=Process)
+    swaps: Callable[[], SwapStats] | None = None  # None where the log of swaps is not followed
     memory: RememberedResolutions | None = None  # of what was resolved lately; None: each request resolves in full
 
 

@@ -65,6 +65,14 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class SwapStats:
+    """Counts since the start: `followed` of tenants that somebody in memory belongs to, `prefetched` adapters."""
+
+    followed: int
+    prefetched: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServerState:
     """Read at one scrape. `active_rollouts` is None if the store can't be reached."""
 
@@ -79,6 +87,7 @@ class ServerState:
     quarantined: int
     active_rollouts: int | None
     memory: MemoryStats | None = None
+    swaps: SwapStats | None = None
 
 
 def state_families(state: ServerState) -> list[Family | Histogram]:
@@ -87,6 +96,14 @@ def state_families(state: ServerState) -> list[Family | Histogram]:
         *_bank_families(state.bank),
         *_text_families(state.features, state.batches),
         *([] if state.memory is None else [_memory_family(state.memory)]),
+        *([] if state.swaps is None else _swap_families(state.swaps)),
+    ]
+
+
+def _swap_families(swaps: SwapStats) -> list[Family]:
+    return [
+        _counter("swaps_followed_total", "Changes of what is live that were looked into.", swaps.followed),
+        _counter("swap_prefetches_total", "Adapters that were loaded ahead after one.", swaps.prefetched),
     ]
 
 

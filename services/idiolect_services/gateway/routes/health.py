@@ -69,7 +69,7 @@ class HealthRoutes:
         return Response(exposition(families), media_type=MEDIA_TYPE)
 
     async def _state(self) -> ServerState:
-        scorer, memory = self._live.current, self._gateway.services.memory
+        scorer, memory, swaps = self._live.current, self._gateway.services.memory, self._gateway.services.swaps
         return ServerState(
             bank=scorer.bank.stats(),
             features=scorer.features.stats(),
@@ -82,6 +82,7 @@ class HealthRoutes:
             quarantined=scorer.quarantine.count,
             active_rollouts=await self._active_rollouts(),
             memory=None if memory is None else memory.stats(),
+            swaps=None if swaps is None else swaps(),
         )
 
     async def _active_rollouts(self) -> int | None:
