@@ -167,6 +167,10 @@ def test_a_shorter_run_shrinks_all_of_it() -> None:
     assert Work.of(600).overload_s == 60
 
 
+def test_the_bound_on_requests_is_met_in_the_overload_and_never_in_the_steady_run() -> None:
+    assert Work().steady_callers < load_bench.MOST_REQUESTS < Work().overload_callers
+
+
 def test_memory_is_that_of_the_process_that_is_watched() -> None:
     with watched_memory(os.getpid()) as samples:
         while not samples:
