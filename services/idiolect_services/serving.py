@@ -158,6 +158,7 @@ def create_server_app(installation: Installation, model: PreferenceModel | None 
     quarantine = Quarantine(store, installation.clock)
 
     def scorer_on(model: PreferenceModel, kind: type[AnyScorer]) -> AnyScorer:
+        model.backbone.hasten()
         settings, engine = installation.settings, LoraEngine(model)
         features = FeatureCache(model, max_bytes=settings.feature_cache_bytes, project_stacked=engine.project)
         bank = AdapterBank(

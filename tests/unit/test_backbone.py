@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from idiolect.errors import ConfigurationError, CorruptArtifactError
 from idiolect.settings import DEFAULT_BACKBONE
 from idiolect_adapters import backbone as module
 from idiolect_adapters.backbone import Backbone, check_digest, find_backbone
+from idiolect_adapters.evaluation.random_model import random_backbone
 from idiolect_adapters.padding import Padding
 from tiny_models import DECODERS, HIDDEN, KINDS, WORDS, save_tiny
 
@@ -352,3 +354,40 @@ def test_a_digest_check_names_what_it_found(tmp_path: Path) -> None:
     check_digest(path, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
     with pytest.raises(CorruptArtifactError, match="ba7816bf"):
         check_digest(path, "0" * 64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_hastened_gives_the_same_bits(folders: dict[str, Path], kind: str) -> None:
+    pairs = pairs_around_the_padding_steps()
+    plain, hastened = (Backbone.load(folders[kind]) for _ in range(2))
+    hastened.hasten()
+    for some in (pairs, pairs[:1], pairs[3:6], pairs[::-1]):
+        assert np.array_equal(hastened.features(some), plain.features(some))
+
+
+def test_encoders_without_choices_are_hastened(folders: dict[str, Path]) -> None:
+    assert Backbone.load(folders["bert"]).hasten()
+    assert random_backbone().hasten()
+
+
+class Choosing(torch.nn.Module):
+    """Computes something else for long texts, which a trace does not see."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder, self.config = encoder, encoder.config
+
+    def forward(self, **texts: torch.Tensor) -> Any:
+        found = self.encoder(**texts)
+        if texts["input_ids"].shape[1] > 64:
+            found.last_hidden_state = found.last_hidden_state + 1
+        return found
+
+
+def test_an_encoder_that_chooses_by_what_it_is_given_is_left_as_it_is() -> None:
+    plain, chooses = random_backbone(), random_backbone()
+    chooses.encoder = Choosing(chooses.encoder)
+    assert not chooses.hasten()
+    pairs = [("", "a" * 100), ("", "a")]
+    assert not np.array_equal(chooses.features(pairs[:1]), plain.features(pairs[:1]))
+    assert np.array_equal(chooses.features(pairs[1:]), plain.features(pairs[1:]))
