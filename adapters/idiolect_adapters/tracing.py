@@ -8,11 +8,13 @@ was traced gives the lock up once (deploy/decisions/0045-a-forward-in-one-call.m
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from idiolect_adapters.padding import LENGTH_STEP
 
@@ -48,14 +50,27 @@ def traced(encoder: nn.Module, longest: int) -> Read | None:
         return None
     plain = Reading(encoder.eval())
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that torch means to replace it, and what might depend on its input
+        with _quietly():
             trace: Any = torch.jit.trace
             found: Read = trace(plain, _texts(encoder, 2, 2 * LENGTH_STEP), check_trace=False)
             same = all(torch.equal(found(texts), plain(texts)) for texts in _tried(encoder, longest))
     except Exception:  # whatever a model does that can't be traced
         return None
     return found if same else None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what torch says of its plans and of what might depend on the input, and transformers of parts of a model
+    that only a trace looks at."""
+    verbosity = transformers_logging.get_verbosity()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers_logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
 
 
 def _tried(encoder: nn.Module, longest: int) -> list[torch.Tensor]:

@@ -31,7 +31,7 @@ DOCUMENTS = tuple(f"Answer {number}: write to us within {number} days." for numb
 DATABASE, KEYS = "resets", "resets_keys"
 
 
-def replica_settings(home: Path, database_url: str, redis_url: str) -> Settings:
+def replica_settings(home: Path, database_url: str, redis_url: str | None) -> Settings:
     """The key store is a second database on the same server, as for servers on several machines."""
     return load_settings(home=home, database_url=database_url, keys_url=keys_url_of(database_url), redis_url=redis_url)
 

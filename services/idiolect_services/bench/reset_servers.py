@@ -48,7 +48,9 @@ def _serve(home: Path, database_url: str, redis_url: str, listener: socket.socke
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     logging.getLogger("idiolect").setLevel(logging.ERROR)  # that stores are out of reach is what is wanted here
-    with open_installation(replica_settings(home, database_url, redis_url)) as installation:
+    # Those that are wrong do without Redis, where what they would remember is deleted before most are asked again.
+    settings = replica_settings(home, database_url, None if planted else redis_url)
+    with open_installation(settings) as installation:
         if planted:
             believe_the_cache(installation.store)
         server_for(create_server_app(installation)).run(sockets=[listener])
@@ -60,10 +62,10 @@ def believe_the_cache(store: Any) -> None:
     def recorded(shown: Sequence[ShownInference]) -> Sequence[RecordOutcome]:
         return ["recorded"] * len(shown)
 
-    standing_each = store.standing_each
-    standing = _stale(lambda *asked: standing_each([asked])[0])
-    store.resolve, store.subject, store.record_inferences = _stale(store.resolve), _stale(store.subject), recorded
-    store.standing_each = lambda asked: [standing(*one) for one in asked]
+    resolve, subject = _stale(store.resolve), _stale(store.subject)
+    store.resolve, store.subject, store.record_inferences = resolve, subject, recorded
+    store.resolve_each = lambda asked: [resolve(*one) for one in asked]
+    store.subject_each = lambda asked: [subject(*one) for one in asked]
 
 
 def _stale(read: Callable[..., Any]) -> Callable[..., Any]:
