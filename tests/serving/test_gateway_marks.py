@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import redis as redis_client
 from serving_world import Api, World, assert_problem, world_at
 
 from idiolect.clock import ManualClock
@@ -36,21 +35,6 @@ RESET = "/v1/users/ann/personalization/reset"
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine too a mark lives until it is looked at."""
     monkeypatch.setattr(marks_module, "LIFE_MS", 1000 * int(LONG))
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(Path(tmp_path_factory.mktemp("r")))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def client(redis: RedisServer) -> Iterator[Any]:
-    with redis_client.Redis.from_url(redis.url, protocol=2) as made:
-        made.flushall()
-        yield made
 
 
 @pytest.fixture

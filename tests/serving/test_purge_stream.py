@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis as redis_client
 from test_purging import Log
 
 from idiolect.clock import SystemClock
@@ -35,23 +31,6 @@ def eventually(done: Callable[[], bool]) -> bool:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """It notices sooner that nothing came, and that it is to stop."""
     monkeypatch.setattr(stream_tail, "BLOCK_SECONDS", 0.1)
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(Path(tmp_path_factory.mktemp("r")))
-    server.start()
-    yield server
-    with suppress(subprocess.SubprocessError):
-        server.stop()
-
-
-@pytest.fixture
-def client(redis: RedisServer) -> Iterator[Any]:
-    """Whoever else writes to this Redis."""
-    with redis_client.Redis.from_url(redis.url, protocol=2) as made:
-        made.flushall()
-        yield made
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis as redis_client
 
 from idiolect.clock import SystemClock
 from idiolect.settings import Settings
@@ -104,22 +103,6 @@ class Proxy:
                 client.sendall(said[: len(said) // 2])
                 return
             client.sendall(said)
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(Path(tmp_path_factory.mktemp("r")))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def client(redis: RedisServer) -> Iterator[Any]:
-    """Past the proxy."""
-    with redis_client.Redis.from_url(redis.url, protocol=2) as made:
-        made.flushall()
-        yield made
 
 
 @pytest.fixture
@@ -244,7 +227,9 @@ def test_of_many_that_ask_at_once_through_a_slow_line_nobody_gets_anothers(
     assert eventually(lambda: uptime.rest() or asked(one, "name-0") == b"name-0")
 
 
-def test_a_mark_whose_answer_was_late_refuses_nobody_else(proxy: Proxy, link: tuple[RedisLink, Uptime]) -> None:
+def test_a_mark_whose_answer_was_late_refuses_nobody_else(
+    proxy: Proxy, client: Any, link: tuple[RedisLink, Uptime]
+) -> None:
     one, uptime = link
     marks = Marks(one, Vault(b"\x02" * 32), SystemClock())
     for number in range(5):
@@ -255,7 +240,9 @@ def test_a_mark_whose_answer_was_late_refuses_nobody_else(proxy: Proxy, link: tu
         uptime.rest()
         late.remove()
         uptime.rest()
+        before = set(client.scan_iter())
         marks.of_request("acme", "", f"next-{number}", b"f" * 32).put()
+        assert len(set(client.scan_iter()) - before) == 1  # it was set, and heard its own answer
 
 
 def test_a_follower_whose_answer_was_cut_off_or_late_reads_on_from_where_it_was(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,15 +23,6 @@ from idiolect_services.gateway.pace import Pace
 
 PEOPLE = ("ann", "bob", None)
 WHY: dict[str, Any] = {"reason": "r", "actor": "a"}
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(Path(tmp_path_factory.mktemp("r")))
-    server.start()
-    yield server
-    with suppress(subprocess.SubprocessError):
-        server.stop()
 
 
 class Remembering:

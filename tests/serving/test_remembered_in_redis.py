@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import logging
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis as redis_client
 
 from idiolect.consent import DomainChoice, SubjectState
 from idiolect.errors import UnavailableError
@@ -42,23 +38,6 @@ FULL = Resolution(
 )
 ANN, BOB, ANN_IN_MAIL = ("acme", "ann", "chat"), ("acme", "bob", "chat"), ("acme", "ann", "mail")
 OF_BOB = replace(FULL, state=replace(STATE, subject="bob"))
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(Path(tmp_path_factory.mktemp("r")))
-    server.start()
-    yield server
-    with suppress(subprocess.SubprocessError):
-        server.stop()
-
-
-@pytest.fixture
-def client(redis: RedisServer) -> Iterator[Any]:
-    """Whoever else reads and writes there."""
-    with redis_client.Redis.from_url(redis.url, protocol=2) as made:
-        made.flushall()
-        yield made
 
 
 class Clock:

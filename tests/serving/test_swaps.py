@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis as redis_client
 from pydantic import SecretStr
 from serving_world import World, signed_version, some_weights, template_for
 
@@ -43,21 +42,6 @@ def eventually(done: Callable[[], bool]) -> bool:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_tail, "BLOCK_SECONDS", 0.1)
     monkeypatch.setattr(swaps_module, "BREAK_SECONDS", 0.0)
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(Path(tmp_path_factory.mktemp("r")))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def client(redis: RedisServer) -> Iterator[Any]:
-    with redis_client.Redis.from_url(redis.url, protocol=2) as made:
-        made.flushall()
-        yield made
 
 
 @pytest.fixture
